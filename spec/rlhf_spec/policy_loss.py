@@ -1,0 +1,248 @@
+"""The policy loss of PPO: more of what went better than expected, but not too far from the policy that sampled it.
+
+``r = exp(lp - olp)`` says how much likelier an action is now than when it was sampled. The loss of a token is
+``-min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)``: it follows ``-r A`` until the ratio has left the band on the side
+that the advantage pushes it to, and is flat from there on. For ``A < 0`` the other side is without bound; the dual
+clip bounds it at ``-c A``. Sources: Schulman et al. 2017, arXiv:1707.06347, equation 7; Ye et al. 2020,
+arXiv:1912.09729, for the dual clip; Yu et al. 2025, arXiv:2503.14476, for two different bounds.
+"""
+
+from __future__ import annotations
+
+import math
+
+from rlhf_spec.aggregation import Masks, Rows, aggregate, map_actions, scale, token_mean, weights
+
+
+def ratio(log_prob: float, old_log_prob: float) -> float:
+    """``exp(lp - olp)``, of two log-probs in nats. Above what a float can hold it is inf, not an error.
+
+    Raises ValueError where the difference is NaN.
+
+    >>> round(ratio(math.log(0.6), math.log(0.4)), 6)
+    1.5
+    >>> ratio(0.0, -1000.0)
+    inf
+    """
+    log_ratio = log_prob - old_log_prob
+    if math.isnan(log_ratio):
+        raise ValueError(f"there is no ratio of the log-probs {log_prob} and {old_log_prob}")
+    try:
+        return math.exp(log_ratio)
+    except OverflowError:
+        return math.inf
+
+
+def clip(x: float, lowest: float, highest: float) -> float:
+    """``x``, or the nearer bound where it lies outside.
+
+    >>> clip(1.5, 0.8, 1.2), clip(0.5, 0.8, 1.2), clip(1.1, 0.8, 1.2)
+    (1.2, 0.8, 1.1)
+    """
+    return min(max(x, lowest), highest)
+
+
+def token_policy_loss(
+    log_prob: float,
+    old_log_prob: float,
+    advantage: float,
+    clip_eps_low: float,
+    clip_eps_high: float,
+    dual_clip: float | None = None,
+) -> float:
+    """The loss of one action: ``-min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)``, and for ``A < 0`` at most ``-c A``.
+
+    An advantage of 0 gives 0, whatever the ratio. Where the ratio is inf and ``A > 0`` the clip decides; where
+    ``A < 0`` and there is no dual clip, the loss is inf, as the formula says. Raises ValueError for a negative bound
+    and for a dual clip ``c`` that is not above 1.
+
+    >>> double, half = math.log(2.0), math.log(0.5)
+    >>> token_policy_loss(double, 0.0, 10.0, 0.25, 0.5)  # -min(20, 15)
+    -15.0
+    >>> token_policy_loss(half, 0.0, 10.0, 0.25, 0.5)  # -min(5, 7.5)
+    -5.0
+    >>> token_policy_loss(half, 0.0, -10.0, 0.25, 0.5)  # -min(-5, -7.5)
+    7.5
+    >>> token_policy_loss(math.log(8.0), 0.0, -10.0, 0.25, 0.5, dual_clip=3.0)  # -max(min(-80, -15), -30)
+    30.0
+    >>> token_policy_loss(0.0, -1000.0, 10.0, 0.25, 0.5)  # the ratio is inf, the clip decides
+    -15.0
+    """
+    _check_bounds(clip_eps_low, clip_eps_high, dual_clip)
+    if advantage == 0:
+        return 0.0
+    r = ratio(log_prob, old_log_prob)
+    unclipped = r * advantage
+    clipped = clip(r, 1 - clip_eps_low, 1 + clip_eps_high) * advantage
+    surrogate = min(unclipped, clipped)
+    if dual_clip is not None and advantage < 0:
+        surrogate = max(surrogate, dual_clip * advantage)
+    return -surrogate
+
+
+def token_policy_loss_gradient(
+    log_prob: float,
+    old_log_prob: float,
+    advantage: float,
+    clip_eps_low: float,
+    clip_eps_high: float,
+    dual_clip: float | None = None,
+) -> float:
+    """The derivative of ``token_policy_loss`` with respect to ``log_prob``: ``-r A``, and 0 where a clip binds.
+
+    At a bound itself, where the loss has a corner, it is that of the inside.
+
+    >>> double, half = math.log(2.0), math.log(0.5)
+    >>> token_policy_loss_gradient(double, 0.0, 10.0, 0.25, 0.5)  # clipped: nothing more to gain
+    0.0
+    >>> token_policy_loss_gradient(half, 0.0, 10.0, 0.25, 0.5)  # outside the band on the other side: still pulled back
+    -5.0
+    >>> token_policy_loss_gradient(double, 0.0, -10.0, 0.25, 0.5)
+    20.0
+    >>> token_policy_loss_gradient(math.log(8.0), 0.0, -10.0, 0.25, 0.5, dual_clip=3.0)
+    0.0
+    """
+    _check_bounds(clip_eps_low, clip_eps_high, dual_clip)
+    if advantage == 0:
+        return 0.0
+    r = ratio(log_prob, old_log_prob)
+    if advantage > 0 and r > 1 + clip_eps_high:
+        return 0.0
+    if advantage < 0 and r < 1 - clip_eps_low:
+        return 0.0
+    if advantage < 0 and dual_clip is not None and r > dual_clip:
+        return 0.0
+    return -r * advantage
+
+
+def policy_loss(
+    log_probs: Rows,
+    old_log_probs: Rows,
+    advantages: Rows,
+    action_mask: Masks,
+    *,
+    clip_eps_low: float,
+    clip_eps_high: float,
+    dual_clip: float | None = None,
+    aggregation: str = "token-mean",
+    global_count: float | None = None,
+    count_empty_rows: bool = False,
+) -> float:
+    """The losses of all actions, aggregated: ``B rows of (T,) -> ()``. Cells under the mask are never read.
+
+    Raises ValueError where the shapes differ, and as ``token_policy_loss`` and ``aggregate`` do.
+
+    >>> olp = [[0.0, 0.0], [0.0, math.nan]]
+    >>> lp = [[math.log(2.0), math.log(0.5)], [0.0, math.nan]]
+    >>> options = dict(clip_eps_low=0.25, clip_eps_high=0.5)
+    >>> policy_loss(lp, olp, [[10.0, 10.0], [4.0, 0.0]], [[1, 1], [1, 0]], **options)  # (-15 - 5 - 4) / 3
+    -8.0
+    >>> policy_loss(lp, olp, [[10.0, 10.0], [4.0, 0.0]], [[1, 1], [1, 0]], **options, aggregation="sequence-mean")
+    -7.0
+    """
+    losses = map_actions(
+        lambda lp, olp, advantage: token_policy_loss(lp, olp, advantage, clip_eps_low, clip_eps_high, dual_clip),
+        action_mask,
+        log_probs,
+        old_log_probs,
+        advantages,
+    )
+    return aggregate(losses, action_mask, aggregation, global_count=global_count, count_empty_rows=count_empty_rows)
+
+
+def policy_loss_gradient(
+    log_probs: Rows,
+    old_log_probs: Rows,
+    advantages: Rows,
+    action_mask: Masks,
+    *,
+    clip_eps_low: float,
+    clip_eps_high: float,
+    dual_clip: float | None = None,
+    aggregation: str = "token-mean",
+    global_count: float | None = None,
+    count_empty_rows: bool = False,
+) -> list[list[float]]:
+    """The gradient of ``policy_loss`` with respect to the new log-probs: rows shaped like them, 0 under the mask.
+
+    >>> options = dict(clip_eps_low=0.25, clip_eps_high=0.5)
+    >>> policy_loss_gradient([[0.0, 0.0]], [[0.0, 0.0]], [[3.0, -5.0]], [[1, 1]], **options)  # -A / n
+    [[-1.5, 2.5]]
+    """
+    gradients = map_actions(
+        lambda lp, olp, adv: token_policy_loss_gradient(lp, olp, adv, clip_eps_low, clip_eps_high, dual_clip),
+        action_mask,
+        log_probs,
+        old_log_probs,
+        advantages,
+    )
+    token_weights = weights(action_mask, aggregation, global_count=global_count, count_empty_rows=count_empty_rows)
+    return scale(gradients, token_weights)
+
+
+def clip_fraction(
+    log_probs: Rows,
+    old_log_probs: Rows,
+    advantages: Rows,
+    action_mask: Masks,
+    *,
+    clip_eps_low: float,
+    clip_eps_high: float,
+) -> float:
+    """The share of the actions at which the clip binds: ``(r > 1 + eps_high, A > 0)`` or ``(r < 1 - eps_low, A < 0)``.
+
+    A ratio outside the band on the side that the advantage pulls back from does not count, and neither does the dual
+    clip. Without any action it is 0.0.
+
+    >>> lp = [[math.log(2.0), math.log(2.0), math.log(0.5), 0.0]]
+    >>> clip_fraction(lp, [[0.0] * 4], [[1.0, -1.0, -1.0, 1.0]], [[1] * 4], clip_eps_low=0.2, clip_eps_high=0.2)
+    0.5
+    """
+    _check_bounds(clip_eps_low, clip_eps_high, None)
+
+    def is_clipped(log_prob: float, old_log_prob: float, advantage: float) -> float:
+        r = ratio(log_prob, old_log_prob)
+        above = r > 1 + clip_eps_high and advantage > 0
+        below = r < 1 - clip_eps_low and advantage < 0
+        return 1.0 if above or below else 0.0
+
+    return token_mean(map_actions(is_clipped, action_mask, log_probs, old_log_probs, advantages), action_mask)
+
+
+def approx_kl(log_probs: Rows, old_log_probs: Rows, action_mask: Masks, estimator: str = "k1") -> float:
+    """An estimate of ``KL(old || new)`` in nats for each token, from actions that the old policy sampled.
+
+    The mean over all actions of the batch of ``k1 = olp - lp`` or of ``k3 = exp(lp - olp) - (lp - olp) - 1``. Both
+    are right on average; k3 is never negative and varies less. Without any action it is 0.0. Raises ValueError for
+    another estimator. Source: J. Schulman, "Approximating KL divergence", 2020, with p = new and q = old.
+
+    >>> lp, olp = [[math.log(2.0), 0.0]], [[0.0, 0.0]]
+    >>> round(approx_kl(lp, olp, [[1, 0]]), 4)  # -log(2)
+    -0.6931
+    >>> round(approx_kl(lp, olp, [[1, 0]], estimator="k3"), 4)  # 2 - log(2) - 1
+    0.3069
+    """
+    if estimator not in ("k1", "k3"):
+        raise ValueError(f"there is no KL estimator {estimator!r}; the estimators are k1, k3")
+    token_kl = _k1 if estimator == "k1" else _k3
+    return token_mean(map_actions(token_kl, action_mask, log_probs, old_log_probs), action_mask)
+
+
+def _k1(log_prob: float, old_log_prob: float) -> float:
+    return old_log_prob - log_prob
+
+
+def _k3(log_prob: float, old_log_prob: float) -> float:
+    """``expm1`` is ``exp(x) - 1``, exact for ratios near 1, where k3 is a small difference of near-equal numbers."""
+    log_ratio = log_prob - old_log_prob
+    try:
+        return math.expm1(log_ratio) - log_ratio
+    except OverflowError:
+        return math.inf
+
+
+def _check_bounds(clip_eps_low: float, clip_eps_high: float, dual_clip: float | None) -> None:
+    if not (clip_eps_low >= 0 and clip_eps_high >= 0):
+        raise ValueError(f"the clip bounds must not be negative, but are {clip_eps_low} and {clip_eps_high}")
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"the dual clip must be above 1, not {dual_clip}")
