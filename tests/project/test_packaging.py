@@ -1,0 +1,96 @@
+"""The wheel holds what the source tree holds, and what `pyproject.toml` names is there."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from rlhf_spec.clauses import CHAPTERS
+
+
+@pytest.fixture(scope="module")
+def wheel(root, tmp_path_factory) -> Path:
+    """The project's wheel, built without a network by the build backend that pyproject.toml names."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel_names(wheel) -> set[str]:
+    """Paths inside the wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_has_the_three_packages_and_nothing_else(wheel_names, floors):
+    packages = {name.partition("/")[0] for name in wheel_names if ".dist-info/" not in name}
+    assert packages == set(floors)
+
+
+def test_the_wheel_has_every_file_of_the_floors(wheel_names, floors):
+    sources = {
+        file.relative_to(folder.parent).as_posix()
+        for folder in floors.values()
+        for file in folder.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert sources - wheel_names == set()
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_the_wheel_has_the_chapter_and_its_formulas(wheel_names, chapter):
+    stem = chapter.replace("-", "_")
+    assert {f"rlhf_spec/{stem}.md", f"rlhf_spec/{stem}.py"} <= wheel_names
+
+
+def test_the_wheel_is_typed(wheel_names, floors):
+    assert {f"{name}/py.typed" for name in floors} <= wheel_names
+
+
+def test_the_clauses_are_read_from_an_unpacked_wheel(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport rlhf_spec.clauses as c\nprint(len(c.clauses()))"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 50
+
+
+def test_every_entry_point_resolves(pyproject, modules):
+    project = pyproject["project"]
+    groups = {"scripts": project["scripts"], **project["entry-points"]}
+    targets = {f"{group}: {name}": target for group, entries in groups.items() for name, target in entries.items()}
+    missing = {entry: target for entry, target in targets.items() if not is_defined(target, modules)}
+    assert missing == {}
+
+
+def is_defined(target: str, modules: dict[str, Path]) -> bool:
+    """Whether `module` or `module:Name` exists, by reading: a trainer's adapter imports only where its trainer is."""
+    module, _, attribute = target.partition(":")
+    if module not in modules:
+        return False
+    body = ast.parse(modules[module].read_text(encoding="utf-8")).body
+    return not attribute or any(getattr(node, "name", None) == attribute for node in body)
+
+
+def test_every_direct_dependency_is_pinned(pyproject, root):
+    project = pyproject["project"]
+    wanted = {name_of(line) for line in project["dependencies"]}
+    wanted |= {name_of(line) for lines in project["optional-dependencies"].values() for line in lines}
+    pins = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {name_of(line) for line in pins if "==" in line}
+    # tomli is the standard library's own parser from Python 3.11 on.
+    assert wanted - pinned == {"tomli"}
+
+
+def name_of(requirement: str) -> str:
+    """The distribution's name at the head of a requirement."""
+    return requirement.split(";")[0].split("=")[0].rstrip("<>!~= 0123456789.").partition("[")[0].strip().lower()
