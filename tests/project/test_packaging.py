@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from rlhf_spec.clauses import CHAPTERS
 
 
