@@ -1,0 +1,78 @@
+"""The reference implementation: how the model layer and the PPO losses of RLHF can be done, written to be read.
+
+Read it in this order; every module stands on those before it.
+
+    log_probs      log softmax(z / T) at the label, and the entropy, without a second tensor of the logits' size
+    sequences      which tokens of a generated row are attended, and which are actions
+    positions      position ids of padded rows and of packs
+    packing        several sequences in one row, its labels, its shards
+    ragged         a batch without padding, and every layout of it both ways
+    inputs         what a model is given, and which positions predict the actions
+    actor          the policy (loading, lora: how it gets its weights)
+    regression     a backbone and a linear head (checkpoint: where it is found): what reward_model and critic share
+    aggregation    from one loss for each token to one number
+    policy_loss, value_loss
+
+Nothing here writes to its arguments or calls `.cuda()`, and the global random state is touched only to draw what was
+asked for: sampled tokens, a new LoRA adapter, a new head. A name is imported when it is first used (PEP 562), so
+that importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf_reference.actor import Actor as Actor
+    from rlhf_reference.aggregation import aggregate as aggregate
+    from rlhf_reference.checkpoint import MissingHeadError as MissingHeadError
+    from rlhf_reference.critic import CriticModel as CriticModel
+    from rlhf_reference.log_probs import token_entropy as token_entropy
+    from rlhf_reference.log_probs import token_log_probs as token_log_probs
+    from rlhf_reference.lora import LoraOptions as LoraOptions
+    from rlhf_reference.packing import PackedBatch as PackedBatch
+    from rlhf_reference.packing import action_state_positions as action_state_positions
+    from rlhf_reference.packing import pack_sequences as pack_sequences
+    from rlhf_reference.packing import shard as shard
+    from rlhf_reference.packing import unshard as unshard
+    from rlhf_reference.policy_loss import PolicyLoss as PolicyLoss
+    from rlhf_reference.policy_loss import PolicyLossOutput as PolicyLossOutput
+    from rlhf_reference.positions import last_attended as last_attended
+    from rlhf_reference.positions import packed_position_ids as packed_position_ids
+    from rlhf_reference.positions import position_ids as position_ids
+    from rlhf_reference.ragged import PaddedBatch as PaddedBatch
+    from rlhf_reference.ragged import RaggedBatch as RaggedBatch
+    from rlhf_reference.reward_model import RewardModel as RewardModel
+    from rlhf_reference.sequences import ProcessedSequences as ProcessedSequences
+    from rlhf_reference.sequences import process_sequences as process_sequences
+    from rlhf_reference.value_loss import ValueLoss as ValueLoss
+
+_NAMES = {
+    "log_probs": ("token_log_probs", "token_entropy"),
+    "sequences": ("ProcessedSequences", "process_sequences"),
+    "positions": ("position_ids", "packed_position_ids", "last_attended"),
+    "packing": ("PackedBatch", "pack_sequences", "action_state_positions", "shard", "unshard"),
+    "ragged": ("RaggedBatch", "PaddedBatch"),
+    "actor": ("Actor",),
+    "lora": ("LoraOptions",),
+    "checkpoint": ("MissingHeadError",),
+    "reward_model": ("RewardModel",),
+    "critic": ("CriticModel",),
+    "aggregation": ("aggregate",),
+    "policy_loss": ("PolicyLoss", "PolicyLossOutput"),
+    "value_loss": ("ValueLoss",),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])
