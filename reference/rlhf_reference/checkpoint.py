@@ -1,0 +1,77 @@
+"""The linear head of a reward model or critic on disk: `<head_name>.weight` (1, hidden) beside the backbone.
+
+Trainers name it differently: score, value_head, v_head.summary. Loading with the wrong name would leave a
+random head, and nothing would look wrong but the curves. So the name is read from the checkpoint, and no head is an
+error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+HEAD_FILE = "head.safetensors"
+
+
+class MissingHeadError(ValueError):
+    """A checkpoint has no head, not the one that was asked for, or more than one."""
+
+
+def find_head(
+    folder: str | Path, hidden_size: int, *, backbone_keys: Collection[str] = (), head_name: str | None = None
+) -> tuple[str, Tensor]:
+    """The head of a checkpoint: its name and its weight (1, hidden_size).
+
+    folder         holds model.safetensors, its sharded form with an index, or head.safetensors beside a LoRA adapter
+    backbone_keys  weights that are not a head whatever their shape
+    head_name      None: the only weight of shape (1, hidden_size) outside the backbone
+    raises         MissingHeadError if there is not exactly one such weight, or none of that name; ValueError if the
+                   head has a bias, which would be lost; FileNotFoundError if the folder has no safetensors
+    """
+    files = _files_of_keys(Path(folder))
+    others = [key for key in files if key.endswith(".weight") and key not in backbone_keys]
+    heads = [key.removesuffix(".weight") for key in others if _shape(files[key], key) == [1, hidden_size]]
+    wanted = heads if head_name is None else [name for name in heads if name == head_name]
+    if len(wanted) != 1:
+        asked = f"the head {head_name!r}" if head_name is not None else "exactly one head"
+        found = ", ".join(sorted(heads)) or "none"
+        raise MissingHeadError(
+            f"{folder} does not hold {asked}, a weight of shape (1, {hidden_size}) outside the backbone; "
+            f"found: {found}. For a new head pass init_head=True."
+        )
+    (name,) = wanted
+    if f"{name}.bias" in files:
+        raise ValueError(f"the head {name!r} of {folder} has a bias; heads here have none")
+    return name, _read(files[f"{name}.weight"], f"{name}.weight")
+
+
+def new_head(hidden_size: int, dtype: torch.dtype) -> Tensor:
+    """A random head (1, hidden_size), normal with variance 1 / (hidden_size + 1) (Stiennon et al. 2020)."""
+    return torch.randn(1, hidden_size, dtype=dtype) / (hidden_size + 1) ** 0.5
+
+
+def _files_of_keys(folder: Path) -> dict[str, Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return {key: folder / name for key, name in json.loads(index.read_text())["weight_map"].items()}
+    for file in (folder / "model.safetensors", folder / HEAD_FILE):
+        if file.exists():
+            with safe_open(file, framework="pt") as tensors:
+                return dict.fromkeys(tensors.keys(), file)
+    raise FileNotFoundError(f"{folder} holds neither model.safetensors, nor its index, nor {HEAD_FILE}")
+
+
+def _shape(file: Path, key: str) -> list[int]:
+    with safe_open(file, framework="pt") as tensors:
+        return list(tensors.get_slice(key).get_shape())
+
+
+def _read(file: Path, key: str) -> Tensor:
+    with safe_open(file, framework="pt") as tensors:
+        tensor: Tensor = tensors.get_tensor(key)
+        return tensor

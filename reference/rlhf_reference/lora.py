@@ -1,0 +1,65 @@
+"""LoRA (Hu et al. 2021) through peft: attach a new adapter, or a saved one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """A new adapter on every linear layer but the output layer: `W x + (alpha / rank) B A x`, with B = 0 at first.
+
+    No dropout: old and new log-probs must come from the same network.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+
+
+def with_lora(model: nn.Module, lora: LoraOptions | str | Path | None) -> nn.Module:
+    """The model with a new adapter (LoraOptions), with a saved one (its folder), or as it is (None).
+
+    Only the adapter's weights require a gradient; a saved adapter can be trained on.
+    """
+    if lora is None:
+        return model
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if isinstance(lora, LoraOptions):
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear")
+        return get_peft_model(model, config)  # type: ignore[no-any-return]
+    return PeftModel.from_pretrained(model, lora, is_trainable=True)  # type: ignore[no-any-return]
+
+
+def save_weights(model: Any, folder: str | Path) -> None:
+    """Write a transformers model in its own form, or of a model with LoRA the adapter alone, in peft's form."""
+    from peft import PeftModel
+
+    # The embeddings are never trained here; without the option peft looks for the base model to compare vocabularies.
+    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    model.save_pretrained(str(folder), **options)
+
+
+def find_saved(folder: str | Path, base: Any = None) -> tuple[Any, str | Path | None]:
+    """What `save` left in a folder: (model to load, adapter to put on it or None).
+
+    base    the model under a saved adapter; without it, the path that the adapter was trained on
+    raises  FileNotFoundError if the folder holds no model; ValueError if the base of an adapter is not known, as
+            when it was trained on a module that came from no path
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists() and not (folder / ADAPTER_CONFIG).exists():
+        raise FileNotFoundError(f"{folder} holds no saved model: neither config.json nor {ADAPTER_CONFIG}")
+    if not (folder / ADAPTER_CONFIG).exists():
+        return folder, None
+    base = base if base is not None else json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    if not base:
+        raise ValueError(f"{folder} holds an adapter and does not say of which model; pass base=")
+    return base, folder

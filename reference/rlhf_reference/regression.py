@@ -1,0 +1,125 @@
+"""A backbone and a linear head: one score at every position. What the reward model and the critic share."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from rlhf_reference.checkpoint import HEAD_FILE, MissingHeadError, find_head, new_head
+from rlhf_reference.inputs import ModelInputs
+from rlhf_reference.loading import load, without_dropout
+from rlhf_reference.lora import LoraOptions, find_saved, save_weights, with_lora
+
+Model = TypeVar("Model", bound="RegressionModel")
+
+
+class RegressionModel(nn.Module):
+    """A transformers backbone and a head without bias. It begins in eval mode and never has dropout.
+
+    path                 folder with config.json and safetensors: the backbone under transformers' names, the head as
+                         `<head_name>.weight` (1, hidden)
+    head_name            None: found in the checkpoint
+    dtype                of the weights
+    attn_implementation  "sdpa", "eager" or what else transformers has
+    device               None: the CPU
+    normalize            scores are (score - mean) / std; when, the subclass says
+    mean, std            numbers. These three, if None, are what config.json says under `normalize_reward`, `mean`,
+                         `std` (OpenRLHF's names), else False, 0 and 1
+    lora                 a new adapter on the backbone, or the folder of a saved one with its head; the head is
+                         trained as well
+    init_head            draw a head if the checkpoint has none; one that is there is never drawn anew
+    raises               MissingHeadError without init_head; ValueError if std is not positive or backbone weights
+                         are missing
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        head_name: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        attn_implementation: str = "sdpa",
+        device: torch.device | str | None = None,
+        normalize: bool | None = None,
+        mean: float | None = None,
+        std: float | None = None,
+        lora: LoraOptions | str | Path | None = None,
+        init_head: bool = False,
+    ) -> None:
+        super().__init__()
+        saved = path if lora is None or isinstance(lora, LoraOptions) else lora
+        backbone: Any = load(AutoModel, path, dtype=dtype, attn_implementation=attn_implementation, device=device)
+        self.prefix: str = backbone.base_model_prefix
+        self.head_name, weight = self._find_head(saved, backbone, head_name, init_head)
+        self.backbone: Any = with_lora(without_dropout(backbone), lora)
+        self.head = nn.Linear(weight.shape[1], 1, bias=False, device=device, dtype=dtype)
+        with torch.no_grad():
+            self.head.weight.copy_(weight)
+
+        # Numbers and not buffers: a buffer that is not in the checkpoint comes out of loading with anything in it.
+        config = AutoConfig.from_pretrained(saved)
+        self.normalize = bool(getattr(config, "normalize_reward", False) if normalize is None else normalize)
+        self.mean = float(getattr(config, "mean", 0.0) if mean is None else mean)
+        self.std = float(getattr(config, "std", 1.0) if std is None else std)
+        if not self.std > 0:
+            raise ValueError(f"std is {self.std}; it must be positive")
+        self.eval()
+
+    @staticmethod
+    def _find_head(folder: str | Path, backbone: Any, head_name: str | None, init: bool) -> tuple[str, Tensor]:
+        keys = list(backbone.state_dict())
+        known = {*keys, *(f"{backbone.base_model_prefix}.{key}" for key in keys)}
+        hidden_size = backbone.config.hidden_size
+        try:
+            return find_head(folder, hidden_size, backbone_keys=known, head_name=head_name)
+        except MissingHeadError:
+            if not init:
+                raise
+            return head_name or "score", new_head(hidden_size, torch.float32)
+
+    def scores(self, inputs: ModelInputs) -> Tensor:
+        """What the head says at each position, pads included: (B, L), fp32 or better, not normalised."""
+        hidden = self.backbone(**inputs.for_model()).last_hidden_state
+        weight = self.head.weight.to(torch.promote_types(self.head.weight.dtype, torch.float32))
+        return nn.functional.linear(hidden.to(weight.dtype), weight).squeeze(-1)
+
+    def normalised(self, scores: Tensor) -> Tensor:
+        """(score - mean) / std."""
+        return (scores - self.mean) / self.std
+
+    def named_checkpoint_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters under the names that they have on disk. With LoRA the backbone's names are peft's."""
+        backbone = {f"{self.prefix}.{name}": value for name, value in self.backbone.named_parameters()}
+        return backbone | {f"{self.head_name}.weight": self.head.weight}
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors, head included; with LoRA head.safetensors and the adapter."""
+        folder = Path(folder)
+        head = {f"{self.head_name}.weight": self.head.weight.detach().contiguous()}
+        config = copy.deepcopy(self.backbone.config)
+        config.update({"normalize_reward": self.normalize, "mean": self.mean, "std": self.std, "num_labels": 1})
+        config.save_pretrained(folder)
+        if hasattr(self.backbone, "peft_config"):
+            save_weights(self.backbone, folder)
+            save_file(head, folder / HEAD_FILE)
+        else:
+            backbone = {
+                f"{self.prefix}.{name}": value.contiguous() for name, value in self.backbone.state_dict().items()
+            }
+            save_file(backbone | head, folder / "model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def load(cls: type[Model], folder: str | Path, *, base: str | Path | None = None, **options: Any) -> Model:
+        """Restore what `save` wrote, the head included; options as for a new model.
+
+        base    the model under a saved adapter, by default the path it was trained on
+        raises  FileNotFoundError if nothing was saved there
+        """
+        path, adapter = find_saved(folder, base)
+        return cls(path, lora=adapter, **options)
