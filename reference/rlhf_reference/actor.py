@@ -84,7 +84,7 @@ class Actor(nn.Module):
         raises: ValueError as `ModelInputs` does, if the arguments do not fit each other.
         """
         inputs = ModelInputs.of(input_ids, attention_mask, position_ids, sequence_lengths)
-        output = self.model(**inputs.for_model())
+        output = self.model(**inputs.for_model(self.model))
         if num_actions is None:
             return output
         log_probs = token_log_probs(output.logits, inputs.next_tokens(), temperature=self.temperature)
@@ -122,9 +122,13 @@ class Actor(nn.Module):
         finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         rows, mask, new_tokens, cache = input_ids, attention_mask.long(), input_ids, None
         for _ in range(max_new_tokens):
-            positions = ModelInputs.of(rows, mask).position_ids[:, -new_tokens.shape[1] :]
+            inputs = ModelInputs.of(rows, mask)
             output = self.model(
-                input_ids=new_tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=new_tokens,
+                attention_mask=inputs.mask_for(self.model) if cache is None else mask,
+                position_ids=inputs.position_ids[:, -new_tokens.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
             )
             cache = output.past_key_values
             new_tokens = self._choose(output.logits[:, -1], do_sample).where(~finished, pad_token_id).unsqueeze(1)

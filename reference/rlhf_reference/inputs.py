@@ -73,14 +73,28 @@ class ModelInputs:
             positions = packed_position_ids([*sequence_lengths, tail], device=input_ids.device)
         return cls(input_ids, None, positions, tuple(sequence_lengths))
 
-    def for_model(self) -> dict[str, Any]:
+    def for_model(self, model: Any) -> dict[str, Any]:
         """Keyword arguments of a transformers model."""
         return {
             "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
+            "attention_mask": self.mask_for(model),
             "position_ids": self.position_ids,
             "use_cache": False,
         }
+
+    def mask_for(self, model: Any) -> Tensor | None:
+        """The attention mask, as a model takes it: (B, L), or (B, 1, L, L) for eager attention in float64.
+
+        Llama's eager attention takes its softmax in float32 whatever the dtype. There the least float64, with which
+        transformers masks, is -inf, and a pad on the left, which may attend nothing, becomes NaN, and with it the
+        whole row.
+        """
+        mask = self.attention_mask
+        if mask is None or model.dtype != torch.float64 or model.config._attn_implementation != "eager":
+            return mask
+        causal = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
+        allowed = causal & (mask[:, None, None, :] > 0)
+        return torch.zeros_like(allowed, dtype=torch.float64).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
     def next_tokens(self) -> Tensor:
         """(B, L) labels: the token after each position, -100 after the last.

@@ -85,7 +85,7 @@ class RegressionModel(nn.Module):
 
     def scores(self, inputs: ModelInputs) -> Tensor:
         """What the head says at each position, pads included: (B, L), fp32 or better, not normalised."""
-        hidden = self.backbone(**inputs.for_model()).last_hidden_state
+        hidden = self.backbone(**inputs.for_model(self.backbone)).last_hidden_state
         weight = self.head.weight.to(torch.promote_types(self.head.weight.dtype, torch.float32))
         return nn.functional.linear(hidden.to(weight.dtype), weight).squeeze(-1)
 
