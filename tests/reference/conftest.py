@@ -42,8 +42,9 @@ def causal_lm(architecture: str) -> transformers.PreTrainedModel:
     torch.manual_seed(20)
     model = transformers.AutoModelForCausalLM.from_config(config(architecture))
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.3)
+        for name, parameter in model.named_parameters():
+            is_norm = parameter.dim() == 1 and name.endswith("weight")
+            parameter.normal_(1.0 if is_norm else 0.0, 0.3)
     return model
 
 

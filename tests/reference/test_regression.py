@@ -1,0 +1,264 @@
+"""Reward model and critic: finding the head, where a score is read, normalisation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import rlhf_reference as ref
+from rlhf_spec import critic as spec_critic
+from rlhf_spec import reward as spec_reward
+
+LAYOUTS = ("prompt-left-response-right", "left", "right", "packed", "packed-tail")
+INPUT = torch.tensor([[5, 1, 9, 7, 30, 2]])
+KINDS = pytest.mark.parametrize("kind", [ref.RewardModel, ref.CriticModel])
+
+
+def scores_alone(folder: Path, batch: ref.RaggedBatch) -> list[list[float]]:
+    """What the head says at each position of each sequence, alone and unpadded, by transformers in float64."""
+    backbone = transformers.AutoModel.from_pretrained(folder, dtype=torch.float64)
+    head = load_file(folder / "model.safetensors")["score.weight"][0].double()
+    with torch.no_grad():
+        return [(backbone(x.unsqueeze(0)).last_hidden_state[0] @ head).tolist() for x in batch.sequences()]
+
+
+def rewards(model: ref.RewardModel, batch: ref.RaggedBatch, layout: str) -> torch.Tensor:
+    if layout.startswith("packed"):
+        pack = batch.pack(pad_to_multiple=7 if layout == "packed-tail" else 1)
+        return model(pack.input_ids, position_ids=pack.position_ids, sequence_lengths=pack.lengths)
+    rows = batch.pad(0, layout)
+    return model(rows.input_ids, rows.attention_mask)
+
+
+def action_values(model: ref.CriticModel, batch: ref.RaggedBatch, layout: str) -> list[torch.Tensor]:
+    if layout.startswith("packed"):
+        pack = batch.pack(pad_to_multiple=7 if layout == "packed-tail" else 1)
+        return pack.unpack_actions(model(pack.input_ids, pack.num_actions, position_ids=pack.position_ids))
+    rows = batch.pad(0, layout)
+    return rows.unpad_actions(model(rows.input_ids, rows.num_actions, rows.attention_mask))
+
+
+@pytest.fixture(scope="module")
+def reward_model(with_head: Callable[..., Path], architecture: str, attention: str) -> ref.RewardModel:
+    return ref.RewardModel(with_head(architecture), dtype=torch.float64, attn_implementation=attention)
+
+
+@pytest.fixture(scope="module")
+def critic(with_head: Callable[..., Path], architecture: str, attention: str) -> ref.CriticModel:
+    return ref.CriticModel(with_head(architecture), dtype=torch.float64, attn_implementation=attention)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rewards_are_those_of_each_sequence_alone(
+    reward_model: ref.RewardModel,
+    with_head: Callable[..., Path],
+    architecture: str,
+    batch: ref.RaggedBatch,
+    layout: str,
+    atol: float,
+) -> None:
+    alone = [spec_reward.reward(scores, [1] * len(scores)) for scores in scores_alone(with_head(architecture), batch)]
+    expected = torch.tensor(alone, dtype=torch.float64)
+    torch.testing.assert_close(rewards(reward_model, batch, layout), expected, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_action_values_are_those_of_each_sequence_alone(
+    critic: ref.CriticModel,
+    with_head: Callable[..., Path],
+    architecture: str,
+    batch: ref.RaggedBatch,
+    layout: str,
+    atol: float,
+) -> None:
+    alone = zip(scores_alone(with_head(architecture), batch), batch.prompts, strict=True)
+    expected = [
+        torch.tensor(spec_critic.action_values(scores, len(prompt)), dtype=torch.float64) for scores, prompt in alone
+    ]
+    torch.testing.assert_close(action_values(critic, batch, layout), expected, atol=atol, rtol=0)
+
+
+def gradients(model: Any, total: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    total.backward()
+    return {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_rewards_are_those_of_each_sequence_alone(
+    with_head: Callable[..., Path], batch: ref.RaggedBatch, layout: str
+) -> None:
+    model = ref.RewardModel(with_head("gpt2"), dtype=torch.float64)
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    together = gradients(model, (weights * rewards(model, batch, layout)).sum())
+    alone = torch.cat([model(sequence.unsqueeze(0)) for sequence in batch.sequences()])
+    assert together.keys() == {name for name, _ in model.named_parameters()}
+    torch.testing.assert_close(together, gradients(model, (weights * alone).sum()))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_values_are_those_of_each_sequence_alone(
+    with_head: Callable[..., Path], batch: ref.RaggedBatch, layout: str
+) -> None:
+    model = ref.CriticModel(with_head("gpt2"), dtype=torch.float64)
+    weights = torch.arange(1, 10)
+    together = gradients(model, (weights * torch.cat(action_values(model, batch, layout))).sum())
+    pairs = zip(batch.sequences(), batch.responses, strict=True)
+    alone = torch.cat([model(sequence.unsqueeze(0), len(response))[0] for sequence, response in pairs])
+    torch.testing.assert_close(together, gradients(model, (weights * alone).sum()))
+
+
+def test_the_value_of_an_action_is_that_of_the_state_before_it(
+    with_head: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompt "a b c", response "d e": d is chosen in state "a b c" (position 2), e in "a b c d" (position 3)."""
+    critic = ref.CriticModel(with_head("llama"))
+    monkeypatch.setattr(critic, "scores", lambda inputs: torch.tensor([[0.0, 10.0, 20.0, 30.0, 40.0]]))
+    assert critic(torch.tensor([[5, 6, 7, 8, 9]]), 2).tolist() == [[20.0, 30.0]]
+
+
+def test_values_of_pads_are_0(with_head: Callable[..., Path], batch: ref.RaggedBatch) -> None:
+    critic = ref.CriticModel(with_head("llama"), normalize=True, mean=3.0, std=2.0)
+    rows = batch.pad(0)
+    values = critic(rows.input_ids, rows.num_actions, rows.attention_mask)
+    raw = critic(rows.input_ids, None, rows.attention_mask)
+    assert values[~rows.action_mask].eq(0).all()
+    assert raw[rows.attention_mask == 0].eq(0).all()
+
+
+def test_without_actions_a_critic_gives_every_position(
+    critic: ref.CriticModel,
+    with_head: Callable[..., Path],
+    architecture: str,
+    batch: ref.RaggedBatch,
+    atol: float,
+) -> None:
+    alone = [torch.tensor(x, dtype=torch.float64) for x in scores_alone(with_head(architecture), batch)]
+    rows, pack = batch.pad(0), batch.pack()
+    values = critic(rows.input_ids, None, rows.attention_mask)
+    unpadded = [row[mask] for row, mask in zip(values, rows.attention_mask.bool(), strict=True)]
+    torch.testing.assert_close(unpadded, alone, atol=atol, rtol=0)
+    packed = critic(pack.input_ids, position_ids=pack.position_ids)
+    torch.testing.assert_close(pack.unpack(packed), alone, atol=atol, rtol=0)
+
+
+def test_a_reward_is_read_in_the_mask_and_not_in_the_ids(reward_model: ref.RewardModel) -> None:
+    """Pad id 1 is the EOS id, the prompt holds one, and the second row has no pad at all."""
+    rows = torch.tensor([[5, 1, 9, 7, 1, 1], [5, 1, 9, 7, 30, 2]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]])
+    alone = torch.cat([reward_model(rows[:1, :5]), reward_model(rows[1:])])
+    torch.testing.assert_close(reward_model(rows, mask), alone, atol=5e-5, rtol=0)
+
+
+def test_large_rewards_are_not_clamped(with_head: Callable[..., Path]) -> None:
+    model = ref.RewardModel(with_head("llama"))
+    small = model(INPUT).item()
+    with torch.no_grad():
+        model.head.weight *= 1000
+    assert model(INPUT).item() == pytest.approx(1000 * small, rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_rewards_are_normalised_in_eval_mode_only(with_head: Callable[..., Path], training: bool) -> None:
+    raw = ref.RewardModel(with_head("llama"))(INPUT).item()
+    model = ref.RewardModel(with_head("llama"), normalize=True, mean=0.5, std=4.0).train(training)
+    assert model(INPUT).item() == pytest.approx(raw if training else spec_reward.normalise(raw, 0.5, 4.0))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_values_are_normalised_in_both_modes(with_head: Callable[..., Path], training: bool) -> None:
+    raw = ref.CriticModel(with_head("llama"))(INPUT, 1).item()
+    model = ref.CriticModel(with_head("llama"), normalize=True, mean=0.5, std=4.0).train(training)
+    assert model(INPUT, 1).item() == pytest.approx(spec_reward.normalise(raw, 0.5, 4.0))
+
+
+def test_a_config_that_asks_for_normalisation_gets_it(with_head: Callable[..., Path], tmp_path: Path) -> None:
+    folder = with_head("llama")
+    save_file(load_file(folder / "model.safetensors"), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"normalize_reward": True, "mean": 0.5, "std": 4.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    raw = ref.RewardModel(folder)(INPUT).item()
+    assert ref.RewardModel(tmp_path)(INPUT).item() == pytest.approx((raw - 0.5) / 4.0)
+
+
+def test_a_std_of_0_is_refused(with_head: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="std"):
+        ref.RewardModel(with_head("llama"), normalize=True, std=0.0)
+
+
+@KINDS
+@pytest.mark.parametrize("name", ["score", "value_head", "v_head.summary"])
+def test_the_head_is_found_under_any_name(
+    with_head: Callable[..., Path], architecture: str, kind: Any, name: str
+) -> None:
+    folder = with_head(architecture, name)
+    model = kind(folder)
+    assert model.head_name == name
+    assert torch.equal(model.head.weight, load_file(folder / "model.safetensors")[f"{name}.weight"])
+
+
+@KINDS
+def test_a_checkpoint_without_a_head_is_an_error(checkpoints: dict[str, Path], architecture: str, kind: Any) -> None:
+    with pytest.raises(ref.MissingHeadError, match="init_head"):
+        kind(checkpoints[architecture])
+
+
+def test_a_head_of_another_name_than_declared_is_an_error_that_names_it(with_head: Callable[..., Path]) -> None:
+    with pytest.raises(ref.MissingHeadError, match="found: value_head"):
+        ref.RewardModel(with_head("llama", "value_head"), head_name="score")
+
+
+def test_of_two_heads_the_declared_one_is_taken(with_head: Callable[..., Path]) -> None:
+    folder = with_head("llama", "score", "value_head")
+    with pytest.raises(ref.MissingHeadError, match="found: score, value_head"):
+        ref.RewardModel(folder)
+    expected = load_file(folder / "model.safetensors")["value_head.weight"]
+    assert torch.equal(ref.RewardModel(folder, head_name="value_head").head.weight, expected)
+
+
+def test_a_head_that_is_there_is_not_drawn_anew(with_head: Callable[..., Path]) -> None:
+    folder = with_head("llama", "value_head")
+    expected = load_file(folder / "model.safetensors")["value_head.weight"]
+    assert torch.equal(ref.CriticModel(folder, init_head=True).head.weight, expected)
+
+
+def test_a_head_with_a_bias_is_refused(with_head: Callable[..., Path], tmp_path: Path) -> None:
+    folder = with_head("llama")
+    tensors = load_file(folder / "model.safetensors") | {"score.bias": torch.ones(1)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(ValueError, match="bias"):
+        ref.RewardModel(tmp_path)
+
+
+def test_the_head_is_found_in_a_sharded_checkpoint(with_head: Callable[..., Path], tmp_path: Path) -> None:
+    folder = with_head("llama", "value_head")
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, tmp_path / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    torch.testing.assert_close(ref.RewardModel(tmp_path)(INPUT), ref.RewardModel(folder)(INPUT), atol=0, rtol=0)
+
+
+def test_scores_of_a_bfloat16_model_are_float32(with_head: Callable[..., Path]) -> None:
+    assert ref.CriticModel(with_head("llama"), dtype=torch.bfloat16)(INPUT, 2).dtype == torch.float32
+
+
+@pytest.mark.cuda
+@KINDS
+def test_cuda_gives_what_the_cpu_gives(with_head: Callable[..., Path], architecture: str, kind: Any) -> None:
+    options = {"dtype": torch.float64, "lora": ref.LoraOptions()}
+    on_gpu = kind(with_head(architecture), device="cuda", **options)(INPUT.cuda())
+    torch.testing.assert_close(on_gpu.cpu(), kind(with_head(architecture), **options)(INPUT), atol=5e-5, rtol=0)

@@ -1,0 +1,177 @@
+"""What is saved comes back: whole models, LoRA adapters, 4-bit weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import rlhf_reference as ref
+
+INPUT = torch.tensor([[5, 1, 9, 7, 30, 2]])
+LORA = ref.LoraOptions(rank=4)
+
+
+def shake(model: torch.nn.Module) -> None:
+    """Change every trainable weight, so that a weight that is not saved shows."""
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def ask(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(INPUT) if isinstance(model, ref.RewardModel) else model(INPUT, 4)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_actor_comes_back(
+    checkpoints: dict[str, Path], architecture: str, lora: Any, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    actor = ref.Actor(checkpoints[architecture], dtype=dtype, lora=lora)
+    fresh = ask(actor)
+    shake(actor)
+    actor.save(tmp_path)
+    assert not torch.allclose(ask(actor), fresh)
+    torch.testing.assert_close(ask(ref.Actor.load(tmp_path, dtype=dtype)), ask(actor), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("kind", [ref.RewardModel, ref.CriticModel])
+@pytest.mark.parametrize("head_name", ["score", "v_head.summary"])
+def test_a_reward_model_and_a_critic_come_back_with_their_head(
+    with_head: Callable[..., Path], architecture: str, kind: Any, lora: Any, head_name: str, tmp_path: Path
+) -> None:
+    model = kind(with_head(architecture, head_name), lora=lora)
+    fresh = ask(model)
+    shake(model)
+    model.save(tmp_path)
+    restored = kind.load(tmp_path)
+    assert not torch.allclose(ask(model), fresh)
+    assert restored.head_name == head_name
+    torch.testing.assert_close(ask(restored), ask(model), atol=0, rtol=0)
+
+
+def test_a_head_drawn_for_a_causal_lm_comes_back_with_its_adapter(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    critic = ref.CriticModel(checkpoints["llama"], init_head=True, lora=LORA)
+    critic.save(tmp_path)
+    torch.testing.assert_close(ask(ref.CriticModel.load(tmp_path)), ask(critic), atol=0, rtol=0)
+
+
+def test_normalisation_comes_back(with_head: Callable[..., Path], tmp_path: Path) -> None:
+    ref.RewardModel(with_head("llama"), normalize=True, mean=0.5, std=2.0).save(tmp_path)
+    restored = ref.RewardModel.load(tmp_path)
+    assert (restored.normalize, restored.mean, restored.std) == (True, 0.5, 2.0)
+
+
+def test_a_saved_reward_model_is_read_by_transformers(with_head: Callable[..., Path], tmp_path: Path) -> None:
+    reward_model = ref.RewardModel(with_head("llama"))
+    reward_model.save(tmp_path)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
+    torch.testing.assert_close(theirs(INPUT).logits[0], ask(reward_model))
+
+
+def test_the_parameters_have_the_names_on_disk(with_head: Callable[..., Path], architecture: str) -> None:
+    from safetensors.torch import load_file
+
+    folder = with_head(architecture, "v_head.summary")
+    names = ref.CriticModel(folder).named_checkpoint_parameters().keys()
+    assert names == {name for name in load_file(folder / "model.safetensors") if not name.startswith("lm_head.")}
+
+
+def test_only_adapter_and_head_are_trained_with_lora(with_head: Callable[..., Path]) -> None:
+    critic = ref.CriticModel(with_head("llama"), lora=LORA)
+    trained = [name for name, parameter in critic.named_parameters() if parameter.requires_grad]
+    assert "head.weight" in trained
+    assert all("lora_" in name for name in trained if name != "head.weight")
+    assert len(trained) == 1 + 2 * 2 * 7  # the head; A and B of 7 linear layers in each of 2 blocks
+
+
+def test_an_adapter_of_a_module_needs_its_base(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    def module() -> Any:
+        torch.manual_seed(0)
+        config = transformers.AutoConfig.from_pretrained(checkpoints["llama"])
+        config._name_or_path = ""
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+    actor = ref.Actor(module(), lora=LORA)
+    shake(actor)
+    actor.save(tmp_path)
+    with pytest.raises(ValueError, match="base="):
+        ref.Actor.load(tmp_path)
+    torch.testing.assert_close(ask(ref.Actor.load(tmp_path, base=module())), ask(actor), atol=0, rtol=0)
+
+
+def test_an_empty_folder_is_not_a_saved_model(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="config"):
+        ref.Actor.load(tmp_path)
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(checkpoints["llama"] / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    transformers.AutoConfig.from_pretrained(checkpoints["llama"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="up_proj"):
+        ref.Actor(tmp_path)
+
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+
+
+@needs_bitsandbytes
+def test_a_4_bit_actor_computes_with_the_weights_that_nf4_stands_for(checkpoints: dict[str, Path]) -> None:
+    import bitsandbytes
+
+    quantised = ref.Actor(checkpoints["llama"], load_in_4bit=True)
+    plain = ref.Actor(checkpoints["llama"])
+    unquantised = ask(plain)
+    rounded = 0
+    for name, module in quantised.model.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            plain.model.get_submodule(name).weight.data = weight
+            assert module.weight.quant_state.quant_type == "nf4"
+            rounded += 1
+    assert rounded == 2 * 7
+    torch.testing.assert_close(ask(quantised), ask(plain), atol=1e-4, rtol=0)
+    assert not torch.allclose(ask(quantised), unquantised, atol=1e-2)
+
+
+@needs_bitsandbytes
+def test_a_4_bit_actor_trains_and_restores_its_adapter(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    actor = ref.Actor(checkpoints["llama"], load_in_4bit=True, lora=LORA)
+    shake(actor)
+    actor(INPUT, 4).sum().backward()
+    gradients = [parameter.grad for parameter in actor.parameters() if parameter.requires_grad]
+    assert all(gradient is not None and gradient.ne(0).any() for gradient in gradients)
+    actor.save(tmp_path)
+    torch.testing.assert_close(ask(ref.Actor.load(tmp_path, load_in_4bit=True)), ask(actor), atol=0, rtol=0)
+
+
+def test_4_bit_without_bitsandbytes_says_what_is_missing(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *_: None if name == "bitsandbytes" else find_spec(name)
+    )
+    with pytest.raises(ImportError, match="pip install bitsandbytes"):
+        ref.Actor(checkpoints["llama"], load_in_4bit=True)
+
+
+def test_a_module_cannot_be_loaded_in_4_bit(checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="path"):
+        ref.Actor(torch.nn.Linear(2, 2), load_in_4bit=True)
