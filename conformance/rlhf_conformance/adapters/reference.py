@@ -1,0 +1,131 @@
+"""The adapter of the reference implementation. Its modes are keyword arguments: `-o lora=true -o attention=eager`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rlhf_reference as ref
+from rlhf_conformance.adapter import LAYOUTS, Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
+
+
+class Reference(Adapter):
+    name = "reference"
+    layouts = LAYOUTS
+    ignored_label = "zero"
+    head_names = ("score", "value_head", "v_head")
+    reward_normalization = critic_normalization = True
+    aggregations = ("token-mean", "sequence-mean")
+    dual_clip = global_count = True
+    count_empty_rows = False
+    packed_labels = "shifted"
+
+    def __init__(self, attention: str = "sdpa", lora: bool = False) -> None:
+        self.attention, self.lora = attention, lora
+
+    def _options(self, checkpoint: Any, *, lora: bool = True) -> dict[str, Any]:
+        options = {"dtype": checkpoint.dtype, "device": checkpoint.device, "attn_implementation": self.attention}
+        return {**options, "lora": ref.LoraOptions() if self.lora else None} if lora else options
+
+    def token_log_probs(self, logits, labels, temperature):
+        return ref.token_log_probs(logits, labels, temperature=temperature)
+
+    def token_entropy(self, logits, temperature):
+        return ref.token_entropy(logits, temperature=temperature)
+
+    def process_sequences(self, sequences, prompt_length, prompt_attention_mask, stop_token_ids, pad_token_id):
+        out = ref.process_sequences(
+            sequences,
+            prompt_length,
+            stop_token_ids=stop_token_ids,
+            pad_token_id=pad_token_id,
+            prompt_attention_mask=prompt_attention_mask,
+        )
+        return ProcessedSequences(out.sequences, out.attention_mask, out.action_mask)
+
+    def position_ids(self, attention_mask):
+        return ref.position_ids(attention_mask)
+
+    def pack_sequences(self, sequences):
+        pack = ref.pack_sequences(sequences)
+        return PackedSequences(pack.input_ids, pack.position_ids, pack.labels)
+
+    def load_actor(self, checkpoint):
+        return ref.Actor(checkpoint.path, temperature=checkpoint.temperature, **self._options(checkpoint))
+
+    def _inputs(self, batch: Any) -> tuple[Any, dict[str, Any]]:
+        """Token ids and keyword arguments for any layout; shards are gathered into their pack first."""
+        if batch.layout == "sharded":
+            ids, positions = ref.unshard(batch.input_ids), ref.unshard(batch.position_ids)
+            return ids, {"position_ids": positions, "sequence_lengths": batch.sequence_lengths}
+        if batch.is_packed:
+            return batch.input_ids, {
+                "position_ids": batch.position_ids,
+                "sequence_lengths": batch.sequence_lengths,
+            }
+        return batch.input_ids, {"attention_mask": batch.attention_mask}
+
+    def _rows(self, batch: Any, answer: Any) -> Any:
+        """Right-padded rows come back aligned on the left, one column for each action of the longest response."""
+        if batch.layout != "right":
+            return answer
+        return [row[:count] for row, count in zip(answer, batch.num_actions, strict=True)]
+
+    def action_log_probs(self, actor, batch):
+        ids, options = self._inputs(batch)
+        return self._rows(batch, actor(ids, batch.num_actions, **options))
+
+    def action_entropy(self, actor, batch):
+        ids, options = self._inputs(batch)
+        return self._rows(batch, actor(ids, batch.num_actions, return_entropy=True, **options)[1])
+
+    def logits(self, actor, batch):
+        ids, options = self._inputs(batch)
+        return actor(ids, **options).logits.reshape(*batch.input_ids.shape, -1)
+
+    def generate(self, actor, prompts):
+        return actor.generate(
+            prompts.input_ids,
+            prompts.attention_mask,
+            max_new_tokens=prompts.max_new_tokens,
+            stop_token_ids=prompts.stop_token_ids,
+            pad_token_id=prompts.pad_token_id,
+        )
+
+    def load_reward_model(self, checkpoint):
+        return ref.RewardModel(checkpoint.path, normalize=checkpoint.normalize, **self._options(checkpoint))
+
+    def rewards(self, reward_model, batch):
+        ids, options = self._inputs(batch)
+        return reward_model(ids, **options)
+
+    def load_critic(self, checkpoint):
+        return ref.CriticModel(checkpoint.path, normalize=checkpoint.normalize, **self._options(checkpoint))
+
+    def action_values(self, critic, batch):
+        ids, options = self._inputs(batch)
+        return self._rows(batch, critic(ids, batch.num_actions, **options))
+
+    def values(self, critic, batch):
+        ids, options = self._inputs(batch)
+        return critic(ids, **options).reshape(batch.input_ids.shape)
+
+    def save(self, model, folder):
+        model.save(folder)
+
+    def restore(self, kind, checkpoint, folder):
+        made = {"actor": ref.Actor, "reward": ref.RewardModel, "critic": ref.CriticModel}[kind]
+        more = {"temperature": checkpoint.temperature} if kind == "actor" else {}
+        return made.load(folder, **self._options(checkpoint, lora=False), **more)
+
+    def parameters(self, model):
+        regression = hasattr(model, "named_checkpoint_parameters")
+        return model.named_checkpoint_parameters() if regression else super().parameters(model)
+
+    def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
+        loss = ref.PolicyLoss(options.clip_eps_low, options.clip_eps_high, options.dual_clip, options.aggregation)
+        out = loss(log_probs, old_log_probs, advantages, action_mask, global_count=options.global_count)
+        return PolicyLossResult(out.loss, out.clip_fraction, out.approx_kl)
+
+    def value_loss(self, values, old_values, returns, action_mask, options):
+        loss = ref.ValueLoss(options.clip_eps, options.aggregation)
+        return loss(values, old_values, returns, action_mask, global_count=options.global_count)

@@ -1,0 +1,85 @@
+"""TRL 1.16: a real GRPOTrainer scores, generates and takes the loss; a reward model is called as RewardTrainer does.
+
+Modes: `attn_implementation`; the fields of GRPOConfig, as `loss_type` ("dapo", "bnpo": token mean, "grpo": sequence
+mean) and `disable_dropout`; `get_reward`: rewards as trl.experimental reads them. No critic: PPO left TRL after 1.12.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partialmethod
+
+import torch
+from transformers import AutoModelForSequenceClassification
+from trl.experimental.utils import get_reward, truncate_right
+from trl.trainer import sft_trainer, utils
+
+from rlhf_conformance.adapter import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
+from rlhf_conformance.adapters import trl_standins as standins
+
+
+class TRL(Adapter):
+    dual_clip = count_empty_rows = True  # the dual clip is GRPOConfig.delta
+    token_log_probs = staticmethod(utils.selective_log_softmax)
+
+    def __init__(self, loss_type="dapo", attn_implementation="sdpa", get_reward=False, **config):
+        self.loss_type, self.attention, self.config = loss_type, attn_implementation, config
+        self.aggregations = ("sequence-mean" if loss_type == "grpo" else "token-mean",)
+        self.global_count, self.takes_attention_mask = loss_type == "dapo", not get_reward
+
+    def token_entropy(self, logits, temperature):
+        return utils.selective_log_softmax_and_entropy(logits, logits.argmax(-1), temperature=temperature)[1]
+
+    def process_sequences(self, sequences, prompt_length, prompt_attention_mask, stop_token_ids, pad_token_id):
+        responses, mask = truncate_right(sequences[:, prompt_length:], list(stop_token_ids), pad_token_id)
+        rows = torch.cat([sequences[:, :prompt_length], responses], dim=1)
+        return ProcessedSequences(rows, torch.cat([prompt_attention_mask, mask], dim=1), mask)
+
+    def pack_sequences(self, sequences):
+        collator = sft_trainer.DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+        pack = collator([{"input_ids": sequence.tolist()} for sequence in sequences])
+        return PackedSequences(pack["input_ids"], pack["position_ids"], pack["labels"])
+
+    def load_actor(self, checkpoint):
+        return standins.trainer(checkpoint, self.attention, loss_type=self.loss_type, **self.config)
+
+    def action_log_probs(self, actor, batch, part=0):
+        rows = (batch.input_ids, batch.attention_mask, batch.num_actions)
+        return actor._get_per_token_logps_and_entropies(actor.model, *rows, compute_entropy=True)[part]
+
+    action_entropy = partialmethod(action_log_probs, part=1)
+
+    def generate(self, actor, prompts):
+        actor.eos_token_ids = list(prompts.stop_token_ids)
+        ends = {"eos_token_id": actor.eos_token_ids, "max_new_tokens": prompts.max_new_tokens}
+        actor.generation_config.update(do_sample=False, **ends)
+        rows = [row[mask.bool()].tolist() for row, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
+        responses = [torch.tensor(ids) for ids in actor._generate_single_turn(rows, None, {}, 1)[0]]
+        return torch.cat([prompts.input_ids.cpu(), utils.pad(responses, prompts.pad_token_id)], dim=1)
+
+    def load_reward_model(self, checkpoint):
+        init = {"dtype": checkpoint.dtype, "attn_implementation": self.attention, "num_labels": 1, "device_map": None}
+        model = utils.create_model_from_path(checkpoint.path, AutoModelForSequenceClassification, **init)
+        model.config.pad_token_id = checkpoint.pad_token_id
+        return model.to(checkpoint.device)
+
+    def rewards(self, model, batch):
+        if not self.takes_attention_mask:
+            prompt_length = batch.input_ids.shape[1] - batch.num_actions
+            return get_reward(model, batch.input_ids, batch.pad_token_id, prompt_length)[1]
+        mask = utils.pad([torch.ones_like(row) for row in batch.sequences])  # rows padded right, as its collators do
+        return model(utils.pad(batch.sequences, batch.pad_token_id), mask, use_cache=False).logits.squeeze(-1)
+
+    def save(self, model, folder):
+        (model.save_model if hasattr(model, "save_model") else model.save_pretrained)(folder)
+
+    def restore(self, kind, checkpoint, folder):
+        return (self.load_actor if kind == "actor" else self.load_reward_model)(replace(checkpoint, path=str(folder)))
+
+    def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
+        trainer = standins.loss_trainer(action_mask.device, self.loss_type)
+        trainer.epsilon_low, trainer.epsilon_high = options.clip_eps_low, options.clip_eps_high
+        trainer.args.delta = options.dual_clip
+        count = action_mask.sum() if options.global_count is None else torch.tensor(options.global_count)
+        loss = standins.policy_loss(trainer, log_probs, old_log_probs, advantages, action_mask, count)
+        return PolicyLossResult(loss, trainer._metrics["train"]["clip_ratio/region_mean"][-1])

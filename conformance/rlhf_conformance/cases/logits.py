@@ -1,0 +1,81 @@
+"""Logits with labels. Values come from a seed, so that a shrunk case is a small shape rather than many small numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from hypothesis import strategies as st
+
+from rlhf_conformance._lazy import torch
+
+TEMPERATURES = (0.5, 0.7, 1.3, 2.0)
+ODD_SIZES = (1, 2, 3, 7, 9, 15, 17, 31, 33, 63, 65, 127, 129, 255, 257, 1023, 1025)
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class LogitsCase:
+    """Logits (B, T, V) of spread `scale`, shifted by `offset`, with labels (B, T)."""
+
+    batch_size: int
+    length: int
+    vocab_size: int
+    seed: int
+    scale: float = 2.0
+    offset: float = 0.0
+    temperature: float = 1.0
+    dtype: str = "float32"
+    ignored: tuple[int, ...] = ()  # flat indices of labels that are -100
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.batch_size, self.length, self.vocab_size)
+        noise = torch.randn(shape, generator=generator) * self.scale + self.offset
+        return noise.to(getattr(torch, self.dtype))
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        labels = torch.randint(self.vocab_size, (self.batch_size, self.length), generator=generator)
+        for index in self.ignored:
+            labels.view(-1)[index % labels.numel()] = IGNORE
+        return labels
+
+
+def logits_cases(
+    dtype: str,
+    *,
+    temperatures: tuple[float, ...] = (1.0,),
+    scales: tuple[float, ...] = (1.0, 2.0, 4.0),
+    offsets: tuple[float, ...] = (0.0,),
+    ignored: bool = False,
+) -> st.SearchStrategy[LogitsCase]:
+    """Small batches: up to 4 rows of up to 6 positions over up to 11 tokens."""
+    return st.builds(
+        LogitsCase,
+        batch_size=st.integers(1, 4),
+        length=st.integers(1, 6),
+        vocab_size=st.integers(2, 11),
+        seed=st.integers(0, 10_000),
+        scale=st.sampled_from(scales),
+        offset=st.sampled_from(offsets),
+        temperature=st.sampled_from(temperatures),
+        dtype=st.just(dtype),
+        ignored=st.lists(st.integers(0, 23), min_size=1, max_size=4, unique=True).map(tuple)
+        if ignored
+        else st.just(()),
+    )
+
+
+def long_logits_cases(dtype: str) -> st.SearchStrategy[LogitsCase]:
+    """Numbers of positions beside the usual chunk sizes."""
+    return st.builds(
+        LogitsCase,
+        batch_size=st.integers(1, 3),
+        length=st.sampled_from(ODD_SIZES),
+        vocab_size=st.integers(2, 5),
+        seed=st.integers(0, 10_000),
+        dtype=st.just(dtype),
+    )

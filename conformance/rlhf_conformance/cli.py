@@ -1,0 +1,207 @@
+"""The command: `rlhf-conformance check | list | explain`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import rlhf_spec.clauses
+from rlhf_conformance.results import (
+    CONFORMANT_STATUS,
+    INCOMPLETE_STATUS,
+    USAGE_STATUS,
+    KnownFailure,
+)
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+PROFILES = ("smoke", "gate", "full")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="rlhf-conformance",
+        description="Check an RLHF trainer against the specification of its log-probs, masks, packs, models and losses.",
+        epilog="exit status: 0 conformant, 1 not conformant, 2 bad usage or unusable adapter, 3 incomplete",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_check(commands)
+    _add_list(commands)
+    _add_explain(commands)
+    return parser
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = commands.add_parser("check", help="check a trainer through its adapter")
+    check.add_argument("adapter", metavar="ADAPTER", help="package.module:Name, path/to/file.py:Name, or a short name")
+    check.add_argument(
+        "-o", dest="options", metavar="NAME=VALUE", action="append", default=[], help="a mode of the adapter"
+    )
+    check.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    check.add_argument("--dtype", default="float32", choices=DTYPES, help="default: float32")
+    check.add_argument("--profile", default="gate", choices=PROFILES, help="how much is tried (default: gate)")
+    check.add_argument("--only", metavar="SLUG-PREFIX", action="append", default=[], help="only these clauses")
+    check.add_argument("--strict", action="store_true", help="a broken SHOULD is not conformant either")
+    check.add_argument(
+        "-n", dest="workers", metavar="WORKERS", type=int, help="processes (default: one a core, at most 4)"
+    )
+    check.add_argument("--report", metavar="DIR", type=Path, help="write DIR/report.json")
+    check.add_argument("--known-failures", metavar="FILE", type=Path, help="TOML file of accepted failures")
+    check.add_argument("--seed", metavar="N", type=int, help="of the cases (default: 0; drawn and printed for full)")
+    check.set_defaults(run=run_check)
+
+
+def _add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    listing = commands.add_parser("list", help="the clauses, and which of them an adapter would run")
+    listing.add_argument("adapter", metavar="ADAPTER", nargs="?")
+    listing.add_argument("-o", dest="options", metavar="NAME=VALUE", action="append", default=[])
+    listing.set_defaults(run=run_list)
+
+
+def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    explain = commands.add_parser("explain", help="one clause: sentence, formula, reason, the bugs that it stopped")
+    explain.add_argument("slug", metavar="SLUG")
+    explain.set_defaults(run=run_explain)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    from rlhf_conformance.loading import LoadError
+    from rlhf_conformance.suite import UsageError
+
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (LoadError, UsageError, rlhf_spec.clauses.UnknownClause) as error:
+        print(f"rlhf-conformance: {error}", file=sys.stderr)
+        return USAGE_STATUS
+    except BrokenPipeError:
+        return CONFORMANT_STATUS
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rlhf_conformance import reporting, terminal
+    from rlhf_conformance.command import run_plan
+    from rlhf_conformance.loading import parse_options
+    from rlhf_conformance.suite import Plan, UsageError, require_device, selected
+
+    seed = arguments.seed
+    if seed is None:
+        seed = random.SystemRandom().randrange(2**31) if arguments.profile == "full" else 0
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UsageError(f"-n {arguments.workers}: at least one worker is needed")
+    plan = Plan(
+        adapter=arguments.adapter,
+        options=parse_options(arguments.options),
+        device=arguments.device,
+        dtype=arguments.dtype,
+        profile=arguments.profile,
+        only=tuple(arguments.only),
+        strict=arguments.strict,
+        seed=seed,
+        database=str(Path(".rlhf-conformance").resolve()),
+        known_failures=read_known_failures(arguments.known_failures),
+    )
+    selected(plan.only)
+    require_device(plan.device)
+    console = Console(soft_wrap=False)
+    console.print(f"checking {plan.adapter} on {plan.device} in {plan.dtype}, profile {plan.profile}, seed {plan.seed}")
+    report = run_plan(plan, arguments.workers or _cores(), lambda *args: terminal.show_progress(console, *args))
+    terminal.show_report(console, report, _repeat(plan))
+    if arguments.report is not None:
+        console.print(f"report: {reporting.write(report, arguments.report)}", highlight=False)
+    return report.exit_status
+
+
+def _repeat(plan: object) -> str:
+    """The command that runs the same cases again; `--only` is added for one clause."""
+    from rlhf_conformance.suite import Plan
+    from rlhf_conformance.terminal import command_line
+
+    assert isinstance(plan, Plan) and plan.adapter is not None
+    arguments = ["check", plan.adapter]
+    for key, value in plan.options.items():
+        arguments += ["-o", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
+    for flag, value, default in (
+        ("--device", plan.device, "cpu"),
+        ("--dtype", plan.dtype, "float32"),
+        ("--profile", plan.profile, "gate"),
+        ("--seed", str(plan.seed), "0"),
+    ):
+        if value != default:
+            arguments += [flag, value]
+    return command_line(arguments)
+
+
+def _cores() -> int:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(4, count))
+
+
+def read_known_failures(path: Path | None) -> tuple[KnownFailure, ...]:
+    """Rows `[[known-failure]]` with `clause`, `reason` and, if wanted, `issue`. Raises UsageError."""
+    from rlhf_conformance.suite import UsageError
+
+    if path is None:
+        return ()
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        rows = tomllib.loads(path.read_text()).get("known-failure", [])
+        known = tuple(KnownFailure(**row) for row in rows)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        raise UsageError(f"{path}: wanted rows [[known-failure]] with clause, reason and issue: {error}") from error
+    for row in known:
+        try:
+            rlhf_spec.clauses.clause(row.clause)
+        except rlhf_spec.clauses.UnknownClause as error:
+            raise UsageError(f"{path}: {error}") from error
+    return known
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rlhf_conformance import terminal
+
+    clauses = rlhf_spec.clauses.clauses()
+    remarks = dict.fromkeys((c.slug for c in clauses), "")
+    if arguments.adapter:
+        from rlhf_conformance.checks import checks
+        from rlhf_conformance.loading import load_adapter, parse_options
+
+        adapter = load_adapter(arguments.adapter, parse_options(arguments.options))
+        reasons = {slug: check.not_provided(adapter) for slug, check in checks().items()}
+        remarks = {slug: f"not provided: {reason}" if reason else "runs" for slug, reason in reasons.items()}
+    console = Console()
+    terminal.show_clauses(console, ((c.slug, c.level, remarks[c.slug]) for c in clauses))
+    levels = [c.level for c in clauses]
+    counts = ", ".join(f"{levels.count(level)} {level}" for level in ("MUST", "SHOULD", "CONVENTION"))
+    chapters = len(rlhf_spec.clauses.chapters())
+    console.print(f"{len(clauses)} clauses in {chapters} chapters: {counts}", highlight=False)
+    if arguments.adapter and "runs" not in remarks.values():
+        print("rlhf-conformance: the adapter provides nothing that a clause needs", file=sys.stderr)
+        return INCOMPLETE_STATUS
+    return CONFORMANT_STATUS
+
+
+def run_explain(arguments: argparse.Namespace) -> int:
+    clause = rlhf_spec.clauses.clause(arguments.slug)
+    print(f"{clause.slug} ({clause.level})\n\n{clause.sentence}\n")
+    print(f"formula:  {clause.formula}\nwhy:      {clause.why}")
+    print(f"stopped:  {', '.join(clause.bugs) or 'none known'}")
+    return CONFORMANT_STATUS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

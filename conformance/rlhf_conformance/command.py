@@ -1,0 +1,188 @@
+"""Running a plan: through pytest and its workers for a named adapter, in this process for an object."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import rlhf_spec.clauses
+from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.loading import LoadError, validate
+from rlhf_conformance.plugin import ENTRY, PLAN_OPTION, PROPERTY, UNUSABLE, stack_file
+from rlhf_conformance.results import LOST, KnownFailure, Report, Result
+from rlhf_conformance.suite import Plan, Suite, UsageError, environment, selected
+
+Progress = Callable[[Result, int, int], None]
+"""Called with each result, how many there are so far, and how many there will be."""
+
+
+def check(
+    adapter: Adapter | str,
+    *,
+    options: dict[str, Any] | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    profile: str = "gate",
+    only: tuple[str, ...] | list[str] = (),
+    strict: bool = False,
+    seed: int = 0,
+    workers: int = 1,
+    known_failures: tuple[KnownFailure, ...] = (),
+) -> Report:
+    """Check an adapter and return the report.
+
+    An adapter object is tried in this process, one clause after the other; a name ("package.module:Name", a path or a short
+    name) in `workers` processes, in which the adapter may hang or die without taking the report along. Raises LoadError
+    where the adapter cannot be had, UsageError where there is no such device or clause.
+    """
+    plan = Plan(
+        adapter=adapter if isinstance(adapter, str) else None,
+        options=dict(options or {}),
+        device=device,
+        dtype=dtype,
+        profile=profile,
+        only=tuple(only),
+        strict=strict,
+        seed=seed,
+        known_failures=tuple(known_failures),
+    )
+    selected(plan.only)
+    if isinstance(adapter, str):
+        return run_plan(plan, workers)
+    validate(adapter)
+    return _run_here(Suite(plan, adapter))
+
+
+def _run_here(suite: Suite) -> Report:
+    started = time.perf_counter()
+    results = tuple(suite.run(slug) for slug in suite.slugs)
+    return Report(
+        results, suite.describe(), environment(suite.plan), _run_of(suite.plan, started, 0), suite.plan.strict
+    )
+
+
+def _run_of(plan: Plan, started: float, workers: int) -> dict[str, Any]:
+    seconds = round(time.perf_counter() - started, 2)
+    return {
+        "profile": plan.profile,
+        "seed": plan.seed,
+        "only": list(plan.only),
+        "strict": plan.strict,
+        "workers": workers,
+        "seconds": seconds,
+    }
+
+
+def run_plan(plan: Plan, workers: int, progress: Progress | None = None) -> Report:
+    """Run a plan in worker processes under pytest and xdist. Raises LoadError, UsageError."""
+    import pytest
+
+    started = time.perf_counter()
+    slugs = selected(plan.only)
+    with tempfile.TemporaryDirectory(prefix="rlhf-conformance-", ignore_cleanup_errors=True) as folder:
+        plan = replace(plan, folder=folder)
+        gathered = _Gathered(plan, len(slugs), progress)
+        ini = Path(folder) / "pytest.ini"
+        ini.write_text("[pytest]\n")
+        arguments = [
+            str(ENTRY),
+            *("-c", str(ini), "--rootdir", folder, "--noconftest"),
+            *("-p", "xdist.plugin", "-p", "rlhf_conformance.plugin", "-p", "no:cacheprovider", "-p", "no:terminal"),
+            *("-n", str(max(1, min(workers, len(slugs)))), "--dist", "load", "--maxschedchunk", "1"),
+            *("--max-worker-restart", str(len(slugs))),
+            *(PLAN_OPTION, plan.to_json()),
+        ]
+        with _worker_environment():
+            pytest.main(arguments, plugins=[gathered])
+        if gathered.unusable is not None:
+            raise LoadError(gathered.unusable)
+        results = tuple(gathered.results.get(slug) or gathered.lost(slug) for slug in slugs)
+    subject = gathered.subject or {"adapter": plan.adapter, "name": plan.adapter, "options": plan.options}
+    return Report(results, subject, gathered.environment, _run_of(plan, started, workers), plan.strict)
+
+
+@contextlib.contextmanager
+def _worker_environment() -> Iterator[None]:
+    """What workers inherit: no foreign pytest plugins or options, quiet libraries, one thread each."""
+    wanted = {
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_ADDOPTS": "",
+        "PYTEST_PLUGINS": "",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+@dataclass
+class _Gathered:
+    """A pytest plugin of the controlling process: collects what the workers send, and survives their death."""
+
+    plan: Plan
+    total: int
+    progress: Progress | None
+    results: dict[str, Result] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    subject: dict[str, Any] = field(default_factory=dict)
+    unusable: str | None = None
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        slug = report.nodeid.rsplit("::", 1)[-1].partition("[")[0]
+        for key, value in report.user_properties:
+            if key == UNUSABLE:
+                self.unusable = self.unusable or value
+            if key == PROPERTY and slug not in self.results:
+                self._add(Result.from_json(value))
+        if report.failed and slug not in self.results and self.unusable is None:
+            self._add(self.lost(slug, str(report.longrepr)))
+
+    def pytest_testnodedown(self, node: Any, error: Any) -> None:
+        output = getattr(node, "workeroutput", {})
+        self.environment = output.get("rlhf_environment", self.environment)
+        self.subject = output.get("rlhf_subject", self.subject)
+
+    def _add(self, result: Result) -> None:
+        self.results[result.clause] = result
+        if self.progress is not None:
+            self.progress(result, len(self.results), self.total)
+
+    def lost(self, slug: str, said: str = "") -> Result:
+        """The verdict on a clause whose worker died under it, with the reason where one is known."""
+        clause = rlhf_spec.clauses.clause(slug)
+        return Result(slug, clause.level, LOST, reason=self._cause(slug, said))
+
+    def _cause(self, slug: str, said: str) -> str:
+        stack = stack_file(self.plan, slug)
+        text = stack.read_text() if stack.exists() else ""
+        if "Timeout" in text:
+            from rlhf_conformance.runner import PROFILES
+
+            frames = [line.strip() for line in text.splitlines() if line.strip().startswith("File")]
+            limit = PROFILES[self.plan.profile].time_limit
+            return (
+                f"the adapter took longer than {limit:g} s and was ended, in {frames[0] if frames else 'unknown code'}"
+            )
+        if "crashed" in said:
+            return "the process of the adapter ended while this clause was tried (it exited, was killed, or crashed)"
+        return f"the suite itself failed here, please report it: {said.strip()[-1500:]}" if said else "never started"
+
+
+__all__ = ["LoadError", "UsageError", "check", "run_plan"]

@@ -1,0 +1,140 @@
+"""Comparisons: what was expected, what came, where, and whether the difference is within its budget.
+
+A check calls the judge; the judge raises `ClauseFailure` at the first comparison that does not hold and remembers how
+near the others came (`margin`, observed error over budget).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_conformance._lazy import torch
+
+Place = Callable[[tuple[int, ...]], str]
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One difference: the quantity, where it is, what it should be and what it is."""
+
+    what: str
+    place: str
+    expected: str
+    actual: str
+    error: float | None = None
+    budget: float | None = None
+    count: str = ""
+    note: str = ""
+
+
+class ClauseFailure(AssertionError):
+    """The adapter's answer breaks the clause."""
+
+    def __init__(self, mismatch: Mismatch) -> None:
+        where = f" at {mismatch.place}" if mismatch.place else ""
+        super().__init__(f"{mismatch.what}{where}: expected {mismatch.expected}, got {mismatch.actual}")
+        self.mismatch = mismatch
+
+
+def sample_action(index: tuple[int, ...]) -> str:
+    """(1, 2) -> "sample 1, action 2"."""
+    return ", ".join(f"{name} {i}" for name, i in zip(("sample", "action"), index, strict=False))
+
+
+def sample_position(index: tuple[int, ...]) -> str:
+    return ", ".join(f"{name} {i}" for name, i in zip(("sample", "position", "entry"), index, strict=False))
+
+
+def row_column(index: tuple[int, ...]) -> str:
+    return ", ".join(f"{name} {i}" for name, i in zip(("row", "column", "entry"), index, strict=False))
+
+
+@dataclass
+class Judge:
+    """Collects the margin of a check and raises on the first broken comparison."""
+
+    margin: float | None = None
+    comparisons: int = 0
+    _notes: list[str] = field(default_factory=list)
+
+    def close(
+        self,
+        actual: Any,
+        expected: Any,
+        budget: Any,
+        *,
+        what: str,
+        place: Place = row_column,
+        note: str = "",
+    ) -> None:
+        """Every number of `actual` within `budget` of `expected`.
+
+        All three are numbers, tensors or (ragged) nested lists of them; a budget may be one number for all, or one number
+        for each sample. NaN and infinity are only close to themselves.
+        """
+        got, want = list(_leaves(actual)), list(_leaves(expected))
+        if [i for i, _ in got] != [i for i, _ in want]:
+            self.fail(what, expected=f"{len(want)} numbers", actual=f"{len(got)} numbers", note=note)
+        bad: list[tuple[float, Mismatch]] = []
+        self.comparisons += len(want)
+        for (index, a), (_, e) in zip(got, want, strict=True):
+            allowed = _budget_at(budget, index)
+            if a == e or (math.isnan(a) and math.isnan(e)):
+                error = 0.0
+            else:
+                error = abs(a - e)
+            ratio = error / allowed if allowed > 0 else (0.0 if error == 0 else math.inf)
+            if not ratio <= 1.0:
+                severity = ratio if not math.isnan(ratio) else math.inf
+                mismatch = Mismatch(what, place(index), _show(e), _show(a), error, allowed, note=note)
+                bad.append((severity, mismatch))
+            elif self.margin is None or ratio > self.margin:
+                self.margin = ratio
+        if bad:
+            first = bad[0][1]
+            raise ClauseFailure(_with_count(first, len(bad), len(want)))
+
+    def equal(self, actual: Any, expected: Any, *, what: str, place: Place = row_column, note: str = "") -> None:
+        """Every number of `actual` exactly `expected`."""
+        self.close(actual, expected, 0.0, what=what, place=place, note=note)
+
+    def that(self, condition: bool, what: str, *, expected: str, actual: str, place: str = "", note: str = "") -> None:
+        """A plain fact."""
+        self.comparisons += 1
+        if not condition:
+            self.fail(what, expected=expected, actual=actual, place=place, note=note)
+
+    def fail(self, what: str, *, expected: str, actual: str, place: str = "", note: str = "") -> None:
+        raise ClauseFailure(Mismatch(what, place, expected, actual, note=note))
+
+
+def _with_count(mismatch: Mismatch, bad: int, total: int) -> Mismatch:
+    from dataclasses import replace
+
+    return replace(mismatch, count=f"{bad} of {total} numbers differ") if total > 1 else mismatch
+
+
+def _leaves(value: Any, index: tuple[int, ...] = ()) -> Any:
+    """(index, float) for every number of a nested list, a list of tensors, a tensor or a number."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().double().tolist() if value.dtype != torch.bool else value.long().tolist()
+    if isinstance(value, Sequence):
+        for i, item in enumerate(value):
+            yield from _leaves(item, (*index, i))
+    else:
+        yield index, float(value)
+
+
+def _budget_at(budget: Any, index: tuple[int, ...]) -> float:
+    for i in index:
+        if not isinstance(budget, Sequence):
+            break
+        budget = budget[i]
+    return float(budget)
+
+
+def _show(value: float) -> str:
+    return f"{value:.7g}"

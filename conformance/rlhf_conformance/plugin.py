@@ -1,0 +1,172 @@
+"""The pytest plugin: a `Suite` in a test module is collected as one item for each clause.
+
+Items are named `clause[device-dtype]`, so that -k, -x, --lf, xdist and JUnit work as with any test. The result of each
+travels with its report (`user_properties`), which is how the command line gets it back from the workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_conformance.loading import LoadError
+from rlhf_conformance.results import (
+    ERROR,
+    FAIL,
+    INCONCLUSIVE,
+    KNOWN_FAILURE,
+    NOT_PROVIDED,
+    PASS,
+    SKIP,
+    UNEXPECTED_PASS,
+    Result,
+)
+from rlhf_conformance.suite import Plan, Suite, UsageError
+
+PROPERTY = "rlhf_conformance"
+UNUSABLE = "rlhf_conformance_unusable"
+PLAN_OPTION = "--rlhf-conformance-plan"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("rlhf-conformance")
+    group.addoption(PLAN_OPTION, default=None, help="used by the rlhf-conformance command to reach its workers")
+
+
+def pytest_pycollect_makeitem(collector: Any, name: str, obj: Any) -> Any:
+    if isinstance(obj, Suite):
+        return ClauseCollector.from_parent(collector, name=name, suite=obj)
+    return None
+
+
+def pytest_collect_file(file_path: Path, parent: Any) -> Any:
+    """The command's own entry: a file that is never imported, behind which stands the plan on the command line."""
+    text = parent.config.getoption(PLAN_OPTION)
+    if text is None or file_path.name != ENTRY.name:
+        return None
+    return PlanFile.from_parent(parent, path=file_path, suite=_suite_of(parent.config, text))
+
+
+def _suite_of(config: Any, text: str) -> Suite:
+    if not hasattr(config, "_rlhf_conformance_suite"):
+        config._rlhf_conformance_suite = Suite(Plan.from_json(text))
+    return config._rlhf_conformance_suite  # type: ignore[no-any-return]
+
+
+ENTRY = Path(__file__).with_name("clauses.plan")
+
+
+class _Clauses:
+    """Collects one item for each clause of a suite."""
+
+    suite: Suite
+
+    def collect(self) -> Iterator[pytest.Item]:
+        for slug in self.suite.slugs:
+            yield ClauseItem.from_parent(self, name=f"{slug}[{self.suite.plan.where}]", slug=slug, suite=self.suite)
+
+
+class ClauseCollector(_Clauses, pytest.Collector):
+    """The clauses of a suite in a test module."""
+
+    def __init__(self, *, suite: Suite, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.suite = suite
+
+
+class PlanFile(_Clauses, pytest.File):
+    """The clauses of the plan on the command line."""
+
+    def __init__(self, *, suite: Suite, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.suite = suite
+
+
+class ClauseFailed(Exception):
+    """Carries a result that is not a pass to pytest."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.reason)
+        self.result = result
+
+
+class ClauseItem(pytest.Item):
+    """One clause, tried on the suite's subject."""
+
+    def __init__(self, *, slug: str, suite: Suite, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.slug = slug
+        self.suite = suite
+
+    def runtest(self) -> None:
+        try:
+            with _time_limit(self.suite, self.slug):
+                result = self.suite.run(self.slug)
+        except (LoadError, UsageError) as error:
+            self.user_properties.append((UNUSABLE, str(error)))
+            raise
+        self.user_properties.append((PROPERTY, result.to_json()))
+        if result.verdict in (NOT_PROVIDED, SKIP):
+            pytest.skip(f"{result.verdict}: {result.reason}")
+        if result.verdict == KNOWN_FAILURE or (
+            result.level == "SHOULD" and result.verdict in (FAIL, ERROR) and self._lenient
+        ):
+            pytest.xfail(f"{result.level} {result.verdict}: {result.reason}")
+        if result.verdict in (FAIL, ERROR, UNEXPECTED_PASS, INCONCLUSIVE):
+            raise ClauseFailed(result)
+        assert result.verdict == PASS
+
+    @property
+    def _lenient(self) -> bool:
+        return not self.suite.plan.strict
+
+    def repr_failure(self, excinfo: Any, style: Any = None) -> Any:
+        if isinstance(excinfo.value, ClauseFailed):
+            from rlhf_conformance.terminal import describe
+
+            return describe(excinfo.value.result)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, 0, self.name
+
+
+@contextlib.contextmanager
+def _time_limit(suite: Suite, slug: str) -> Iterator[None]:
+    """In a worker of the command: end the process where a clause hangs, and leave the stack where the command finds it.
+
+    faulthandler's timer needs no cooperation of what hangs, not even the interpreter's lock.
+    """
+    from rlhf_conformance.runner import PROFILES
+
+    if not suite.plan.folder:
+        yield
+        return
+    path = stack_file(suite.plan, slug)
+    with path.open("w") as file:
+        faulthandler.dump_traceback_later(PROFILES[suite.plan.profile].time_limit, exit=True, file=file)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    path.unlink()
+
+
+def stack_file(plan: Plan, slug: str) -> Path:
+    """Where the stack of a clause that ran out of time is written."""
+    return Path(plan.folder) / f"{slug}.stack"
+
+
+def pytest_sessionfinish(session: Any) -> None:
+    """A worker tells the command what it ran with."""
+    suite = getattr(session.config, "_rlhf_conformance_suite", None)
+    if suite is not None and hasattr(session.config, "workeroutput") and suite._subject is not None:
+        from rlhf_conformance.suite import environment
+
+        session.config.workeroutput["rlhf_environment"] = environment(suite.plan)
+        session.config.workeroutput["rlhf_subject"] = suite.describe()

@@ -1,0 +1,67 @@
+"""The JSON report: written by `--report DIR`, read back with its shape checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import rlhf_spec.clauses
+from rlhf_conformance.results import VERDICTS, Report, Result
+
+SCHEMA = "rlhf-conformance/report/1"
+FILE_NAME = "report.json"
+
+
+class ReportError(ValueError):
+    """A file is not a whole report."""
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as plain data; `docs/report.md` describes every field."""
+    return {
+        "schema": SCHEMA,
+        "subject": report.subject,
+        "environment": report.environment,
+        "run": report.run,
+        "results": [
+            {**result.to_json(), "sentence": rlhf_spec.clauses.clause(result.clause).sentence}
+            for result in report.results
+        ],
+        "summary": {
+            "verdict": report.verdict,
+            "exit_status": report.exit_status,
+            "counts": {verdict: report.count(verdict) for verdict in VERDICTS},
+        },
+        "footer": {"results": len(report.results), "complete": True},
+    }
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Write `report.json` into `folder`, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE_NAME
+    path.write_text(json.dumps(to_json(report), indent=1) + "\n")
+    return path
+
+
+def read(path: Path) -> Report:
+    """A report that was written by `write`. Raises ReportError where it is cut short, doubled or changed by hand."""
+    try:
+        data = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise ReportError(f"{path} is not a report of schema {SCHEMA}")
+    footer = data.get("footer", {})
+    rows = data.get("results", [])
+    if footer != {"results": len(rows), "complete": True}:
+        raise ReportError(f"{path} was cut short: {len(rows)} results, footer {footer}")
+    slugs = [row["clause"] for row in rows]
+    if len(set(slugs)) != len(slugs):
+        raise ReportError(f"{path} holds a clause twice")
+    results = tuple(Result.from_json({k: v for k, v in row.items() if k != "sentence"}) for row in rows)
+    report = Report(results, data["subject"], data["environment"], data["run"], data["run"]["strict"])
+    if to_json(report)["summary"] != data.get("summary"):
+        raise ReportError(f"{path} has a summary that does not follow from its results")
+    return report

@@ -1,0 +1,153 @@
+"""Verdicts and results: what a run says about each clause. Plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+PASS = "pass"
+FAIL = "fail"
+ERROR = "error"
+NOT_PROVIDED = "not-provided"
+SKIP = "skip"
+KNOWN_FAILURE = "known-failure"
+UNEXPECTED_PASS = "unexpected-pass"
+INCONCLUSIVE = "inconclusive"
+LOST = "lost"
+
+VERDICTS = (PASS, FAIL, ERROR, NOT_PROVIDED, SKIP, KNOWN_FAILURE, UNEXPECTED_PASS, INCONCLUSIVE, LOST)
+NOT_CONFORMANT = (FAIL, ERROR, UNEXPECTED_PASS)
+NOT_FINISHED = (INCONCLUSIVE, LOST)
+
+CONFORMANT_STATUS, FAILED_STATUS, USAGE_STATUS, INCOMPLETE_STATUS = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What broke a clause: the quantity, where, what it should be, what it was, on which case."""
+
+    what: str
+    place: str
+    expected: str
+    actual: str
+    error: float | None = None
+    budget: float | None = None
+    count: str = ""
+    note: str = ""
+    case: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The verdict on one clause.
+
+    reason      why it is not a pass, in a sentence; empty for passes
+    examples    cases tried, `floor` the least number that makes a pass
+    margin      the largest observed error over its budget, None where nothing was compared within a budget
+    seconds     wall time
+    """
+
+    clause: str
+    level: str
+    verdict: str
+    reason: str = ""
+    examples: int = 0
+    floor: int = 0
+    margin: float | None = None
+    seconds: float = 0.0
+    failure: Failure | None = None
+
+    @property
+    def chapter(self) -> str:
+        return self.clause.split(".")[0]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "chapter": self.chapter}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Result:
+        fields = {key: value for key, value in data.items() if key != "chapter"}
+        failure = fields.pop("failure")
+        return cls(**fields, failure=Failure(**failure) if failure else None)
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """A failure that the maintainer has accepted: the clause, and why."""
+
+    clause: str
+    reason: str
+    issue: str = ""
+
+
+def with_known_failures(result: Result, known: tuple[KnownFailure, ...]) -> Result:
+    """The verdict in the light of the accepted failures."""
+    row = next((k for k in known if k.clause == result.clause), None)
+    if row is None:
+        return result
+    if result.verdict in (FAIL, ERROR):
+        return replace(result, verdict=KNOWN_FAILURE, reason=f"accepted: {row.reason}. {result.reason}")
+    if result.verdict == PASS:
+        return replace(
+            result,
+            verdict=UNEXPECTED_PASS,
+            reason=f"accepted as a known failure ({row.reason}), but it passes: remove the row",
+        )
+    return result
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a run found, and what it ran with.
+
+    environment     versions, device, dtype and settings that move numbers
+    run             profile, seed, workers, seconds, ...
+    subject         the adapter: its name, options, what it provides and declares
+    """
+
+    results: tuple[Result, ...]
+    subject: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    strict: bool = False
+
+    def count(self, verdict: str) -> int:
+        return sum(result.verdict == verdict for result in self.results)
+
+    @property
+    def broken(self) -> tuple[Result, ...]:
+        """Results that make the adapter not conformant: of SHOULD clauses only if strict."""
+        return tuple(r for r in self.results if r.verdict in NOT_CONFORMANT and (self.strict or r.level != "SHOULD"))
+
+    @property
+    def warnings(self) -> tuple[Result, ...]:
+        """Broken SHOULD clauses of a run that is not strict."""
+        return tuple(r for r in self.results if r.verdict in NOT_CONFORMANT and r not in self.broken)
+
+    @property
+    def unfinished(self) -> tuple[Result, ...]:
+        return tuple(r for r in self.results if r.verdict in NOT_FINISHED)
+
+    @property
+    def exit_status(self) -> int:
+        """0 conformant, 1 not conformant, 3 incomplete: something that should have been judged was not, or nothing was."""
+        if self.broken:
+            return FAILED_STATUS
+        if self.unfinished or not self.count(PASS):
+            return INCOMPLETE_STATUS
+        return CONFORMANT_STATUS
+
+    @property
+    def verdict(self) -> str:
+        return {
+            CONFORMANT_STATUS: "CONFORMANT",
+            FAILED_STATUS: "NOT CONFORMANT",
+            INCOMPLETE_STATUS: "INCOMPLETE",
+        }[self.exit_status]
+
+    def result(self, clause: str) -> Result:
+        """The result of one clause. Raises KeyError if it was not in the run."""
+        for result in self.results:
+            if result.clause == clause:
+                return result
+        raise KeyError(clause)

@@ -1,0 +1,167 @@
+"""Running one check: Hypothesis draws and shrinks, this decides what the outcome means."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, Verbosity, settings
+from hypothesis.errors import Flaky, FlakyFailure, Unsatisfiable
+
+import rlhf_spec.clauses
+from rlhf_conformance.checks import Check, NotReturned, checks
+from rlhf_conformance.judge import ClauseFailure, Judge
+from rlhf_conformance.results import (
+    ERROR,
+    FAIL,
+    INCONCLUSIVE,
+    NOT_PROVIDED,
+    PASS,
+    Failure,
+    Result,
+)
+from rlhf_conformance.subject import AdapterError, Subject, WiringError
+
+SHRINK_SECONDS = 6.0
+"""How long a failing case is made smaller; afterwards the smallest so far stands."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much is tried.
+
+    examples        cases of a cheap check; a check's effort divides it
+    fraction        the least share of them that must have been valid for a pass
+    deterministic   the same cases in every run with the same seed
+    time_limit      seconds for a clause, after which its process is given up
+    """
+
+    name: str
+    examples: int
+    deterministic: bool
+    time_limit: float
+    fraction: float = 0.5
+
+    def examples_of(self, check: Check) -> int:
+        return 1 if check.single else max(2, self.examples // check.effort)
+
+    def floor_of(self, check: Check) -> int:
+        return 1 if check.single else max(1, int(self.fraction * self.examples_of(check)))
+
+
+PROFILES = {
+    "smoke": Profile("smoke", 4, deterministic=True, time_limit=30),
+    "gate": Profile("gate", 60, deterministic=True, time_limit=60),
+    "full": Profile("full", 600, deterministic=False, time_limit=300),
+}
+
+
+@dataclass
+class _Trial:
+    """The running of one check, as far as it has come."""
+
+    check: Check
+    subject: Subject
+    judge: Judge = field(default_factory=Judge)
+    examples: int = 0
+    failures: dict[Any, BaseException] = field(default_factory=dict)
+    gave_up: float | None = None
+
+    def attempt(self, case: Any) -> None:
+        """One case. After SHRINK_SECONDS of shrinking, only cases already known to fail fail again, so that it ends."""
+        if self.gave_up is not None and time.monotonic() > self.gave_up:
+            if repr(case) in self.failures:
+                raise self.failures[repr(case)]
+            return
+        try:
+            self.check.function(self.subject, case, self.judge)
+        except (ClauseFailure, AdapterError, WiringError) as error:
+            error.case = case  # type: ignore[union-attr]
+            self.failures[repr(case)] = error
+            if self.gave_up is None:
+                self.gave_up = time.monotonic() + SHRINK_SECONDS
+            raise
+        self.examples += 1
+
+
+def seed_of(slug: str, seed: int) -> int:
+    """The seed of one clause's cases: different clauses see different cases, the same in every process."""
+    return zlib.crc32(f"{slug}:{seed}".encode())
+
+
+def run_clause(slug: str, subject: Subject, profile: Profile, seed: int, database: Any = None) -> Result:
+    """Try one clause on the subject. Whatever the adapter does short of ending the process becomes a verdict."""
+    clause, check = rlhf_spec.clauses.clause(slug), checks()[slug]
+    floor = profile.floor_of(check)
+    blank = Result(clause.slug, clause.level, PASS, floor=floor)
+    reason = check.not_provided(subject.adapter)
+    if reason:
+        return replace(blank, verdict=NOT_PROVIDED, reason=reason, floor=0)
+    started = time.perf_counter()
+    subject.forget_models()
+    trial = _Trial(check, subject)
+    outcome = _explore(trial, profile, seed_of(slug, seed), database)
+    done = replace(
+        blank,
+        examples=trial.examples,
+        margin=trial.judge.margin,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    return _judged(done, trial, outcome)
+
+
+def _explore(trial: _Trial, profile: Profile, seed: int, database: Any) -> BaseException | None:
+    """Let Hypothesis look for a failing case; the exception of the smallest one, or None."""
+    phases = [Phase.reuse, Phase.generate, Phase.shrink] if database is not None else [Phase.generate, Phase.shrink]
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=profile.examples_of(trial.check),
+        deadline=None,
+        database=database,
+        phases=phases,
+        derandomize=False,
+        report_multiple_bugs=False,
+        print_blob=False,
+        verbosity=Verbosity.quiet,
+        suppress_health_check=list(HealthCheck),
+    )
+    @hypothesis.given(trial.check.cases(trial.subject))
+    def explore(case: Any) -> None:
+        trial.attempt(case)
+
+    try:
+        explore()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return error
+    return None
+
+
+def _judged(result: Result, trial: _Trial, outcome: BaseException | None) -> Result:
+    if outcome is None:
+        if result.examples < result.floor or not trial.judge.comparisons:
+            reason = (
+                f"only {result.examples} valid cases of at least {result.floor}: the clause was not put to the test"
+            )
+            return replace(result, verdict=INCONCLUSIVE, reason=reason)
+        return result
+    if isinstance(outcome, ClauseFailure):
+        failure = Failure(**asdict(outcome.mismatch), case=repr(outcome.case))  # type: ignore[attr-defined]
+        return replace(result, verdict=FAIL, reason=str(outcome), failure=failure)
+    if isinstance(outcome, NotReturned):
+        return replace(result, verdict=NOT_PROVIDED, reason=str(outcome), floor=0)
+    if isinstance(outcome, WiringError | AdapterError):
+        failure = Failure(what=str(outcome), place="", expected="", actual="", case=repr(outcome.case))  # type: ignore[union-attr]
+        return replace(result, verdict=ERROR, reason=str(outcome), failure=failure)
+    if isinstance(outcome, Unsatisfiable):
+        return replace(result, verdict=INCONCLUSIVE, reason="no case could be drawn for what the adapter declares")
+    if isinstance(outcome, Flaky | FlakyFailure):
+        first = next(iter(trial.failures.values()), outcome)
+        reason = f"the same case failed once and passed once: the adapter is not deterministic. At first: {first}"
+        return replace(result, verdict=ERROR, reason=reason)
+    raise outcome

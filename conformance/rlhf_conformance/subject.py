@@ -1,0 +1,371 @@
+"""The adapter under test, as the checks see it: every call isolated, every answer validated before it is judged.
+
+A call hands the adapter copies of its inputs, notes whether it wrote to them or disturbed global state (and undoes that), turns
+whatever it raises into `AdapterError`, and an answer of the wrong kind or shape into `WiringError`. Checks only see answers
+that are wired right, so that a wrong number is told apart from a wrong plug.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf_conformance._lazy import torch
+from rlhf_conformance.adapter import (
+    Adapter,
+    PackedSequences,
+    PolicyLossResult,
+    ProcessedSequences,
+    provided,
+)
+from rlhf_conformance.batch import Batch, Prompts
+from rlhf_conformance.cases.losses import LossCase
+from rlhf_conformance.cases.models import ModelCase
+from rlhf_conformance.layouts import present
+from rlhf_conformance.probes import Checkpoint, Probe, ProbeStore
+from rlhf_conformance.truth import Truth
+
+
+class AdapterError(Exception):
+    """A method of the adapter raised."""
+
+    def __init__(self, method: str, cause: BaseException) -> None:
+        self.method = method
+        frames = traceback.extract_tb(cause.__traceback__)[1:]
+        self.where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+        kind = "called sys.exit" if isinstance(cause, SystemExit) else f"raised {type(cause).__name__}"
+        text = " ".join(str(cause).split())[:400]
+        super().__init__(f"{method} {kind}: {text}" + (f" ({self.where})" if self.where else ""))
+
+
+class WiringError(Exception):
+    """A method of the adapter returned something of the wrong kind: not wrong mathematics, but a wrong plug."""
+
+    def __init__(self, method: str, came: str, wanted: str) -> None:
+        self.method = method
+        super().__init__(f"{method} returned {came}; wanted {wanted}")
+
+
+@dataclass
+class CallRecord:
+    """What a call did besides answering."""
+
+    written: list[str] = field(default_factory=list)
+    disturbed: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Subject:
+    """One adapter on one device in one dtype."""
+
+    adapter: Adapter
+    device: str
+    dtype: torch.dtype
+    store: ProbeStore
+    truth: Truth
+    record: CallRecord = field(default_factory=CallRecord)
+    _models: dict[Any, Any] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, adapter: Adapter, *, device: str, dtype: str, store: ProbeStore) -> Subject:
+        torch_dtype = getattr(torch, dtype)
+        return cls(adapter, device, torch_dtype, store, Truth(store, torch_dtype, device))
+
+    @property
+    def provided(self) -> tuple[str, ...]:
+        return provided(self.adapter)
+
+    def forget_models(self) -> None:
+        """Drop the loaded models, so that no clause inherits what another one did to them."""
+        self._models.clear()
+
+    # --- calls ---------------------------------------------------------------------------------------------------
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the adapter on copies of `args`; see the module's docstring."""
+        copies = [_copy(arg) for arg in args]
+        answer = self.uncopied(method, *copies)
+        self.record.written = [
+            name
+            for index, (arg, copy) in enumerate(zip(args, copies, strict=True))
+            for name in _differences(arg, copy, f"argument {index + 1}")
+        ]
+        return answer
+
+    def uncopied(self, method: str, *args: Any) -> Any:
+        """Call a method of the adapter on `args` themselves."""
+        self.record = CallRecord()
+        before = _GlobalState.now()
+        try:
+            return getattr(self.adapter, method)(*args)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise AdapterError(method, error) from error
+        finally:
+            self.record.disturbed = before.restore()
+
+    def tensor(self, values: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """A tensor on the device under test: int64 for integers, the dtype under test for floats, or as asked."""
+        tensor = values if isinstance(values, torch.Tensor) else torch.tensor(values)
+        if dtype is None and tensor.is_floating_point():
+            dtype = self.dtype
+        return tensor.to(device=self.device, dtype=dtype)
+
+    # --- formulas ------------------------------------------------------------------------------------------------
+
+    def token_log_probs(self, logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+        answer = self.call("token_log_probs", logits, labels, temperature)
+        return _floats("token_log_probs", answer, tuple(labels.shape), "one log-prob for each label")
+
+    def token_entropy(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        answer = self.call("token_entropy", logits, temperature)
+        return _floats("token_entropy", answer, tuple(logits.shape[:-1]), "one entropy for each position")
+
+    def process_sequences(self, *args: Any) -> ProcessedSequences:
+        answer = self.call("process_sequences", *args)
+        if isinstance(answer, tuple) and len(answer) == 3:
+            answer = ProcessedSequences(*answer)
+        if not isinstance(answer, ProcessedSequences):
+            raise WiringError("process_sequences", _describe(answer), "a ProcessedSequences")
+        rows, width = args[0].shape
+        for name, shape in (
+            ("sequences", (rows, width)),
+            ("attention_mask", (rows, width)),
+            ("action_mask", (rows, width - args[1])),
+        ):
+            part = getattr(answer, name)
+            if part is not None:
+                _tensor("process_sequences", part, shape, f"{name} of that shape", label=name)
+        return answer
+
+    def position_ids(self, attention_mask: torch.Tensor) -> torch.Tensor:
+        answer = self.call("position_ids", attention_mask)
+        return _integers("position_ids", answer, tuple(attention_mask.shape), "a position for each cell")
+
+    def pack_sequences(self, sequences: list[torch.Tensor]) -> PackedSequences:
+        answer = self.call("pack_sequences", sequences)
+        if not isinstance(answer, PackedSequences):
+            raise WiringError("pack_sequences", _describe(answer), "a PackedSequences")
+        ids = answer.input_ids
+        if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.shape[0] != 1:
+            raise WiringError("pack_sequences", f"input_ids {_describe(ids)}", "a tensor of shape (1, N)")
+        for name in ("position_ids", "labels"):
+            part = getattr(answer, name)
+            if part is not None:
+                _tensor("pack_sequences", part, tuple(ids.shape), f"{name} shaped like input_ids", label=name)
+        return answer
+
+    # --- models --------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, probe: Probe, temperature: float = 1.0, normalize: bool = False) -> Checkpoint:
+        return self.store.checkpoint(
+            probe, dtype=self.dtype, device=self.device, temperature=temperature, normalize=normalize
+        )
+
+    def load(self, method: str, probe: Probe, temperature: float = 1.0, normalize: bool = False) -> Any:
+        """A freshly loaded model."""
+        model = self.call(method, self.checkpoint(probe, temperature, normalize))
+        if model is None:
+            raise WiringError(method, "None", "the model that later calls are to be given")
+        return model
+
+    def model(self, method: str, probe: Probe, temperature: float = 1.0, normalize: bool = False) -> Any:
+        """A loaded model, remembered within the clause."""
+        key = (method, probe, temperature, normalize)
+        if key not in self._models:
+            self._models[key] = self.load(*key)
+        return self._models[key]
+
+    def batch(self, case: ModelCase) -> Batch:
+        return present(
+            case.samples,
+            case.how,
+            pad_token_id=case.probe.pad_token_id,
+            temperature=case.temperature,
+            device=self.device,
+        )
+
+    def actions(self, method: str, model: Any, case: ModelCase) -> list[torch.Tensor]:
+        """`action_log_probs`, `action_entropy` or `action_values` of a case, one 1-D tensor for each sample."""
+        return self.actions_of(method, self.raw_actions(method, model, case), self.batch(case))
+
+    def raw_actions(self, method: str, model: Any, case: ModelCase) -> Any:
+        """The same as the adapter returns it."""
+        return self.call(method, model, self.batch(case))
+
+    def actions_of(self, method: str, answer: Any, batch: Batch) -> list[torch.Tensor]:
+        if not isinstance(answer, torch.Tensor) and not (
+            isinstance(answer, list | tuple) and all(isinstance(row, torch.Tensor) for row in answer)
+        ):
+            raise WiringError(method, _describe(answer), "a tensor, or a list of 1-D tensors, one for each sample")
+        try:
+            return batch.actions_to_ragged(answer)
+        except ValueError as error:
+            came, _, wanted = str(error).partition("; wanted ")
+            raise WiringError(method, came, wanted) from None
+
+    def rewards(self, model: Any, case: ModelCase) -> list[torch.Tensor]:
+        """One reward for each sample, as a list of 1-entry tensors."""
+        answer = self.call("rewards", model, self.batch(case))
+        answer = _floats("rewards", answer, (len(case.samples),), "one reward for each sequence")
+        return list(answer.split(1))
+
+    def whole_output(self, method: str, model: Any, case: ModelCase, *entry: int) -> list[torch.Tensor]:
+        """`logits` or `values`, one tensor (length, *entry) for each sample."""
+        batch = self.batch(case)
+        answer = self.call(method, model, batch)
+        shape = (*batch.input_ids.shape, *entry)
+        return batch.to_ragged(_floats(method, answer, tuple(shape), "an entry for every position"))
+
+    def generate(self, model: Any, prompts: Prompts) -> torch.Tensor:
+        answer = self.call("generate", model, prompts)
+        rows, width = prompts.input_ids.shape
+        if (
+            not isinstance(answer, torch.Tensor)
+            or answer.ndim != 2
+            or answer.shape[0] != rows
+            or answer.shape[1] <= width
+        ):
+            raise WiringError("generate", _describe(answer), f"token rows ({rows}, more than {width})")
+        return answer
+
+    # --- losses --------------------------------------------------------------------------------------------------
+
+    def loss(self, kind: str, case: LossCase, mask: torch.Tensor | None = None) -> LossAnswer:
+        """The policy or value loss of a case, with a leaf for the new log-probs or values."""
+        method = kind.replace("-", "_")
+        new = self.tensor(case.new).requires_grad_()
+        mask = self.tensor(case.mask) if mask is None else mask
+        answer = self.call(method, new, self.tensor(case.old), self.tensor(case.target), mask, case.options)
+        result = answer if isinstance(answer, PolicyLossResult) else PolicyLossResult(answer)
+        if not isinstance(result.loss, torch.Tensor) or result.loss.numel() != 1:
+            raise WiringError(method, _describe(result.loss), "the loss, a tensor with one number")
+        return LossAnswer(method, new, result)
+
+
+@dataclass(frozen=True)
+class LossAnswer:
+    """A loss with the leaf that it was computed from."""
+
+    method: str
+    new: torch.Tensor
+    result: PolicyLossResult
+
+    @property
+    def value(self) -> float:
+        return float(self.result.loss.detach())
+
+    def gradient(self) -> list[list[float]]:
+        """(B, T) gradient with respect to the new log-probs or values; zeros where there is no graph."""
+        loss = self.result.loss
+        if not loss.requires_grad:
+            return torch.zeros_like(self.new).tolist()
+        try:
+            (grad,) = torch.autograd.grad(loss.sum(), self.new, allow_unused=True)
+        except RuntimeError as error:
+            raise AdapterError(f"{self.method} (backward)", error) from error
+        return (torch.zeros_like(self.new) if grad is None else grad).double().tolist()
+
+
+@dataclass(frozen=True)
+class _GlobalState:
+    """Process-wide settings that a forward pass or a loss has no business changing."""
+
+    rng: torch.Tensor
+    cuda_rng: list[torch.Tensor]
+    grad: bool
+    inference: bool
+    dtype: torch.dtype
+    threads: int
+
+    @classmethod
+    def now(cls) -> _GlobalState:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return cls(
+            torch.get_rng_state(),
+            cuda,
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.get_default_dtype(),
+            torch.get_num_threads(),
+        )
+
+    def restore(self) -> list[str]:
+        """Put everything back; the names of what had changed."""
+        after, changed = _GlobalState.now(), []
+        if not torch.equal(after.rng, self.rng):
+            changed.append("the random number generator of the CPU")
+            torch.set_rng_state(self.rng)
+        if self.cuda_rng and any(not torch.equal(a, b) for a, b in zip(after.cuda_rng, self.cuda_rng, strict=True)):
+            changed.append("the random number generator of the GPU")
+            torch.cuda.set_rng_state_all(self.cuda_rng)
+        if after.grad != self.grad:
+            changed.append("the grad mode")
+            torch.set_grad_enabled(self.grad)
+        if after.dtype != self.dtype:
+            changed.append("the default dtype")
+            torch.set_default_dtype(self.dtype)
+        if after.threads != self.threads:
+            changed.append("the number of threads")
+            torch.set_num_threads(self.threads)
+        return changed
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    if isinstance(value, Batch | Prompts):
+        return replace(value, **{f.name: _copy(getattr(value, f.name)) for f in fields(value)})
+    return value
+
+
+def _differences(before: Any, after: Any, name: str) -> list[str]:
+    """The names of the tensors in `before` that differ from those in `after`."""
+    if isinstance(before, torch.Tensor):
+        same = before.shape == after.shape and torch.equal(before.nan_to_num(), after.nan_to_num())
+        return [] if same else [name]
+    if isinstance(before, list):
+        pairs = zip(before, after, strict=False)
+        return [n for i, (b, a) in enumerate(pairs) for n in _differences(b, a, f"{name}[{i}]")]
+    if is_dataclass(before) and isinstance(before, Batch | Prompts):
+        return [
+            n
+            for f in fields(before)
+            for n in _differences(getattr(before, f.name), getattr(after, f.name), f"batch.{f.name}")
+        ]
+    return []
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "None (is a return statement missing?)"
+    if isinstance(value, torch.Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
+
+
+def _tensor(method: str, value: Any, shape: tuple[int, ...], wanted: str, *, label: str = "") -> torch.Tensor:
+    if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape:
+        came = f"{label} = {_describe(value)}" if label else _describe(value)
+        raise WiringError(method, came, f"a tensor of shape {shape}: {wanted}")
+    return value
+
+
+def _floats(method: str, value: Any, shape: tuple[int, ...], wanted: str) -> torch.Tensor:
+    if not _tensor(method, value, shape, wanted).is_floating_point():
+        raise WiringError(method, _describe(value), f"floating-point numbers: {wanted}")
+    return value
+
+
+def _integers(method: str, value: Any, shape: tuple[int, ...], wanted: str) -> torch.Tensor:
+    if _tensor(method, value, shape, wanted).is_floating_point():
+        raise WiringError(method, _describe(value), f"integers: {wanted}")
+    return value

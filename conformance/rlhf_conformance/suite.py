@@ -1,0 +1,209 @@
+"""What a run consists of: which adapter, how much, on what. And the one object that both pytest and the command use."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import rlhf_spec.clauses
+from rlhf_conformance.adapter import Adapter, declarations, provided
+from rlhf_conformance.loading import load_adapter, validate
+from rlhf_conformance.results import KnownFailure, Result, with_known_failures
+
+
+class UsageError(Exception):
+    """The run was asked for something that there is not; the message is for the user."""
+
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run is asked for, as plain data that can be sent to a worker process.
+
+    adapter     what the user named, or None if the adapter is an object
+    only        slug prefixes; empty: all clauses
+    folder      where probes and the example database lie
+    """
+
+    adapter: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    dtype: str = "float32"
+    profile: str = "gate"
+    only: tuple[str, ...] = ()
+    strict: bool = False
+    seed: int = 0
+    folder: str = ""
+    database: str = ""
+    known_failures: tuple[KnownFailure, ...] = ()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        data = json.loads(text)
+        known = tuple(KnownFailure(**row) for row in data.pop("known_failures"))
+        return cls(**{**data, "only": tuple(data["only"])}, known_failures=known)
+
+    @property
+    def where(self) -> str:
+        """What stands behind a clause in ids and reports."""
+        return f"{self.device}-{self.dtype}"
+
+
+def selected(only: Sequence[str]) -> tuple[str, ...]:
+    """The slugs that begin with one of the prefixes, in the order of the specification. Raises UsageError for a prefix
+    that fits none."""
+    slugs = [clause.slug for clause in rlhf_spec.clauses.clauses()]
+    for prefix in only:
+        if not any(slug.startswith(prefix) for slug in slugs):
+            import difflib
+
+            near = difflib.get_close_matches(prefix, slugs, n=2)
+            hint = f"; is {' or '.join(near)} meant?" if near else "; `rlhf-conformance list` shows them"
+            raise UsageError(f"no clause begins with {prefix!r}{hint}")
+    return tuple(slug for slug in slugs if not only or any(slug.startswith(prefix) for prefix in only))
+
+
+class Suite:
+    """The clauses of a plan and the subject that they are tried on, made when the first clause needs it."""
+
+    def __init__(self, plan: Plan, adapter: Adapter | None = None) -> None:
+        self.plan = plan
+        self._adapter = adapter
+        self._subject: Any = None
+        self._probes: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def slugs(self) -> tuple[str, ...]:
+        return selected(self.plan.only)
+
+    @property
+    def adapter(self) -> Adapter:
+        if self._adapter is None:
+            assert self.plan.adapter is not None
+            self._adapter = load_adapter(self.plan.adapter, self.plan.options)
+        return self._adapter
+
+    @property
+    def subject(self) -> Any:
+        if self._subject is None:
+            from rlhf_conformance.probes import ProbeStore
+            from rlhf_conformance.subject import Subject
+
+            adapter = self.adapter
+            require_device(self.plan.device)
+            _settle_numerics()
+            store = ProbeStore(self._folder())
+            self._subject = Subject.make(adapter, device=self.plan.device, dtype=self.plan.dtype, store=store)
+        return self._subject
+
+    def run(self, slug: str) -> Result:
+        """Try one clause."""
+        from hypothesis.database import DirectoryBasedExampleDatabase
+
+        from rlhf_conformance.runner import PROFILES, run_clause
+
+        profile = PROFILES[self.plan.profile]
+        database = (
+            None if profile.deterministic else DirectoryBasedExampleDatabase(self.plan.database or ".rlhf-conformance")
+        )
+        result = run_clause(slug, self.subject, profile, self.plan.seed, database)
+        return with_known_failures(result, self.plan.known_failures)
+
+    def describe(self) -> dict[str, Any]:
+        """The adapter, for a report."""
+        adapter = self.adapter
+        return {
+            "adapter": self.plan.adapter or f"{type(adapter).__module__}:{type(adapter).__qualname__}",
+            "name": adapter.name or type(adapter).__name__,
+            "options": dict(self.plan.options),
+            "provides": list(provided(adapter)),
+            "declares": declarations(adapter),
+        }
+
+    def _folder(self) -> Path:
+        if self.plan.folder:
+            return Path(self.plan.folder) / "probes"
+        if self._probes is None:
+            self._probes = tempfile.TemporaryDirectory(prefix="rlhf-conformance-")
+        return Path(self._probes.name)
+
+
+def require_device(device: str) -> None:
+    """Raises UsageError where there is no such device."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"no device {device!r} on this machine: {str(error).splitlines()[0]}") from error
+
+
+def _settle_numerics() -> None:
+    """One thread, no TF32: what moves numbers is fixed, and stands in the report."""
+    import torch
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def environment(plan: Plan) -> dict[str, Any]:
+    """What moves numbers, for the head of a report."""
+    import importlib.metadata
+
+    import torch
+
+    def version(name: str) -> str | None:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    cuda = plan.device.startswith("cuda")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "torch": str(torch.__version__),
+        **{name: version(name) for name in ("transformers", "peft", "hypothesis", "rlhf-conformance")},
+        "device": plan.device,
+        "device_name": torch.cuda.get_device_name(plan.device) if cuda else platform.machine(),
+        "dtype": plan.dtype,
+        "tf32": bool(torch.backends.cuda.matmul.allow_tf32),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def conformance_suite(
+    adapter: Adapter,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    profile: str = "gate",
+    only: Iterable[str] = (),
+    strict: bool = False,
+    seed: int = 0,
+) -> Suite:
+    """The suite for a pytest file of one's own: `test_conformance = conformance_suite(MyTrainer())`.
+
+    pytest collects it as one item for each clause, `clause[device-dtype]`. A broken SHOULD is an expected failure unless
+    `strict`. Raises LoadError or UsageError for what cannot be run.
+    """
+    validate(adapter)
+    plan = Plan(device=device, dtype=dtype, profile=profile, only=tuple(only), strict=strict, seed=seed)
+    selected(plan.only)
+    return Suite(plan, adapter)
