@@ -89,6 +89,8 @@ def _value(text: str) -> Any:
 def _find(name: str) -> Any:
     if ":" not in name:
         return _by_short_name(name)
+    if name.startswith(("fault:", "twin:")):
+        return _from_library(*name.split(":", 1))
     location, _, attribute = name.rpartition(":")
     module = _from_file(location) if location.endswith(".py") else _from_module(location)
     return _attribute(module, attribute, location)
@@ -111,6 +113,17 @@ def _by_short_name(name: str) -> Any:
         if isinstance(v, type) and issubclass(v, Adapter) and v.__module__ == module.__name__
     )
     return found
+
+
+def _from_library(kind: str, name: str) -> Any:
+    from rlhf_conformance.faults import faults
+    from rlhf_conformance.twins import twins
+
+    known = {n: f.adapter for n, f in faults().items()} if kind == "fault" else dict(twins())
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        raise LoadError(f"there is no {kind} {name!r}" + (f"; is {' or '.join(near)} meant?" if near else ""))
+    return known[name]
 
 
 def _from_file(path: str) -> Any:
