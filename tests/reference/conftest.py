@@ -101,7 +101,7 @@ def logits_alone(checkpoints: dict[str, Path], batch: ref.RaggedBatch) -> Callab
     """`logits_alone("gpt2")`: for each sequence its logits (L, V) as lists, run alone and unpadded in float64."""
 
     def run(architecture: str) -> list[list[list[float]]]:
-        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoints[architecture], dtype=torch.float64)
+        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoints[architecture]).double()
         with torch.no_grad():
             return [model(sequence.unsqueeze(0)).logits[0].tolist() for sequence in batch.sequences()]
 

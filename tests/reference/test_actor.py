@@ -163,7 +163,7 @@ def test_editing_one_sequence_of_a_pack_changes_no_other(actor: ref.Actor, batch
 def test_a_module_answers_as_its_path_does(
     checkpoints: dict[str, Path], batch: ref.RaggedBatch, architecture: str
 ) -> None:
-    module = transformers.AutoModelForCausalLM.from_pretrained(checkpoints[architecture], dtype=torch.float32)
+    module = transformers.AutoModelForCausalLM.from_pretrained(checkpoints[architecture]).float()
     of_module, of_path = ref.Actor(module), ref.Actor(checkpoints[architecture])
     torch.testing.assert_close(answers(of_module, batch, "packed"), answers(of_path, batch, "packed"), atol=0, rtol=0)
 

@@ -23,7 +23,7 @@ KINDS = pytest.mark.parametrize("kind", [ref.RewardModel, ref.CriticModel])
 
 def scores_alone(folder: Path, batch: ref.RaggedBatch) -> list[list[float]]:
     """What the head says at each position of each sequence, alone and unpadded, by transformers in float64."""
-    backbone = transformers.AutoModel.from_pretrained(folder, dtype=torch.float64)
+    backbone = transformers.AutoModel.from_pretrained(folder).double()
     head = load_file(folder / "model.safetensors")["score.weight"][0].double()
     with torch.no_grad():
         return [(backbone(x.unsqueeze(0)).last_hidden_state[0] @ head).tolist() for x in batch.sequences()]

@@ -75,7 +75,7 @@ def test_normalisation_comes_back(with_head: Callable[..., Path], tmp_path: Path
 def test_a_saved_reward_model_is_read_by_transformers(with_head: Callable[..., Path], tmp_path: Path) -> None:
     reward_model = ref.RewardModel(with_head("llama"))
     reward_model.save(tmp_path)
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).float()
     torch.testing.assert_close(theirs(INPUT).logits[0], ask(reward_model))
 
 
