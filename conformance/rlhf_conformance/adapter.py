@@ -140,7 +140,7 @@ class Adapter:
     # --- token log-probs -----------------------------------------------------------------------------------------
 
     def token_log_probs(self, logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-        """Log-prob, in nats, of each label: logits (B, T, V) in any float dtype, labels (B, T) int64, aligned. -> (B, T)"""
+        """Log-prob of each label, in nats: logits (B, T, V) in any float dtype, labels (B, T) int64. -> (B, T)"""
         raise NotImplementedError
 
     def token_entropy(self, logits: Tensor, temperature: float) -> Tensor:
@@ -180,7 +180,8 @@ class Adapter:
     def action_log_probs(self, actor: Any, batch: Batch) -> Tensor | Sequence[Tensor]:
         """Log-probs of the actions as the trainer takes old log-probs (no dropout), with a graph to the parameters.
         -> (B, T) in the layouts "padded" and "left" (the last T = batch.num_actions columns of each row), (B, L - 1) in
-        "right" (one for each label), (sum of counts,) or (1, sum) in packs, or in any layout a list of B 1-D tensors."""
+        "right" (one for each label), (sum of counts,) or (1, sum) in packs, or in any layout a list of B 1-D
+        tensors."""
         raise NotImplementedError
 
     def action_entropy(self, actor: Any, batch: Batch) -> Tensor | Sequence[Tensor]:

@@ -16,9 +16,9 @@ from rlhf_conformance._lazy import torch
 class Batch:
     """Several sequences (prompt and response) in one layout.
 
-    layout            "padded": prompts padded left to P, responses padded right to T (L = P + T); "left", "right": whole
-                      rows padded on that side; "packed": one row of N tokens; "packed-tail": a pack followed by padding;
-                      "sharded": a pack with tail, cut into S equal shards
+    layout            "padded": prompts padded left to P, responses padded right to T (L = P + T); "left", "right":
+                      whole rows padded on that side; "packed": one row of N tokens; "packed-tail": a pack followed by
+                      padding; "sharded": a pack with tail, cut into S equal shards
     input_ids         int64, (B, L), (1, N), or (S, N / S) if sharded
     attention_mask    int64 (B, L), 1 on tokens; None in packs
     position_ids      int64, in packs only, restarting at 0 for each sequence; None in padded layouts, where the trainer
@@ -73,7 +73,7 @@ class Batch:
         ]
 
     def from_ragged(self, rows: Sequence[torch.Tensor], fill: float = 0) -> torch.Tensor:
-        """One tensor (length, ...) for each sample -> a tensor shaped like `input_ids`, `fill` in cells without token."""
+        """One tensor (length, ...) for each sample -> a tensor shaped like `input_ids`, `fill` in the other cells."""
         first = rows[0]
         out = first.new_full((*self.input_ids.shape, *first.shape[1:]), fill)
         for view, row in zip(self.to_ragged(out), rows, strict=True):
@@ -98,8 +98,8 @@ class Batch:
         total = sum(self.response_lengths)
         if answer.shape not in ((total,), (1, total)):
             raise ValueError(
-                f"shape {tuple(answer.shape)}; wanted ({total},) or (1, {total}), the actions of all sequences one after "
-                f"another, or a list of {len(self.starts)} 1-D tensors"
+                f"shape {tuple(answer.shape)}; wanted ({total},) or (1, {total}), the actions of all sequences "
+                f"one after another, or a list of {len(self.starts)} 1-D tensors"
             )
         return list(answer.reshape(-1).split(list(self.response_lengths)))
 

@@ -1,14 +1,16 @@
 """How far an honest answer may lie from the truth, and why. Every tolerance of the suite comes from here.
 
-The oracle is exact for our purposes (float64). An honest implementation rounds: its inputs are exactly representable in the
-dtype under test, each operation adds a relative error of at most one unit round-off `u`, and a sum of n terms adds at most
-(n - 1) u times the sum of their magnitudes, in whatever order it is taken (Higham, Accuracy and Stability of Numerical
-Algorithms, 2nd ed., ch. 3 and 4). A budget adds these up for the formula at hand and doubles the result.
+The oracle is exact for our purposes (float64). An honest implementation rounds: its inputs are exactly representable
+in the dtype under test, each operation adds a relative error of at most one unit round-off `u`, and a sum of n terms
+adds at most (n - 1) u times the sum of their magnitudes, in whatever order it is taken (Higham, Accuracy and
+Stability of Numerical Algorithms, 2nd ed., ch. 3 and 4). A budget adds these up for the formula at hand and doubles
+the result.
 
-Two things are not in the textbook. Trainers may compute in float32 whatever they are handed, and transformers does so for
-norms and rotary tables, so no budget is below that of float32 (`unit`). And the depth of a model makes a worst-case bound
-useless, so for model outputs a budget is a count of roundings plus four times the error that a plain run of the same model in
-the same dtype on the same device makes on the same sequences: never that sampled error alone, which can be zero.
+Two things are not in the textbook. Trainers may compute in float32 whatever they are handed, and transformers does
+so for norms and rotary tables, so no budget is below that of float32 (`unit`). And the depth of a model makes a
+worst-case bound useless, so for model outputs a budget is a count of roundings plus four times the error that a
+plain run of the same model in the same dtype on the same device makes on the same sequences: never that sampled
+error alone, which can be zero.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat1
 FLOAT32 = _UNIT["float32"]
 
 ROUNDINGS = 16
-"""Roundings of activations to the dtype between the embedding and the output of a two-layer probe, one behind the other."""
+"""Roundings of activations to the dtype between the embedding and the output of a two-layer probe, one behind the
+other."""
 REDUCTION = 300
 """Lengths of the inner products one behind the other in a two-layer probe (they accumulate in float32 or better)."""
 PLAIN = 4.0
@@ -56,7 +59,8 @@ def log_prob_gradient(logits: Sequence[float], temperature: float, dtype: torch.
 
 
 def policy_token(loss: float, log_ratio: float, dtype: torch.dtype) -> float:
-    """Of one token's policy loss or its gradient: the log-ratio's rounding is amplified by exp, then three operations."""
+    """Of one token's policy loss or its gradient: the log-ratio's rounding is amplified by exp, then three
+    operations."""
     return 2 * unit(dtype) * abs(loss) * (2 * abs(log_ratio) + 6)
 
 
@@ -94,6 +98,7 @@ def model_output(
 
 def model_gradient(largest: float, sampled: float, dtype: torch.dtype) -> float:
     """Of each entry of a parameter's gradient: `largest` is the largest magnitude of the gradient in the whole model,
-    `sampled` the largest error of a plain backward pass in the same dtype. Backward doubles the chain of the forward."""
+    `sampled` the largest error of a plain backward pass in the same dtype. Backward doubles the chain of the
+    forward."""
     arithmetic = largest * (2 * ROUNDINGS * unit(dtype) + 2 * REDUCTION * FLOAT32)
     return 2 * arithmetic + PLAIN * sampled + 1e-9

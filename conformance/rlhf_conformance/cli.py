@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="rlhf-conformance",
-        description="Check an RLHF trainer against the specification of its log-probs, masks, packs, models and losses.",
+        description="Check an RLHF trainer against the specification of its log-probs, masks, models and losses.",
         epilog="exit status: 0 conformant, 1 not conformant, 2 bad usage or unusable adapter, 3 incomplete",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -124,7 +124,8 @@ def _repeat(plan: object) -> str:
     from rlhf_conformance.suite import Plan
     from rlhf_conformance.terminal import command_line
 
-    assert isinstance(plan, Plan) and plan.adapter is not None
+    assert isinstance(plan, Plan)
+    assert plan.adapter is not None
     arguments = ["check", plan.adapter]
     for key, value in plan.options.items():
         arguments += ["-o", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]

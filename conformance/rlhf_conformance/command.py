@@ -37,9 +37,9 @@ def check(
 ) -> Report:
     """Check an adapter and return the report.
 
-    An adapter object is tried in this process, one clause after the other; a name ("package.module:Name", a path or a short
-    name) in `workers` processes, in which the adapter may hang or die without taking the report along. Raises LoadError
-    where the adapter cannot be had, UsageError where there is no such device or clause.
+    An adapter object is tried in this process, one clause after the other; a name ("package.module:Name", a path or
+    a short name) in `workers` processes, in which the adapter may hang or die without taking the report along.
+    Raises LoadError where the adapter cannot be had, UsageError where there is no such device or clause.
     """
     plan = Plan(
         adapter=adapter if isinstance(adapter, str) else None,
@@ -62,20 +62,19 @@ def check(
 def _run_here(suite: Suite) -> Report:
     started = time.perf_counter()
     results = tuple(suite.run(slug) for slug in suite.slugs)
-    return Report(
-        results, suite.describe(), environment(suite.plan), _run_of(suite.plan, started, 0), suite.plan.strict
-    )
+    run = _run_of(suite.plan, started, suite.import_seconds, workers=0)
+    return Report(results, suite.describe(), environment(suite.plan), run, suite.plan.strict)
 
 
-def _run_of(plan: Plan, started: float, workers: int) -> dict[str, Any]:
-    seconds = round(time.perf_counter() - started, 2)
+def _run_of(plan: Plan, started: float, import_seconds: float, *, workers: int) -> dict[str, Any]:
     return {
         "profile": plan.profile,
         "seed": plan.seed,
         "only": list(plan.only),
         "strict": plan.strict,
         "workers": workers,
-        "seconds": seconds,
+        "seconds": round(time.perf_counter() - started, 2),
+        "import_seconds": round(import_seconds, 2),
     }
 
 
@@ -104,7 +103,8 @@ def run_plan(plan: Plan, workers: int, progress: Progress | None = None) -> Repo
             raise LoadError(gathered.unusable)
         results = tuple(gathered.results.get(slug) or gathered.lost(slug) for slug in slugs)
     subject = gathered.subject or {"adapter": plan.adapter, "name": plan.adapter, "options": plan.options}
-    return Report(results, subject, gathered.environment, _run_of(plan, started, workers), plan.strict)
+    run = _run_of(plan, started, gathered.import_seconds, workers=workers)
+    return Report(results, subject, gathered.environment, run, plan.strict)
 
 
 @contextlib.contextmanager
@@ -143,6 +143,7 @@ class _Gathered:
     environment: dict[str, Any] = field(default_factory=dict)
     subject: dict[str, Any] = field(default_factory=dict)
     unusable: str | None = None
+    import_seconds: float = 0.0
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         slug = report.nodeid.rsplit("::", 1)[-1].partition("[")[0]
@@ -158,6 +159,7 @@ class _Gathered:
         output = getattr(node, "workeroutput", {})
         self.environment = output.get("rlhf_environment", self.environment)
         self.subject = output.get("rlhf_subject", self.subject)
+        self.import_seconds = max(self.import_seconds, output.get("rlhf_import_seconds", 0.0))
 
     def _add(self, result: Result) -> None:
         self.results[result.clause] = result

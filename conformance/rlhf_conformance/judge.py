@@ -72,8 +72,8 @@ class Judge:
     ) -> None:
         """Every number of `actual` within `budget` of `expected`.
 
-        All three are numbers, tensors or (ragged) nested lists of them; a budget may be one number for all, or one number
-        for each sample. NaN and infinity are only close to themselves.
+        All three are numbers, tensors or (ragged) nested lists of them; a budget may be one number for all, or one
+        number for each sample. NaN and infinity are only close to themselves.
         """
         got, want = list(_leaves(actual)), list(_leaves(expected))
         if [i for i, _ in got] != [i for i, _ in want]:

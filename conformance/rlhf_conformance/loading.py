@@ -132,10 +132,12 @@ def _from_file(path: str) -> Any:
         raise LoadError(f"there is no file {path} (looked for {file})")
     sys.path.insert(0, str(file.parent))
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    loader = spec.loader
+    assert loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[file.stem] = module
-    _import(lambda: spec.loader.exec_module(module), path)
+    _import(lambda: loader.exec_module(module), path)
     return module
 
 

@@ -170,3 +170,4 @@ def pytest_sessionfinish(session: Any) -> None:
 
         session.config.workeroutput["rlhf_environment"] = environment(suite.plan)
         session.config.workeroutput["rlhf_subject"] = suite.describe()
+        session.config.workeroutput["rlhf_import_seconds"] = suite.import_seconds

@@ -1,8 +1,8 @@
 """Probe checkpoints: tiny, random, seeded models on disk, which every adapter loads as it would load a real one.
 
-Two backbones, because they hide different bugs: Llama (rotary positions, grouped keys) sees only relative positions, GPT-2
-(learned positions) sees absolute ones. Weights are drawn once from a seed, large enough that every output differs, and
-rounded to bfloat16, so that half-precision loading is exact. Nothing is ever downloaded.
+Two backbones, because they hide different bugs: Llama (rotary positions, grouped keys) sees only relative positions,
+GPT-2 (learned positions) sees absolute ones. Weights are drawn once from a seed, large enough that every output
+differs, and rounded to bfloat16, so that half-precision loading is exact. Nothing is ever downloaded.
 """
 
 from __future__ import annotations
@@ -94,12 +94,13 @@ class Probe:
 class Checkpoint:
     """What an adapter is asked to load.
 
-    path            folder with config.json and model.safetensors in float32 (values exact in bfloat16); a causal LM, or a
-                    backbone with a bias-free head `<head_name>.weight` of shape (1, hidden)
+    path            folder with config.json and model.safetensors in float32 (values exact in bfloat16); a causal LM,
+                    or a backbone with a bias-free head `<head_name>.weight` of shape (1, hidden)
     head_name       None for a causal LM
     dtype, device   what to load it in and on
     temperature     for scoring actions
-    normalize       whether rewards or values are to be normalised by `mean` and `std` (also in the config, under these names)
+    normalize       whether rewards or values are to be normalised by `mean` and `std` (also in the config, under
+                    these names)
     """
 
     path: str

@@ -130,7 +130,7 @@ class Report:
 
     @property
     def exit_status(self) -> int:
-        """0 conformant, 1 not conformant, 3 incomplete: something that should have been judged was not, or nothing was."""
+        """0 conformant, 1 not conformant, 3 incomplete: something that should have been judged was not."""
         if self.broken:
             return FAILED_STATUS
         if self.unfinished or not self.count(PASS):

@@ -1,8 +1,8 @@
 """The adapter under test, as the checks see it: every call isolated, every answer validated before it is judged.
 
-A call hands the adapter copies of its inputs, notes whether it wrote to them or disturbed global state (and undoes that), turns
-whatever it raises into `AdapterError`, and an answer of the wrong kind or shape into `WiringError`. Checks only see answers
-that are wired right, so that a wrong number is told apart from a wrong plug.
+A call hands the adapter copies of its inputs, notes whether it wrote to them or disturbed global state (and undoes
+that), turns whatever it raises into `AdapterError`, and an answer of the wrong kind or shape into `WiringError`.
+Checks only see answers that are wired right, so that a wrong number is told apart from a wrong plug.
 """
 
 from __future__ import annotations

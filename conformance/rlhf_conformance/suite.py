@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -82,6 +83,7 @@ class Suite:
         self._adapter = adapter
         self._subject: Any = None
         self._probes: tempfile.TemporaryDirectory[str] | None = None
+        self.import_seconds = 0.0
 
     @property
     def slugs(self) -> tuple[str, ...]:
@@ -100,9 +102,12 @@ class Suite:
             from rlhf_conformance.probes import ProbeStore
             from rlhf_conformance.subject import Subject
 
-            adapter = self.adapter
-            require_device(self.plan.device)
+            started = time.perf_counter()
             _settle_numerics()
+            adapter = self.adapter
+            _import_libraries(adapter)
+            require_device(self.plan.device)
+            self.import_seconds = time.perf_counter() - started
             store = ProbeStore(self._folder())
             self._subject = Subject.make(adapter, device=self.plan.device, dtype=self.plan.dtype, store=store)
         return self._subject
@@ -149,6 +154,15 @@ def require_device(device: str) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"no device {device!r} on this machine: {str(error).splitlines()[0]}") from error
+
+
+def _import_libraries(adapter: Adapter) -> None:
+    """What the checks of this adapter will need, now, so that no clause's time has an import in it."""
+    from rlhf_conformance.checks import checks
+
+    checks()
+    if any(name.startswith("load_") for name in provided(adapter)):
+        from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 
 
 def _settle_numerics() -> None:
@@ -200,8 +214,8 @@ def conformance_suite(
 ) -> Suite:
     """The suite for a pytest file of one's own: `test_conformance = conformance_suite(MyTrainer())`.
 
-    pytest collects it as one item for each clause, `clause[device-dtype]`. A broken SHOULD is an expected failure unless
-    `strict`. Raises LoadError or UsageError for what cannot be run.
+    pytest collects it as one item for each clause, `clause[device-dtype]`. A broken SHOULD is an expected failure
+    unless `strict`. Raises LoadError or UsageError for what cannot be run.
     """
     validate(adapter)
     plan = Plan(device=device, dtype=dtype, profile=profile, only=tuple(only), strict=strict, seed=seed)

@@ -155,13 +155,13 @@ def _verdict(report: Report) -> Group:
     if report.warnings:
         slugs = ", ".join(r.clause for r in report.warnings)
         lines.append(Text(f"warning: broken SHOULD clauses (red with --strict): {slugs}", style="yellow"))
-    for result in report.results:
-        if result.verdict == KNOWN_FAILURE:
-            lines.append(Text(f"known failure: {result.clause}: {result.reason}", style="magenta"))
+    known = (r for r in report.results if r.verdict == KNOWN_FAILURE)
+    lines.extend(Text(f"known failure: {r.clause}: {r.reason}", style="magenta") for r in known)
     passed, asked = report.count(PASS), len(report.results)
     style = {0: "bold green", 1: "bold red", 3: "bold yellow"}[report.exit_status]
-    seconds = report.run.get("seconds", 0.0)
-    text = f"{report.verdict}: {passed} of {asked} clauses passed, {report.count(NOT_PROVIDED)} not provided, in {seconds:.1f} s"
+    seconds = f"{report.run['seconds']:.1f} s, imports {report.run['import_seconds']:.1f} s of it"
+    counts = f"{passed} of {asked} clauses passed, {report.count(NOT_PROVIDED)} not provided"
+    text = f"{report.verdict}: {counts}, in {seconds}"
     lines.append(Text(text, style=style))
     if not passed:
         lines.append(

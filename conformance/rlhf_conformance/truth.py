@@ -1,9 +1,10 @@
 """The oracle: what every sequence gives when it runs alone, unpadded, in float64 on the CPU.
 
-Formulas come from the specification (`rlhf_spec`), the forward pass from transformers, called in the plainest way there is:
-one row, explicit positions 0, 1, 2, ..., no mask, no cache. The backbone is shared with what is judged, layouts and index
-arithmetic are not. Beside each truth stands the answer of the same plain call in the dtype and on the device under test,
-from which budgets take their sampled part, and which tells whether a difference comes from the device.
+Formulas come from the specification (`rlhf_spec`), the forward pass from transformers, called in the plainest way
+there is: one row, explicit positions 0, 1, 2, ..., no mask, no cache. The backbone is shared with what is judged,
+layouts and index arithmetic are not. Beside each truth stands the answer of the same plain call in the dtype and on
+the device under test, from which budgets take their sampled part, and which tells whether a difference comes from
+the device.
 
 transformers computes norms and rotary tables in float32 whatever the dtype, hence a float32 floor in the budgets.
 """

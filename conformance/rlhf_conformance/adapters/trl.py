@@ -67,8 +67,9 @@ class TRL(Adapter):
         if not self.takes_attention_mask:
             prompt_length = batch.input_ids.shape[1] - batch.num_actions
             return get_reward(model, batch.input_ids, batch.pad_token_id, prompt_length)[1]
-        mask = utils.pad([torch.ones_like(row) for row in batch.sequences])  # rows padded right, as its collators do
-        return model(utils.pad(batch.sequences, batch.pad_token_id), mask, use_cache=False).logits.squeeze(-1)
+        rows = utils.pad(batch.sequences, batch.pad_token_id)  # on the right, as its collators do
+        mask = utils.pad([torch.ones_like(row) for row in batch.sequences])
+        return model(rows, attention_mask=mask, use_cache=False).logits.squeeze(-1)
 
     def save(self, model, folder):
         (model.save_model if hasattr(model, "save_model") else model.save_pretrained)(folder)

@@ -1,4 +1,5 @@
-"""Logits with labels. Values come from a seed, so that a shrunk case is a small shape rather than many small numbers."""
+"""Logits with labels. Values come from a seed, so that a shrunk case is a small shape rather than many small
+numbers."""
 
 from __future__ import annotations
 

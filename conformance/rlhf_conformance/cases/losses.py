@@ -1,12 +1,13 @@
 """Inputs of the two losses: a rectangle of tokens under a mask.
 
-Policy: `new`, `old`, `target` are log_probs, old_log_probs, advantages. Value: values, old_values, returns. All numbers are
-exactly representable in the dtype under test, and no token lies so near a kink of the formula (the edge of the clip, the
-place where two branches meet) that rounding could decide its gradient.
+Policy: `new`, `old`, `target` are log_probs, old_log_probs, advantages. Value: values, old_values, returns. All
+numbers are exactly representable in the dtype under test, and no token lies so near a kink of the formula (the edge
+of the clip, the place where two branches meet) that rounding could decide its gradient.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -268,7 +269,7 @@ class SplitCase:
     @property
     def parts(self) -> list[LossCase]:
         edges = [0, *self.cuts, len(self.case.mask)]
-        return [self.case.rows(range(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+        return [self.case.rows(range(a, b)) for a, b in itertools.pairwise(edges)]
 
 
 @st.composite

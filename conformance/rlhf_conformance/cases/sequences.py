@@ -51,6 +51,7 @@ class GeneratedShape:
     pad_is_stop: bool | None = None  # None: either
     stop_zero: bool = False
     specials_in_prompt: bool = False
+    pad_in_prompt: bool = True  # among those specials
     prompt_ends_in_stop: bool = False
     pad_first: bool = False
     sampled_pad: bool = False
@@ -79,7 +80,8 @@ def _special_ids(draw: Callable, shape: GeneratedShape) -> tuple[list[int], int]
     stops = draw(st.lists(st.integers(0, IDS - 1), min_size=fewest, max_size=min(shape.max_stops, 3), unique=True))
     if shape.stop_zero:
         stops = [0, *(s for s in stops if s != 0)][: max(1, shape.max_stops)]
-    pad_is_stop = draw(st.booleans()) if shape.pad_is_stop is None else shape.pad_is_stop
+    either = shape.pad_is_stop is None and (shape.pad_in_prompt or not shape.specials_in_prompt)
+    pad_is_stop = draw(st.booleans()) if either else bool(shape.pad_is_stop)
     if pad_is_stop:
         return stops, stops[0]
     return stops, draw(st.sampled_from([i for i in range(IDS) if i not in stops]))
@@ -88,11 +90,12 @@ def _special_ids(draw: Callable, shape: GeneratedShape) -> tuple[list[int], int]
 @st.composite
 def _prompts(draw: Callable, shape: GeneratedShape, plain: list[int], stops: list[int], pad: int) -> tuple[int, ...]:
     anything = st.sampled_from(plain)
-    inner = st.one_of(anything, st.sampled_from([*stops, pad])) if shape.specials_in_prompt else anything
+    specials = st.sampled_from([*stops, pad] if shape.pad_in_prompt else stops)
+    inner = st.one_of(anything, specials) if shape.specials_in_prompt else anything
     first = st.just(pad) if shape.pad_first else anything
     prompt = [draw(first), *draw(st.lists(inner, min_size=2 if shape.specials_in_prompt else 0, max_size=4))]
     if shape.specials_in_prompt and not set(prompt[1:]) & {*stops, pad}:
-        prompt[-1] = draw(st.sampled_from([*stops, pad]))
+        prompt[-1] = draw(specials)
     if shape.prompt_ends_in_stop:
         prompt.append(draw(st.sampled_from(stops)))
     return tuple(prompt)

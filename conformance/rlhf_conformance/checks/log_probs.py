@@ -170,7 +170,12 @@ def ignored_label(subject: Subject, case: LogitsCase, judge: Judge) -> None:
         ]
         for row in zip(rows, labels, case.labels.tolist(), strict=True)
     ]
-    judge.close(ask(subject, case), truth, allowed(case, case.logits.dtype), what="log-prob with labels -100")
+    logits = subject.tensor(case.logits, case.logits.dtype).requires_grad_()
+    answer = subject.token_log_probs(logits, subject.tensor(case.labels), case.temperature)
+    judge.close(answer, truth, allowed(case, case.logits.dtype), what="log-prob with labels -100")
+    (grad,) = torch.autograd.grad(answer.sum(), logits)
+    ignored = grad[subject.tensor(case.labels) < 0]
+    judge.equal(ignored, torch.zeros_like(ignored), what="gradient at labels -100")
 
 
 side_effects.register("log-probs", needs=LOG_PROBS, cases=lambda s: logits_cases(dtype_name(s)), ask=ask)

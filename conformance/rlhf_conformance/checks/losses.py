@@ -30,7 +30,10 @@ from rlhf_conformance.checks import NotReturned, Requirement, check, declares, s
 from rlhf_conformance.judge import Judge
 from rlhf_conformance.subject import LossAnswer, Subject
 
-GARBAGE = (-3.0, -0.5, 0.7, 2.0, 5.0)
+GARBAGE = (-30.0, -3.0, -0.5, 0.7, 2.0, 30.0)
+"""Put under the mask: a masked token's loss stays finite (a ratio of e^60 at most)."""
+SMALL_GARBAGE = (-3.0, -0.5, 0.7, 2.0, 5.0)
+"""The same for float16, which ends at 65504."""
 POISON = (math.nan, math.inf, -math.inf, 1e4, -1e4)
 
 
@@ -98,17 +101,18 @@ class Loss:
         return answer
 
     def judge_gradient(
-        self, subject: Subject, case: LossCase, answer: LossAnswer, judge: Judge, *, note: str = "", rows: Any = None
+        self, subject: Subject, case: LossCase, answer: LossAnswer, judge: Judge, *, note: str = ""
     ) -> None:
-        """Compare the gradient with the formula's, in all rows or in some."""
-        truth, allowed = self.gradient(case), self.gradient_budgets(case, subject.dtype)
-        got, picked = answer.gradient(), range(len(truth)) if rows is None else rows
+        """Compare the gradient with the formula's."""
+        self.judge_rows(subject, case, answer.gradient(), judge, note=note)
+
+    def judge_rows(self, subject: Subject, case: LossCase, rows: Any, judge: Judge, *, note: str = "") -> None:
+        """The same for rows of a gradient that the check has put together."""
         judge.close(
-            [got[i] for i in picked],
-            [truth[i] for i in picked],
-            [allowed[i] for i in picked],
+            rows,
+            self.gradient(case),
+            self.gradient_budgets(case, subject.dtype),
             what=f"gradient with respect to the new {'log-prob' if self.kind == 'policy-loss' else 'value'}",
-            place=lambda index: f"row {list(picked)[index[0]]}, column {index[1]}",
             note=note,
         )
 
@@ -223,20 +227,23 @@ def _register_aggregation(loss: Loss) -> None:
         by_token = whole.options.aggregation == "token-mean"
         count = float(sum(whole.counts) if by_token else len(whole.mask))
         parts = [part.with_options(global_count=count) for part in case.parts]
+        answers = [subject.loss(loss.kind, part) for part in parts]
+        note = "one mean over the whole step, not a mean of means"
         judge.close(
-            math.fsum(subject.loss(loss.kind, part).value for part in parts),
+            math.fsum(answer.value for answer in answers),
             loss.value(whole),
             sum(loss.value_budget(part, subject.dtype) for part in parts),
             what=f"sum of the losses of {len(parts)} micro-batches with the global count {count:g}",
-            note="one mean over the whole step, not a mean of means",
+            note=note,
         )
+        loss.judge_rows(subject, whole, [row for answer in answers for row in answer.gradient()], judge, note=note)
 
 
 def _register_mask(loss: Loss) -> None:
     @check(
         f"{loss.kind}.mask",
         needs=loss.needs,
-        cases=lambda s: under_mask(loss.cases(dual=None)(s), GARBAGE, s.dtype),
+        cases=lambda s: under_mask(loss.cases(dual=None)(s), _garbage(s), s.dtype),
     )
     def mask(subject: Subject, case: DressedCase, judge: Judge) -> None:
         _judge_dressed(loss, subject, case, judge, "finite numbers under the mask do not matter")
@@ -278,6 +285,10 @@ def _register_mask(loss: Loss) -> None:
             answer = subject.loss(loss.kind, case, mask=subject.tensor(case.mask, dtype))
             allowed = loss.value_budget(case, subject.dtype)
             judge.close(answer.value, loss.value(case), allowed, what=f"loss with a mask of {dtype}")
+
+
+def _garbage(subject: Subject) -> Sequence[float]:
+    return SMALL_GARBAGE if subject.dtype == torch.float16 else GARBAGE
 
 
 def _judge_dressed(loss: Loss, subject: Subject, case: DressedCase, judge: Judge, note: str) -> None:
@@ -322,16 +333,19 @@ def _register_invariances(loss: Loss) -> None:
         cases=lambda s: st.builds(WidenedCase, loss.cases(dual=None)(s), st.integers(1, 3), st.booleans()),
     )
     def padding_invariance(subject: Subject, case: WidenedCase, judge: Judge) -> None:
-        without = subject.loss(loss.kind, case.case).value
-        wide = subject.loss(loss.kind, widened(case.case, case.columns, left=case.left)).value
-        allowed = 2 * loss.value_budget(case.case, subject.dtype)
-        judge.close(wide, without, allowed, what=f"loss with {case.columns} more masked columns, against without")
+        wide = widened(case.case, case.columns, left=case.left)
+        without, answer = subject.loss(loss.kind, case.case), subject.loss(loss.kind, wide)
+        what = f"loss with {case.columns} more masked columns, against without"
+        judge.close(answer.value, without.value, 2 * loss.value_budget(case.case, subject.dtype), what=what)
+        loss.judge_gradient(subject, wide, answer, judge, note="masked columns change no gradient")
 
     @check(f"{loss.kind}.batch-order", needs=loss.needs, cases=loss.cases(dual=None, min_rows=2))
     def batch_order(subject: Subject, case: LossCase, judge: Judge) -> None:
         backwards = case.rows(range(len(case.mask) - 1, -1, -1))
-        there, back = (subject.loss(loss.kind, c).value for c in (case, backwards))
-        judge.close(back, there, 2 * loss.value_budget(case, subject.dtype), what="loss of the rows in reverse order")
+        there, back = (subject.loss(loss.kind, c) for c in (case, backwards))
+        allowed = 2 * loss.value_budget(case, subject.dtype)
+        judge.close(back.value, there.value, allowed, what="loss of the rows in reverse order")
+        loss.judge_rows(subject, case, back.gradient()[::-1], judge, note="each row keeps its own gradient")
 
 
 for _loss in (POLICY, VALUE):
@@ -354,12 +368,16 @@ def empty_rows_counted(subject: Subject, case: LossCase, judge: Judge) -> None:
 # --- the policy loss alone ----------------------------------------------------------------------------------------
 
 
-def _policy_value(slug: str, note: str, *, requires: Sequence[Requirement] = (), **shape: Any) -> None:
-    """A clause about the value of a token's loss, tried on single rows of a shape."""
+def _policy_value(
+    slug: str, note: str, *, requires: Sequence[Requirement] = (), gradient: bool = False, **shape: Any
+) -> None:
+    """A clause about the value of a token's loss, and where asked its gradient, tried on single rows of a shape."""
 
     @check(slug, needs=POLICY.needs, requires=requires, cases=token_mean_first(POLICY, **shape))
     def value_of_tokens(subject: Subject, case: LossCase, judge: Judge) -> None:
-        POLICY.judge_value(subject, case, judge, note=note)
+        answer = POLICY.judge_value(subject, case, judge, note=note)
+        if gradient:
+            POLICY.judge_gradient(subject, case, answer, judge, note=note)
 
 
 _policy_value("policy-loss.ratio", "inside the band the loss of a token is -r A, r = exp(lp - olp)", zones=("inside",))
@@ -379,6 +397,7 @@ _policy_value(
     "policy-loss.dual-clip",
     "max(min(r A, clip(r) A), c A) where A < 0",
     requires=(has_dual_clip,),
+    gradient=True,
     zones=("above", "anywhere"),
     dual=True,
     advantage_signs=(-1,),
@@ -387,6 +406,7 @@ _policy_value(
     "policy-loss.dual-clip-sign",
     "the dual clip concerns negative advantages only",
     requires=(has_dual_clip,),
+    gradient=True,
     zones=("above", "below", "anywhere"),
     dual=True,
     advantage_signs=(1,),

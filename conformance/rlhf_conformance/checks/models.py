@@ -14,12 +14,12 @@ from rlhf_conformance.cases.models import (
     RECTANGLES,
     EditedCase,
     ModelCase,
+    PermutedCase,
     WeightedCase,
     edited,
     garbage_under_mask,
     model_cases,
     padded_more,
-    permuted,
     weighted,
 )
 from rlhf_conformance.checks import check, offers_layout, side_effects
@@ -79,6 +79,8 @@ def _register_metamorphic(role: Role) -> None:
     )
     def batch_independence(subject: Subject, case: EditedCase, judge: Judge) -> None:
         judge_isolation(role, subject, case, judge)
+        count = len(case.case.samples)
+        judge_permuted(role, subject, PermutedCase(case.case, tuple(range(count - 1, -1, -1))), judge)
 
 
 def judge_same(role: Role, subject: Subject, case: ModelCase, other: ModelCase, judge: Judge, how: str) -> None:
@@ -94,7 +96,7 @@ def judge_same(role: Role, subject: Subject, case: ModelCase, other: ModelCase, 
 
 
 def judge_isolation(role: Role, subject: Subject, case: EditedCase, judge: Judge) -> None:
-    """Exchanging one sample changes no other one's answers; reversing the samples reverses the answers."""
+    """Exchanging one sample changes no other one's answers."""
     model = role.model(subject, case.case)
     before, after = role.ask(subject, model, case.case), role.ask(subject, model, case.edited)
     allowed = [2 * max(b) for b in zip(role.budget(subject, case.case), role.budget(subject, case.edited), strict=True)]
@@ -113,7 +115,7 @@ def judge_isolation(role: Role, subject: Subject, case: EditedCase, judge: Judge
     )
 
 
-def judge_permuted(role: Role, subject: Subject, case: Any, judge: Judge) -> None:
+def judge_permuted(role: Role, subject: Subject, case: PermutedCase, judge: Judge) -> None:
     """Samples in another order give the answers in that order."""
     model = role.model(subject, case.case)
     before, after = role.ask(subject, model, case.case), role.ask(subject, model, case.permuted)
@@ -246,5 +248,3 @@ def _ask_in_its_mode(role: Role, subject: Subject, case: ModelCase) -> list[Any]
 
 for _role in ROLES:
     register(_role)
-
-__all__ = ["judge_gradient", "judge_isolation", "judge_permuted", "permuted"]

@@ -22,9 +22,13 @@ def drawn(**shape: Any) -> Callable[[Subject], st.SearchStrategy[GeneratedCase]]
 
     def cases(subject: Subject) -> st.SearchStrategy[GeneratedCase]:
         most = 1 if subject.adapter.stop_ids == "one" else shape.get("max_stops", 2)
-        return generated(GeneratedShape(**{**shape, "max_stops": most}))
+        known = {"max_stops": most, "pad_in_prompt": subject.adapter.takes_attention_mask}
+        return generated(GeneratedShape(**{**shape, **known}))
 
     return cases
+
+
+takes_mask = declares("takes_attention_mask", "takes_attention_mask = False: the pad id is kept out of rows")
 
 
 def ask(subject: Subject, case: GeneratedCase) -> ProcessedSequences:
@@ -113,7 +117,7 @@ def pad_equals_eos(subject: Subject, case: GeneratedCase, judge: Judge) -> None:
         judge.equal(tail, truth, what="attention mask of the response", note=note)
 
 
-@check("sequences.sampled-pad", needs=PROCESS, cases=drawn(pad_is_stop=False, sampled_pad=True))
+@check("sequences.sampled-pad", needs=PROCESS, requires=(takes_mask,), cases=drawn(pad_is_stop=False, sampled_pad=True))
 def sampled_pad(subject: Subject, case: GeneratedCase, judge: Judge) -> None:
     judge_actions(subject, case, judge, "a pad id that was sampled before the stop does not end the response")
 
@@ -161,7 +165,9 @@ def rows_independent(subject: Subject, case: GeneratedCase, judge: Judge) -> Non
                 )
 
 
-@check("sequences.pad-first-prompt", needs=PROCESS, cases=drawn(pad_first=True, pad_is_stop=False))
+@check(
+    "sequences.pad-first-prompt", needs=PROCESS, requires=(takes_mask,), cases=drawn(pad_first=True, pad_is_stop=False)
+)
 def pad_first_prompt(subject: Subject, case: GeneratedCase, judge: Judge) -> None:
     judge_attention(subject, case, judge, "the prompt's own mask says where it begins; ids alone do not")
 

@@ -1,4 +1,5 @@
-"""The two clauses that every chapter has: inputs are not written, and nothing else is disturbed. One table, two templates."""
+"""The two clauses that every chapter has: inputs are not written, and nothing else is disturbed. One table, two
+templates."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Twins: adapters that are honest but different. Whatever the suite says against one of them is a false alarm.
 
-A twin does what the reference does by another way: another order of summation, another layout, chunks, a fused kernel, half
-precision with float32 accumulation. `rlhf-conformance check twin:sum-backwards`.
+A twin does what the reference does by another way: another order of summation, another layout, chunks, a fused
+kernel, half precision with float32 accumulation. `rlhf-conformance check twin:sum-backwards`.
 """
 
 from __future__ import annotations
