@@ -41,7 +41,8 @@ def test_the_wheel_has_every_file_of_the_floors(wheel_names, floors):
         file.relative_to(folder.parent).as_posix()
         for folder in floors.values()
         for file in folder.rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
+        if file.is_file()
+        and not {part for part in file.relative_to(folder).parts if part[0] == "." or part == "__pycache__"}
     }
     assert sources - wheel_names == set()
 
