@@ -19,7 +19,11 @@ HEAD_FILE = "head.safetensors"
 
 
 class MissingHeadError(ValueError):
-    """A checkpoint has no head, not the one that was asked for, or more than one."""
+    """A checkpoint has no head, not the one that was asked for, or more than one; `found` names those it has."""
+
+    def __init__(self, message: str, found: list[str]) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 def find_head(
@@ -42,7 +46,8 @@ def find_head(
         found = ", ".join(sorted(heads)) or "none"
         raise MissingHeadError(
             f"{folder} does not hold {asked}, a weight of shape (1, {hidden_size}) outside the backbone; "
-            f"found: {found}. For a new head pass init_head=True."
+            f"found: {found}. Where there is none, init_head=True draws one.",
+            heads,
         )
     (name,) = wanted
     if f"{name}.bias" in files:

@@ -33,7 +33,7 @@ class RegressionModel(nn.Module):
                          `std` (OpenRLHF's names), else False, 0 and 1
     lora                 a new adapter on the backbone, or the folder of a saved one with its head; the head is
                          trained as well
-    init_head            draw a head if the checkpoint has none; one that is there is never drawn anew
+    init_head            draw a head if the checkpoint has none of any name; one that is there is never drawn anew
     raises               MissingHeadError without init_head; ValueError if std is not positive or backbone weights
                          are missing
     """
@@ -78,8 +78,8 @@ class RegressionModel(nn.Module):
         hidden_size = backbone.config.hidden_size
         try:
             return find_head(folder, hidden_size, backbone_keys=known, head_name=head_name)
-        except MissingHeadError:
-            if not init:
+        except MissingHeadError as error:
+            if not init or error.found:
                 raise
             return head_name or "score", new_head(hidden_size, torch.float32)
 

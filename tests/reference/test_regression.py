@@ -229,6 +229,17 @@ def test_a_head_that_is_there_is_not_drawn_anew(with_head: Callable[..., Path]) 
     assert torch.equal(ref.CriticModel(folder, init_head=True).head.weight, expected)
 
 
+def test_a_head_of_another_name_is_not_replaced_by_a_random_one(with_head: Callable[..., Path]) -> None:
+    with pytest.raises(ref.MissingHeadError, match="found: value_head"):
+        ref.CriticModel(with_head("llama", "value_head"), head_name="score", init_head=True)
+
+
+def test_a_head_is_drawn_where_there_is_none_and_asked_for(checkpoints: dict[str, Path]) -> None:
+    torch.manual_seed(0)
+    weight = ref.CriticModel(checkpoints["llama"], init_head=True).head.weight
+    assert weight.std().item() == pytest.approx(33**-0.5, rel=0.5)
+
+
 def test_a_head_with_a_bias_is_refused(with_head: Callable[..., Path], tmp_path: Path) -> None:
     folder = with_head("llama")
     tensors = load_file(folder / "model.safetensors") | {"score.bias": torch.ones(1)}
