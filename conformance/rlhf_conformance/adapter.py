@@ -322,7 +322,7 @@ def declarations(adapter: Adapter) -> dict[str, Any]:
         value = getattr(adapter, key)
         label = f"{type(adapter).__name__}.{key}"
         if key in _SEQUENCES:
-            if isinstance(value, str) or not value:
+            if not isinstance(value, list | tuple) or not value:
                 raise DeclarationError(f"{label} = {value!r}: wanted a tuple with at least one entry, as ({value!r},)")
             value = tuple(value)
         if key in _FLAGS and not isinstance(value, bool):

@@ -74,11 +74,11 @@ class Batch:
 
     def from_ragged(self, rows: Sequence[torch.Tensor], fill: float = 0) -> torch.Tensor:
         """One tensor (length, ...) for each sample -> a tensor shaped like `input_ids`, `fill` in the other cells."""
-        first = rows[0]
-        out = first.new_full((*self.input_ids.shape, *first.shape[1:]), fill)
-        for view, row in zip(self.to_ragged(out), rows, strict=True):
-            view.copy_(row)
-        return out
+        values = torch.cat(list(rows))
+        cells = torch.arange(self.input_ids.numel(), device=values.device).reshape(self.input_ids.shape)
+        blank = values.new_full((self.input_ids.numel(), *values.shape[1:]), fill)
+        filled = blank.index_copy(0, torch.cat(self.to_ragged(cells)), values)
+        return filled.reshape(*self.input_ids.shape, *values.shape[1:])
 
     def actions_to_ragged(self, answer: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """An answer in one of the accepted shapes -> one 1-D tensor for each sample, an entry for each action.

@@ -51,6 +51,7 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     check.add_argument("--report", metavar="DIR", type=Path, help="write DIR/report.json")
     check.add_argument("--known-failures", metavar="FILE", type=Path, help="TOML file of accepted failures")
+    check.add_argument("--time-limit", metavar="SECONDS", type=float, help="for a clause (default: by profile)")
     check.add_argument("--seed", metavar="N", type=int, help="of the cases (default: 0; drawn and printed for full)")
     check.set_defaults(run=run_check)
 
@@ -94,6 +95,10 @@ def run_check(arguments: argparse.Namespace) -> int:
     seed = arguments.seed
     if seed is None:
         seed = random.SystemRandom().randrange(2**31) if arguments.profile == "full" else 0
+    if arguments.time_limit is not None and arguments.time_limit <= 0:
+        raise UsageError(f"--time-limit {arguments.time_limit:g}: wanted a number of seconds above 0")
+    if arguments.report is not None and arguments.report.exists() and not arguments.report.is_dir():
+        raise UsageError(f"--report {arguments.report}: wanted a folder, this is a file")
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError(f"-n {arguments.workers}: at least one worker is needed")
     plan = Plan(
@@ -105,6 +110,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         only=tuple(arguments.only),
         strict=arguments.strict,
         seed=seed,
+        time_limit=arguments.time_limit or 0.0,
         database=str(Path(".rlhf-conformance").resolve()),
         known_failures=read_known_failures(arguments.known_failures),
     )
@@ -134,6 +140,7 @@ def _repeat(plan: object) -> str:
         ("--dtype", plan.dtype, "float32"),
         ("--profile", plan.profile, "gate"),
         ("--seed", str(plan.seed), "0"),
+        ("--time-limit", f"{plan.time_limit:g}", "0"),
     ):
         if value != default:
             arguments += [flag, value]
@@ -160,6 +167,8 @@ def read_known_failures(path: Path | None) -> tuple[KnownFailure, ...]:
         known = tuple(KnownFailure(**row) for row in rows)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read {path}: it is not UTF-8 text") from error
     except (tomllib.TOMLDecodeError, TypeError) as error:
         raise UsageError(f"{path}: wanted rows [[known-failure]] with clause, reason and issue: {error}") from error
     for row in known:

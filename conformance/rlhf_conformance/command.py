@@ -16,7 +16,7 @@ from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.loading import LoadError, validate
 from rlhf_conformance.plugin import ENTRY, PLAN_OPTION, PROPERTY, UNUSABLE, stack_file
 from rlhf_conformance.results import LOST, KnownFailure, Report, Result
-from rlhf_conformance.suite import Plan, Suite, UsageError, environment, selected
+from rlhf_conformance.suite import Plan, Suite, UsageError, environment, light_environment, selected
 
 Progress = Callable[[Result, int, int], None]
 """Called with each result, how many there are so far, and how many there will be."""
@@ -86,7 +86,7 @@ def run_plan(plan: Plan, workers: int, progress: Progress | None = None) -> Repo
     slugs = selected(plan.only)
     with tempfile.TemporaryDirectory(prefix="rlhf-conformance-", ignore_cleanup_errors=True) as folder:
         plan = replace(plan, folder=folder)
-        gathered = _Gathered(plan, len(slugs), progress)
+        gathered = _Gathered(plan, len(slugs), progress, environment=light_environment(plan))
         ini = Path(folder) / "pytest.ini"
         ini.write_text("[pytest]\n")
         arguments = [
@@ -175,13 +175,8 @@ class _Gathered:
         stack = stack_file(self.plan, slug)
         text = stack.read_text() if stack.exists() else ""
         if "Timeout" in text:
-            from rlhf_conformance.runner import PROFILES
-
             frames = [line.strip() for line in text.splitlines() if line.strip().startswith("File")]
-            limit = PROFILES[self.plan.profile].time_limit
-            return (
-                f"the adapter took longer than {limit:g} s and was ended, in {frames[0] if frames else 'unknown code'}"
-            )
+            return f"the adapter took longer than {self.plan.limit:g} s and was ended, in {frames[0] if frames else 'unknown code'}"
         if "crashed" in said:
             return "the process of the adapter ended while this clause was tried (it exited, was killed, or crashed)"
         return f"the suite itself failed here, please report it: {said.strip()[-1500:]}" if said else "never started"

@@ -142,14 +142,12 @@ def _time_limit(suite: Suite, slug: str) -> Iterator[None]:
 
     faulthandler's timer needs no cooperation of what hangs, not even the interpreter's lock.
     """
-    from rlhf_conformance.runner import PROFILES
-
     if not suite.plan.folder:
         yield
         return
     path = stack_file(suite.plan, slug)
     with path.open("w") as file:
-        faulthandler.dump_traceback_later(PROFILES[suite.plan.profile].time_limit, exit=True, file=file)
+        faulthandler.dump_traceback_later(suite.plan.limit, exit=True, file=file)
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 import zlib
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -18,6 +19,7 @@ from rlhf_conformance.results import (
     ERROR,
     FAIL,
     INCONCLUSIVE,
+    LOST,
     NOT_PROVIDED,
     PASS,
     Failure,
@@ -164,4 +166,5 @@ def _judged(result: Result, trial: _Trial, outcome: BaseException | None) -> Res
         first = next(iter(trial.failures.values()), outcome)
         reason = f"the same case failed once and passed once: the adapter is not deterministic. At first: {first}"
         return replace(result, verdict=ERROR, reason=reason)
-    raise outcome
+    said = "".join(traceback.format_exception(outcome)).strip()[-1500:]
+    return replace(result, verdict=LOST, reason=f"the suite itself failed here, please report it: {said}")

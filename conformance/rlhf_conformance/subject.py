@@ -7,8 +7,9 @@ Checks only see answers that are wired right, so that a wrong number is told apa
 
 from __future__ import annotations
 
+import inspect
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class AdapterError(Exception):
         frames = traceback.extract_tb(cause.__traceback__)[1:]
         self.where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
         kind = "called sys.exit" if isinstance(cause, SystemExit) else f"raised {type(cause).__name__}"
-        text = " ".join(str(cause).split())[:400]
+        text = " ".join(_text(cause).split())[:400]
         super().__init__(f"{method} {kind}: {text}" + (f" ({self.where})" if self.where else ""))
 
 
@@ -88,10 +89,11 @@ class Subject:
         """Call a method of the adapter on copies of `args`; see the module's docstring."""
         copies = [_copy(arg) for arg in args]
         answer = self.uncopied(method, *copies)
+        names = list(inspect.signature(getattr(Adapter, method)).parameters)[1:]
         self.record.written = [
-            name
-            for index, (arg, copy) in enumerate(zip(args, copies, strict=True))
-            for name in _differences(arg, copy, f"argument {index + 1}")
+            written
+            for name, arg, copy in zip(names, args, copies, strict=True)
+            for written in _differences(arg, copy, name)
         ]
         return answer
 
@@ -108,12 +110,34 @@ class Subject:
         finally:
             self.record.disturbed = before.restore()
 
+    def gradients(self, method: str, total: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Gradients of `total`, which came from `method`, with respect to `inputs`; zeros where there is no graph."""
+        if not total.requires_grad:
+            return [torch.zeros_like(x) for x in inputs]
+        before = _GlobalState.now()
+        try:
+            grads = torch.autograd.grad(total, inputs, allow_unused=True)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise AdapterError(f"{method} (its backward pass)", error) from error
+        finally:
+            before.restore()
+        return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
+
     def tensor(self, values: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A tensor on the device under test: int64 for integers, the dtype under test for floats, or as asked."""
         tensor = values if isinstance(values, torch.Tensor) else torch.tensor(values)
         if dtype is None and tensor.is_floating_point():
             dtype = self.dtype
         return tensor.to(device=self.device, dtype=dtype)
+
+    def parameters(self, model: Any) -> dict[str, torch.Tensor]:
+        """The adapter's parameters of a model, by name."""
+        found = self.uncopied("parameters", model)
+        if not isinstance(found, Mapping) or not all(isinstance(p, torch.Tensor) for p in found.values()):
+            raise WiringError("parameters", _describe(found), "a mapping of names to parameters")
+        return dict(found)
 
     # --- formulas ------------------------------------------------------------------------------------------------
 
@@ -244,13 +268,18 @@ class Subject:
         result = answer if isinstance(answer, PolicyLossResult) else PolicyLossResult(answer)
         if not isinstance(result.loss, torch.Tensor) or result.loss.numel() != 1:
             raise WiringError(method, _describe(result.loss), "the loss, a tensor with one number")
-        return LossAnswer(method, new, result)
+        if not result.loss.is_floating_point():
+            raise WiringError(method, _describe(result.loss), "a floating-point loss")
+        for name in ("clip_fraction", "approx_kl"):
+            _number(method, name, getattr(result, name))
+        return LossAnswer(self, method, new, result)
 
 
 @dataclass(frozen=True)
 class LossAnswer:
     """A loss with the leaf that it was computed from."""
 
+    subject: Subject
     method: str
     new: torch.Tensor
     result: PolicyLossResult
@@ -261,14 +290,8 @@ class LossAnswer:
 
     def gradient(self) -> list[list[float]]:
         """(B, T) gradient with respect to the new log-probs or values; zeros where there is no graph."""
-        loss = self.result.loss
-        if not loss.requires_grad:
-            return torch.zeros_like(self.new).tolist()
-        try:
-            (grad,) = torch.autograd.grad(loss.sum(), self.new, allow_unused=True)
-        except RuntimeError as error:
-            raise AdapterError(f"{self.method} (backward)", error) from error
-        return (torch.zeros_like(self.new) if grad is None else grad).double().tolist()
+        (grad,) = self.subject.gradients(self.method, self.result.loss.sum(), [self.new])
+        return grad.double().tolist()
 
 
 @dataclass(frozen=True)
@@ -340,6 +363,22 @@ def _differences(before: Any, after: Any, name: str) -> list[str]:
             for n in _differences(getattr(before, f.name), getattr(after, f.name), f"batch.{f.name}")
         ]
     return []
+
+
+def _text(error: BaseException) -> str:
+    """str(error), which an adapter's exception may refuse."""
+    try:
+        return str(error)
+    except Exception as second:
+        return f"(its message cannot be read: {type(second).__name__})"
+
+
+def _number(method: str, name: str, value: Any) -> None:
+    """A metric is a number, or a tensor that holds one."""
+    if value is None or isinstance(value, int | float):
+        return
+    if not isinstance(value, torch.Tensor) or value.numel() != 1 or value.is_complex():
+        raise WiringError(method, f"{name} = {_describe(value)}", "a number, or a tensor that holds one")
 
 
 def _describe(value: Any) -> str:

@@ -31,6 +31,7 @@ class Plan:
 
     adapter     what the user named, or None if the adapter is an object
     only        slug prefixes; empty: all clauses
+    time_limit  seconds for a clause; 0: the profile's
     folder      where probes and the example database lie
     """
 
@@ -42,6 +43,7 @@ class Plan:
     only: tuple[str, ...] = ()
     strict: bool = False
     seed: int = 0
+    time_limit: float = 0.0
     folder: str = ""
     database: str = ""
     known_failures: tuple[KnownFailure, ...] = ()
@@ -54,6 +56,13 @@ class Plan:
         data = json.loads(text)
         known = tuple(KnownFailure(**row) for row in data.pop("known_failures"))
         return cls(**{**data, "only": tuple(data["only"])}, known_failures=known)
+
+    @property
+    def limit(self) -> float:
+        """Seconds that a clause may take."""
+        from rlhf_conformance.runner import PROFILES
+
+        return self.time_limit or PROFILES[self.profile].time_limit
 
     @property
     def where(self) -> str:
@@ -175,11 +184,9 @@ def _settle_numerics() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def environment(plan: Plan) -> dict[str, Any]:
-    """What moves numbers, for the head of a report."""
+def light_environment(plan: Plan) -> dict[str, Any]:
+    """What is known of the environment without importing torch."""
     import importlib.metadata
-
-    import torch
 
     def version(name: str) -> str | None:
         try:
@@ -187,15 +194,25 @@ def environment(plan: Plan) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             return None
 
-    cuda = plan.device.startswith("cuda")
+    packages = ("torch", "transformers", "peft", "hypothesis", "rlhf-conformance")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
-        "torch": str(torch.__version__),
-        **{name: version(name) for name in ("transformers", "peft", "hypothesis", "rlhf-conformance")},
+        **{name: version(name) for name in packages},
         "device": plan.device,
-        "device_name": torch.cuda.get_device_name(plan.device) if cuda else platform.machine(),
         "dtype": plan.dtype,
+    }
+
+
+def environment(plan: Plan) -> dict[str, Any]:
+    """What moves numbers, for the head of a report."""
+    import torch
+
+    cuda = plan.device.startswith("cuda")
+    return {
+        **light_environment(plan),
+        "torch": str(torch.__version__),
+        "device_name": torch.cuda.get_device_name(plan.device) if cuda else platform.machine(),
         "tf32": bool(torch.backends.cuda.matmul.allow_tf32),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),

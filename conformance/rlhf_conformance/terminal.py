@@ -163,7 +163,7 @@ def _verdict(report: Report) -> Group:
     counts = f"{passed} of {asked} clauses passed, {report.count(NOT_PROVIDED)} not provided"
     text = f"{report.verdict}: {counts}, in {seconds}"
     lines.append(Text(text, style=style))
-    if not passed:
+    if all(r.verdict in (NOT_PROVIDED, SKIP) for r in report.results):
         lines.append(
             Text("nothing was tested: the adapter provides no method that a selected clause needs", style="yellow")
         )

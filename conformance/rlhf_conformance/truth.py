@@ -70,11 +70,6 @@ class Truth:
                 break
         return tokens[len(prompt) :]
 
-    def greedy_margin(self, probe: Probe, prompt: Sequence[int], continuation: Sequence[int]) -> float:
-        """The smallest lead of the best logit over the second along a greedy continuation."""
-        rows = self.logits(probe, [*prompt, *continuation])[len(prompt) - 1 : -1]
-        return min(best - second for *_, second, best in map(sorted, rows))
-
     def gradients(
         self,
         probe: Probe,

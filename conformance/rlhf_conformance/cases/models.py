@@ -110,6 +110,14 @@ def garbage_under_mask(draw: Callable, adapter: Adapter, asked: Asked) -> ModelC
     return case.shown(replace(case.how, garbage=tuple(garbage)))
 
 
+def with_masked_cells(adapter: Adapter, asked: Asked) -> st.SearchStrategy[ModelCase]:
+    """Any case, or where the adapter takes a mask a padded one whose masked cells hold ordinary ids."""
+    anything = model_cases(adapter, asked)
+    if not adapter.takes_attention_mask or not offered(adapter, RECTANGLES):
+        return anything
+    return anything | garbage_under_mask(adapter, replace(asked, layouts=RECTANGLES))
+
+
 @dataclass(frozen=True)
 class EditedCase:
     """A case and the same case with sample `index` exchanged for another; `case` has at least two samples."""
@@ -185,16 +193,16 @@ class PromptCase:
 
 
 @st.composite
-def prompts(draw: Callable, adapter: Adapter, *, stops: bool) -> PromptCase:
-    """One to four prompts of one to six tokens, continued by up to five."""
+def prompts(draw: Callable, adapter: Adapter, *, stops: st.SearchStrategy[bool]) -> PromptCase:
+    """One to four prompts of one to six tokens, continued by up to five; with `stops`, more stop ids than the EOS."""
     architecture = draw(st.sampled_from(list(adapter.architectures)))
     probe = Probe(architecture, pad_is_eos=draw(st.booleans()))
     token = st.integers(2, VOCAB_SIZE - 1)
     rows = draw(st.lists(st.lists(token, min_size=1, max_size=6).map(tuple), min_size=1, max_size=4))
-    if not stops:
-        ids: tuple[int, ...] = ()
+    if not draw(stops):
+        ids: tuple[int, ...] = (probe.eos_token_id,)
     elif adapter.stop_ids == "one":
         ids = (draw(token),)
     else:
-        ids = tuple(draw(st.lists(token, min_size=4, max_size=16, unique=True)))
+        ids = (probe.eos_token_id, *draw(st.lists(token, min_size=4, max_size=16, unique=True)))
     return PromptCase(probe, tuple(rows), draw(st.integers(1, 5)), ids)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import strategies as st
+
 from rlhf_conformance import budgets
 from rlhf_conformance._lazy import torch
-from rlhf_conformance.cases.logits import TEMPERATURES
 from rlhf_conformance.cases.models import Asked, ModelCase, PromptCase, model_cases, prompts
 from rlhf_conformance.checks import check, declares
-from rlhf_conformance.checks.roles import ACTOR
+from rlhf_conformance.checks.roles import ACTOR, TEMPERATURES, known_temperatures
 from rlhf_conformance.judge import Judge, sample_action, sample_position
 from rlhf_conformance.layouts import present_prompts
 from rlhf_conformance.probes import VOCAB_SIZE, Probe
@@ -53,7 +54,12 @@ def entropy(subject: Subject, case: ModelCase, judge: Judge) -> None:
     judge.close(answer, truth, allowed, what=f"entropy at the action, temperature {t}", place=sample_action)
 
 
-@check("actor.raw-output", needs=("load_actor", "logits"), cases=lambda s: model_cases(s.adapter), effort=ACTOR.effort)
+@check(
+    "actor.raw-output",
+    needs=("load_actor", "logits"),
+    cases=lambda s: model_cases(s.adapter, Asked(temperatures=known_temperatures(s.adapter))),
+    effort=ACTOR.effort,
+)
 def raw_output(subject: Subject, case: ModelCase, judge: Judge) -> None:
     answer = subject.whole_output("logits", ACTOR.model(subject, case), case, VOCAB_SIZE)
     truth, plain = ([subject.truth.logits(case.probe, s.tokens, plain=p) for s in case.samples] for p in (False, True))
@@ -62,14 +68,17 @@ def raw_output(subject: Subject, case: ModelCase, judge: Judge) -> None:
     judge.close(answer, truth, allowed, what="logit", place=sample_position)
 
 
-@check("actor.generate", needs=GENERATE, cases=lambda s: prompts(s.adapter, stops=False), effort=5)
+@check("actor.generate", needs=GENERATE, cases=lambda s: prompts(s.adapter, stops=st.booleans()), effort=5)
 def generate(subject: Subject, case: PromptCase, judge: Judge) -> None:
-    """Compared row by row up to the first place where two tokens are so near that rounding decides."""
+    """Each row is compared up to the first step at which two tokens are so near that rounding decides."""
     answer, width = _generated(subject, case)
     for row, prompt in enumerate(case.prompts):
         truth = subject.truth.greedy(case.probe, prompt, case.max_new_tokens, case.stop_token_ids)
-        if subject.truth.greedy_margin(case.probe, prompt, truth) < _decisive(subject, case.probe, [*prompt, *truth]):
-            continue
+        decided = _decided_steps(subject, case.probe, prompt, truth)
+        if decided == len(truth):
+            truth = truth + [case.probe.pad_token_id] * (len(answer[row]) - width - decided)
+        else:
+            truth = truth[:decided]
         judge.equal(
             answer[row][width : width + len(truth)],
             truth,
@@ -79,9 +88,17 @@ def generate(subject: Subject, case: PromptCase, judge: Judge) -> None:
         )
 
 
-def _decisive(subject: Subject, probe: Probe, tokens: list[int]) -> float:
-    truth, plain = (sum(subject.truth.logits(probe, tokens, plain=p), []) for p in (False, True))
-    return 2 * budgets.model_output(truth, plain, max(map(abs, truth)), subject.dtype)
+def _decided_steps(subject: Subject, probe: Probe, prompt: tuple[int, ...], continuation: list[int]) -> int:
+    """How many steps from the first have a best token that leads the second by more than rounding can move them."""
+    tokens = [*prompt, *continuation]
+    rows, plain = (subject.truth.logits(probe, tokens, plain=p) for p in (False, True))
+    flat, flat_plain = sum(rows, []), sum(plain, [])
+    allowed = budgets.model_output(flat, flat_plain, max(map(abs, flat)), subject.dtype)
+    for step, row in enumerate(rows[len(prompt) - 1 : -1]):
+        *_, second, best = sorted(row)
+        if best - second < allowed:
+            return step
+    return len(continuation)
 
 
 def _generated(subject: Subject, case: PromptCase) -> tuple[list[list[int]], int]:
@@ -96,7 +113,7 @@ def _generated(subject: Subject, case: PromptCase) -> tuple[list[list[int]], int
     return subject.generate(model, batch).tolist(), batch.input_ids.shape[1]
 
 
-@check("actor.generate-layout", needs=GENERATE, cases=lambda s: prompts(s.adapter, stops=True), effort=5)
+@check("actor.generate-layout", needs=GENERATE, cases=lambda s: prompts(s.adapter, stops=st.just(True)), effort=5)
 def generate_layout(subject: Subject, case: PromptCase, judge: Judge) -> None:
     rows, width = _generated(subject, case)
     pad = case.probe.pad_token_id
@@ -151,3 +168,4 @@ def dropout_off(subject: Subject, case: ModelCase, judge: Judge) -> None:
         place=sample_action,
         note="dropout is on: old log-probs are taken in eval mode",
     )
+    ACTOR.judge_answer(subject, case, answers[0], judge, note="the config's dropout is on: take log-probs in eval mode")

@@ -113,7 +113,7 @@ def gradient(subject: Subject, case: LogitsCase, judge: Judge) -> None:
     answer = subject.token_log_probs(logits, subject.tensor(case.labels), t)
     judge.that(answer.requires_grad, "log-probs", expected="a graph back to the logits", actual="no graph: detached")
     weights = torch.arange(1.0, answer.numel() + 1, device=answer.device).reshape(answer.shape)
-    (grad,) = torch.autograd.grad((answer * weights).sum(), logits)
+    (grad,) = subject.gradients("token_log_probs", (answer * weights).sum(), [logits])
     pairs = zip(case.logits.double().tolist(), case.labels.tolist(), strict=True)
     truth = [
         [spec.token_log_prob_gradient(row, label, t) for row, label in zip(rows, labels, strict=True)]
@@ -173,7 +173,7 @@ def ignored_label(subject: Subject, case: LogitsCase, judge: Judge) -> None:
     logits = subject.tensor(case.logits, case.logits.dtype).requires_grad_()
     answer = subject.token_log_probs(logits, subject.tensor(case.labels), case.temperature)
     judge.close(answer, truth, allowed(case, case.logits.dtype), what="log-prob with labels -100")
-    (grad,) = torch.autograd.grad(answer.sum(), logits)
+    (grad,) = subject.gradients("token_log_probs", answer.sum(), [logits])
     ignored = grad[subject.tensor(case.labels) < 0]
     judge.equal(ignored, torch.zeros_like(ignored), what="gradient at labels -100")
 

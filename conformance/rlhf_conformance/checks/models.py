@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rlhf_conformance.cases.models import (
     model_cases,
     padded_more,
     weighted,
+    with_masked_cells,
 )
 from rlhf_conformance.checks import check, offers_layout, side_effects
 from rlhf_conformance.checks.roles import ROLES, Role
@@ -42,7 +44,7 @@ def register(role: Role) -> None:
     side_effects.register(
         role.chapter,
         needs=role.needs,
-        cases=lambda s: model_cases(s.adapter, role.asked()),
+        cases=lambda s: with_masked_cells(s.adapter, role.asked()),
         ask=lambda subject, case: _ask_in_its_mode(role, subject, case),
         effort=role.effort,
     )
@@ -133,7 +135,7 @@ def _register_gradient(role: Role) -> None:
     @check(
         f"{role.chapter}.gradient",
         needs=role.needs,
-        cases=lambda s: weighted(s.adapter, role.asked(), role.per_sample),
+        cases=lambda s: weighted(s.adapter, role.any_temperature(s.adapter), role.per_sample),
         effort=4,
     )
     def gradient(subject: Subject, case: WeightedCase, judge: Judge) -> None:
@@ -143,7 +145,7 @@ def _register_gradient(role: Role) -> None:
 def judge_gradient(role: Role, subject: Subject, case: WeightedCase, judge: Judge) -> None:
     """The gradient of the weighted answers with respect to every parameter that can be matched by its name."""
     model = role.model(subject, case.case)
-    parameters = {n: p for n, p in subject.adapter.parameters(model).items() if p.requires_grad}
+    parameters = {n: p for n, p in subject.parameters(model).items() if p.requires_grad}
     answer = role.ask(subject, model, case.case)
     total = sum((a.double().cpu() * torch.tensor(w)).sum() for a, w in zip(answer, case.weights, strict=True))
     judge.that(
@@ -152,8 +154,8 @@ def judge_gradient(role: Role, subject: Subject, case: WeightedCase, judge: Judg
         expected="a graph back to the parameters",
         actual="no graph: detached, or computed under no_grad",
     )
-    grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-    found = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), grads, strict=True)}
+    grads = subject.gradients(role.ask_method, total, list(parameters.values()))
+    found = dict(zip(parameters, grads, strict=True))
     weights = [list(row) for row in case.weights]
     args = (case.case.probe, case.case.samples, weights)
     truth = subject.truth.gradients(*args, answer=role.answer, temperature=case.case.temperature)
@@ -208,7 +210,7 @@ def _register_round_trip(role: Role) -> None:
     def round_trip(subject: Subject, case: ModelCase, judge: Judge) -> None:
         """A model whose trainable weights have moved is saved, restored, and asked again."""
         model = subject.load(role.load, case.probe, case.temperature)
-        _move_weights(subject.adapter, model)
+        _move_weights(subject.parameters(model))
         before = [row.detach() for row in role.ask(subject, model, case)]
         with tempfile.TemporaryDirectory() as folder:
             subject.call("save", model, Path(folder))
@@ -225,11 +227,11 @@ def _register_round_trip(role: Role) -> None:
         )
 
 
-def _move_weights(adapter: Adapter, model: Any) -> None:
+def _move_weights(parameters: Mapping[str, Any]) -> None:
     """What a training step does: every trainable weight moves a little, by an amount exact in bfloat16."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in adapter.parameters(model).values():
+        for parameter in parameters.values():
             if parameter.requires_grad and parameter.is_floating_point():
                 step = torch.randint(-1, 2, parameter.shape, generator=generator) / 64
                 moved = (parameter + step.to(parameter)).bfloat16()

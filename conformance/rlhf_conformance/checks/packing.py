@@ -40,12 +40,11 @@ def pack_layouts(adapter: Adapter) -> tuple[str, ...]:
     return RECTANGLES + PACKS if adapter.packs_internally else PACKS
 
 
-def packed(strategy: Callable[..., Any], role: Role, *args: Any, **asked: Any) -> Callable[[Subject], Any]:
+def packed(strategy: Callable[..., Any], role: Role) -> Callable[[Subject], Any]:
     """Cases of at least two samples in a pack."""
 
     def cases(subject: Subject) -> Any:
-        wanted = {"layouts": pack_layouts(subject.adapter), "min_samples": 2, **asked}
-        return strategy(subject.adapter, role.asked(**wanted), *args)
+        return strategy(subject.adapter, role.asked(layouts=pack_layouts(subject.adapter), min_samples=2))
 
     return cases
 
@@ -168,6 +167,14 @@ def critic(subject: Subject, case: ModelCase, judge: Judge) -> None:
     )
 
 
-@check("packing.gradient", needs=ACTOR.needs, requires=(packs_somehow,), cases=packed(weighted, ACTOR, False), effort=4)
+@check(
+    "packing.gradient",
+    needs=ACTOR.needs,
+    requires=(packs_somehow,),
+    cases=lambda s: weighted(
+        s.adapter, ACTOR.any_temperature(s.adapter, layouts=pack_layouts(s.adapter), min_samples=2), False
+    ),
+    effort=4,
+)
 def gradient(subject: Subject, case: WeightedCase, judge: Judge) -> None:
     judge_gradient(ACTOR, subject, case, judge)

@@ -144,7 +144,7 @@ def judge_normalized(
 ) -> None:
     """Ask a normalising model in train or eval mode, and compare with normalised or raw truth."""
     model = subject.load(role.load, case.probe, normalize=True)
-    subject.adapter.set_training(model, training)
+    subject.uncopied("set_training", model, training)
     mean, std = (case.probe.mean, case.probe.std) if normalized else (0.0, 1.0)
     truth = [[rlhf_spec.reward.normalise(x, mean, std) for x in row] for row in role.expected(subject, case)]
     allowed = [b / std * 2 + 8 * budgets.unit(subject.dtype) * abs(mean) / std for b in role.budget(subject, case)]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_conformance import budgets
+from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.cases.logits import TEMPERATURES
 from rlhf_conformance.cases.models import Asked, ModelCase
 from rlhf_conformance.judge import Judge, Place, sample_action
 from rlhf_conformance.layouts import Sample
@@ -14,6 +16,11 @@ from rlhf_conformance.subject import Subject
 from rlhf_conformance.truth import Truth
 
 Rows = list[list[float]]
+
+
+def known_temperatures(adapter: Adapter) -> tuple[float, ...]:
+    """Those that the adapter may be asked for."""
+    return (1.0, *TEMPERATURES) if adapter.temperature else (1.0,)
 
 
 def sample_only(index: tuple[int, ...]) -> str:
@@ -57,6 +64,11 @@ class Role:
     def asked(self, **changes: Any) -> Asked:
         """What a strategy is asked for, with this role's kind of probe."""
         return Asked(**{"head": self.head, **changes})
+
+    def any_temperature(self, adapter: Adapter, **changes: Any) -> Asked:
+        """The same, at any temperature where the answers depend on one."""
+        temperatures = (1.0,) if self.head else known_temperatures(adapter)
+        return self.asked(temperatures=temperatures, **changes)
 
     def model(self, subject: Subject, case: ModelCase) -> Any:
         return subject.model(self.load, case.probe, case.temperature)
