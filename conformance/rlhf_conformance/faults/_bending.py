@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rlhf_conformance._lazy import torch
@@ -114,3 +115,19 @@ def detach_backbone(model: Any) -> None:
         return output
 
     model.backbone.register_forward_hook(cut)
+
+
+def packed(batch: Batch) -> Batch:
+    """A padded batch as a pack, samples in their order."""
+    lengths = list(batch.sequence_lengths)
+    ids = torch.cat(batch.sequences)[None]
+    return replace(
+        batch,
+        layout="packed",
+        input_ids=ids,
+        attention_mask=None,
+        position_ids=torch.cat([torch.arange(n, device=ids.device) for n in lengths])[None],
+        action_mask=None,
+        num_actions=batch.response_lengths,
+        starts=tuple(sum(lengths[:i]) for i in range(len(lengths))),
+    )

@@ -433,9 +433,10 @@ class RawOutputOfActionsOnly(Reference):
     """Logits of the prompt are zeros: only the slice for the actions is computed."""
 
     def logits(self, actor, batch):
-        z = super().logits(actor, batch)
-        rows = zip(batch.to_ragged(z), batch.prompt_lengths, strict=True)
-        return batch.from_ragged([torch.cat([row[: p - 1] * 0, row[p - 1 :]]) for row, p in rows])
+        z = super().logits(actor, batch).clone()
+        for row, prompt in zip(batch.to_ragged(z), batch.prompt_lengths, strict=True):
+            row.data[: prompt - 1] = 0
+        return z
 
 
 # --- gradient ------------------------------------------------------------------------------------------------------
@@ -673,7 +674,7 @@ class GenerateOverwritesStop(Reference):
         return torch.cat([rows[:, :width], response.masked_fill(stops, prompts.pad_token_id)], 1)
 
 
-@fault("actor.generate-layout", bug="eos-overwrites-truncated")
+@fault("actor.generate", bug="eos-overwrites-truncated")
 class GenerateEndsInStop(Reference):
     """A row that reached max_new_tokens gets a stop token for its last one."""
 
@@ -776,7 +777,7 @@ class LoraScaleLost(Reference):
     def restore(self, kind, checkpoint, folder):
         model = super().restore(kind, checkpoint, folder)
         for module in model.modules() if kind == "actor" else ():
-            if hasattr(module, "scaling"):
+            if isinstance(getattr(module, "scaling", None), dict):
                 module.scaling = dict.fromkeys(module.scaling, 1.0)
         return model
 
