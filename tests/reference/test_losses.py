@@ -256,6 +256,12 @@ def test_arguments_that_would_be_broadcast_are_refused(loss: Any) -> None:
         loss(first, second, third[:, :1], UNEVEN)
 
 
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_aggregate_does_not_read_under_the_mask(aggregation: Any) -> None:
+    values = torch.tensor([[2.0, math.nan], [math.inf, 4.0]])
+    assert ref.aggregate(values, torch.tensor([[1, 0], [0, 1]]), aggregation).item() == 3.0
+
+
 def test_the_aggregations_differ_on_unequal_lengths() -> None:
     values, mask = torch.tensor([[1.0, 1.0, 1.0], [5.0, 0.0, 0.0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
     assert ref.aggregate(values, mask, "token-mean").item() == 2.0

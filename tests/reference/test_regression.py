@@ -215,6 +215,14 @@ def test_a_head_of_another_name_than_declared_is_an_error_that_names_it(with_hea
         ref.RewardModel(with_head("llama", "value_head"), head_name="score")
 
 
+def test_a_weight_of_the_backbone_is_no_head(tmp_path: Path) -> None:
+    """GPT-2 for sequences of one token: its position embeddings have the shape of a head."""
+    config = transformers.GPT2Config(vocab_size=8, n_positions=1, n_embd=32, n_layer=1, n_head=2, num_labels=1)
+    transformers.GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors")["transformer.wpe.weight"].shape == (1, 32)
+    assert ref.RewardModel(tmp_path).head_name == "score"
+
+
 def test_of_two_heads_the_declared_one_is_taken(with_head: Callable[..., Path]) -> None:
     folder = with_head("llama", "score", "value_head")
     with pytest.raises(ref.MissingHeadError, match="found: score, value_head"):

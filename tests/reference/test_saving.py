@@ -95,6 +95,15 @@ def test_only_adapter_and_head_are_trained_with_lora(with_head: Callable[..., Pa
     assert len(trained) == 1 + 2 * 2 * 7  # the head; A and B of 7 linear layers in each of 2 blocks
 
 
+def test_a_restored_adapter_can_be_trained_on(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    actor = ref.Actor(checkpoints["llama"], lora=LORA)
+    actor.save(tmp_path)
+    trained = [
+        {n for n, x in model.named_parameters() if x.requires_grad} for model in (actor, ref.Actor.load(tmp_path))
+    ]
+    assert trained[0] == trained[1] != set()
+
+
 def test_an_adapter_of_a_module_needs_its_base(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     def module() -> Any:
         torch.manual_seed(0)
