@@ -1,0 +1,3 @@
+"""Fails while it is imported."""
+
+raise RuntimeError("CUDA driver is older than this library")
