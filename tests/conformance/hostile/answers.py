@@ -254,6 +254,23 @@ class LeavesThreads(Honest):
         return super().token_log_probs(*args)
 
 
+class Mixed(Honest):
+    """Right and wrong in several ways, for a report that has something of everything; `factor` scales a gradient."""
+
+    def __init__(self, factor=2):
+        self.factor = factor
+
+    def policy_loss(self, *args):
+        loss = super().policy_loss(*args)
+        return loss.detach() + self.factor * (loss - loss.detach())
+
+    def token_log_probs(self, logits, labels, temperature):
+        return super().token_log_probs(logits, labels, 1.0)
+
+    def value_loss(self, values, old_values, returns, action_mask, options):
+        raise RuntimeError(f"cannot broadcast a mask of shape {tuple(action_mask.shape)}")
+
+
 class ShortPack(Honest):
     """Loses the last sequence."""
 
@@ -297,3 +314,12 @@ class NoModel(OpaqueModel):
 
     def load_actor(self, checkpoint):
         self.actor = checkpoint.module()
+
+
+class OneActionOff(OpaqueModel):
+    """The slice of the actions begins one position too early."""
+
+    def action_log_probs(self, actor, batch):
+        logits = actor(batch.input_ids, attention_mask=batch.attention_mask).logits
+        log_probs = super().token_log_probs(logits[:, :-1], batch.input_ids[:, 1:], 1.0)
+        return torch.nn.functional.pad(log_probs, (1, 1))[:, -batch.num_actions - 1 : -1].roll(1, dims=1)

@@ -1,0 +1,235 @@
+"""The JSON report and the text of a failure: what is in them, and which files are no reports."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from rlhf_conformance import check
+from rlhf_conformance.loading import load_adapter
+from rlhf_conformance.reporting import FILE_NAME, ReportError, read, to_json, write
+from rlhf_conformance.results import LOST, Failure, KnownFailure, Report, Result
+from rlhf_conformance.terminal import describe
+from rlhf_spec.clauses import clause
+
+jsonschema = pytest.importorskip("jsonschema")
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return json.loads(resources.files("rlhf_conformance").joinpath("report.schema.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def report(hostile) -> Report:
+    """Passes, failures with a place, an error, an accepted failure, clauses not provided, a lost one."""
+    only = ("log-probs", "positions.cumsum", "policy-loss.gradient", "policy-loss.ratio", "value-loss.clip")
+    known = (KnownFailure("log-probs.temperature", "no temperature here"),)
+    adapter = load_adapter(hostile("answers.py:Mixed"))
+    found = check(adapter, only=only, profile="smoke", seed=3, known_failures=known)
+    lost = Result("sequences.truncation", "MUST", LOST, reason="the process ended")
+    return replace(found, results=(*found.results, lost))
+
+
+def test_the_report_has_what_the_tests_below_need(report):
+    verdicts = {result.verdict for result in report.results}
+    assert verdicts == {"pass", "fail", "error", "known-failure", "not-provided", "lost"}
+    assert report.exit_status == 1
+
+
+def test_a_report_comes_back_as_it_was_written(report, tmp_path):
+    again = read(write(report, tmp_path / "new" / "folder"))
+    assert again.results == report.results
+    assert to_json(again) == json.loads(json.dumps(to_json(report)))
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf, -math.inf])
+def test_a_report_with_numbers_that_are_not_finite_is_still_json(error, report, tmp_path, schema):
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    failure = Failure("loss", "", "0", str(error), error, 1e-6)
+    broken = Result("policy-loss.clip", "MUST", "fail", "nan", margin=None, failure=failure)
+    path = write(replace(report, results=(broken,)), tmp_path)
+    jsonschema.validate(json.loads(path.read_text(), parse_constant=refuse), schema)
+    assert read(path).result("policy-loss.clip").verdict == "fail"
+
+
+def test_a_report_fits_its_schema(report, schema):
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(json.loads(json.dumps(to_json(report))), schema)
+
+
+def test_a_report_of_nothing_fits_its_schema(report, schema):
+    jsonschema.validate(to_json(replace(report, results=())), schema)
+
+
+def edited(change: Callable[[dict[str, Any]], None]) -> Callable[[str], str]:
+    def edit(text: str) -> str:
+        data = json.loads(text)
+        change(data)
+        return json.dumps(data)
+
+    return edit
+
+
+def first(data: dict[str, Any], verdict: str) -> dict[str, Any]:
+    return next(row for row in data["results"] if row["verdict"] == verdict)
+
+
+# What was done to the file, and what the refusal must say.
+SPOILED = {
+    "half of it": (lambda text: text[: len(text) // 2], "not JSON"),
+    "empty": (lambda text: "", "not JSON"),
+    "two reports in one file": (lambda text: text + text, "not JSON"),
+    "a list": (lambda text: "[]", "not a report"),
+    "another schema": (lambda text: text.replace("report/1", "report/2", 1), "not a report of schema"),
+    "no footer": (edited(lambda d: d.pop("footer")), "cut short"),
+    "a result less": (edited(lambda d: d["results"].pop()), "cut short"),
+    "a result less, and the footer mended": (
+        edited(lambda d: (d["results"].pop(), d["footer"].update(results=len(d["results"])))),
+        "summary",
+    ),
+    "a clause twice": (
+        edited(lambda d: (d["results"].append(d["results"][0]), d["footer"].update(results=len(d["results"])))),
+        "twice",
+    ),
+    "a failure made a pass": (edited(lambda d: first(d, "fail").update(verdict="pass")), "summary"),
+    "the verdict made green": (edited(lambda d: d["summary"].update(verdict="CONFORMANT", exit_status=0)), "summary"),
+    "the exit status alone": (edited(lambda d: d["summary"].update(exit_status=0)), "summary"),
+    "a count": (edited(lambda d: d["summary"]["counts"].update(fail=0)), "summary"),
+    "no summary": (edited(lambda d: d.pop("summary")), "summary"),
+    "no run": (edited(lambda d: d.pop("run")), "run"),
+    "a verdict that there is not": (edited(lambda d: first(d, "pass").update(verdict="passed")), "passed"),
+    "a clause that there is not": (edited(lambda d: first(d, "pass").update(clause="log-probs.nothing")), "nothing"),
+    "a result without a clause": (edited(lambda d: d["results"][0].pop("clause")), "clause"),
+    "a result with a key too many": (edited(lambda d: d["results"][0].update(colour="green")), "colour"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_spoiled_report_is_refused_with_a_message(name, report, tmp_path):
+    spoil, says = SPOILED[name]
+    path = write(report, tmp_path)
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(ReportError) as error:
+        read(path)
+    assert str(path) in str(error.value)
+    assert says in str(error.value)
+
+
+def test_a_report_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises((ReportError, FileNotFoundError), match=FILE_NAME):
+        read(tmp_path / FILE_NAME)
+
+
+@pytest.mark.parametrize("change", [{"verdict": "passed"}, {"reason": ""}, {"failure": None}, {"examples": -1}])
+def test_the_schema_refuses_a_failure_that_lacks_something(change, report, schema):
+    data = json.loads(json.dumps(to_json(report)))
+    first(data, "fail").update(change)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(data, schema)
+
+
+# --- the text of a failure ----------------------------------------------------------------------------------------
+
+COMMAND = "rlhf-conformance check my_trainer.py:Mine --seed 3"
+
+
+def line(text: str, label: str) -> str:
+    """What stands behind a label of a failure's text."""
+    (found,) = re.findall(rf"^  {label} +(.*)$", text, re.MULTILINE)
+    return found
+
+
+def test_the_text_of_a_failure_has_everything(report):
+    result = report.result("policy-loss.gradient")
+    text = describe(result, COMMAND)
+    assert text.splitlines()[0] == "FAIL policy-loss.gradient (MUST)"
+    assert line(text, "the clause") == clause("policy-loss.gradient").sentence
+    assert line(text, "what") == "gradient with respect to the new log-prob"
+    assert line(text, "where").startswith("row 0, column 0")
+    assert line(text, "repeat with") == f"{COMMAND} --only policy-loss.gradient"
+    assert line(text, "case").startswith("LossCase(new=")
+    expected, actual = float(line(text, "expected")), float(line(text, "actual"))
+    assert actual == pytest.approx(2 * expected)
+    difference, allowed = re.fullmatch(r"(\S+), allowed (\S+)", line(text, "difference")).groups()
+    assert float(difference) == pytest.approx(abs(expected), rel=1e-2)
+    assert 0 < float(allowed) < float(difference)
+
+
+def test_the_text_of_an_error_names_the_method_and_the_line(report):
+    text = describe(report.result("value-loss.clip"), COMMAND)
+    assert text.splitlines()[0] == "ERROR value-loss.clip (MUST)"
+    assert line(text, "the clause") == clause("value-loss.clip").sentence
+    assert re.fullmatch(
+        r"value_loss raised RuntimeError: .*shape.* \(answers\.py:\d+ in value_loss\)", line(text, "what")
+    )
+    assert line(text, "case").startswith("LossCase(new=")
+
+
+def test_a_model_failure_names_the_sample_and_the_action(hostile):
+    adapter = load_adapter(hostile("answers.py:OneActionOff"))
+    found = check(adapter, only=["actor.log-probs"], profile="smoke").result("actor.log-probs")
+    assert found.verdict == "fail"
+    assert found.failure.place == "sample 0, action 0"
+    assert "ModelCase(probe=Probe(" in found.failure.case
+    assert "prompt=(" in found.failure.case
+
+
+def test_a_failing_case_is_made_small(hostile):
+    """One row, one action: nothing in the case is there that the failure does not need."""
+    adapter = load_adapter(hostile("answers.py:Mixed"))
+    case = check(adapter, only=["policy-loss.gradient"], profile="smoke").result("policy-loss.gradient").failure.case
+    assert "mask=((1,),)" in case
+
+
+# --- through the command ------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_report_and_repeats_its_failure(command, hostile, tmp_path, schema):
+    """Run it, type what it says under "repeat with", and get the same failure on the same case."""
+    once = command(
+        *("check", hostile("answers.py:Mixed"), "-o", "factor=3", "--profile", "smoke", "--seed", "7", "-n", "1"),
+        *("--dtype", "float64", "--only", "policy-loss.gradient", "--only", "policy-loss.ratio", "--report", "out"),
+    )
+    assert once.status == 1
+    report = read(tmp_path / "out" / FILE_NAME)
+    jsonschema.validate(json.loads((tmp_path / "out" / FILE_NAME).read_text()), schema)
+    assert report.subject["options"] == {"factor": 3}
+    assert (report.run["seed"], report.environment["dtype"]) == (7, "float64")
+    assert describe(report.result("policy-loss.gradient")) in once.stdout
+    words = shlex.split(line(once.stdout, "repeat with"))
+    assert words[:2] == ["rlhf-conformance", "check"]
+    again = command(*words[1:])
+    assert again.status == 1
+    for label in ("expected", "actual", "where", "difference", "case"):
+        assert line(again.stdout, label) == line(once.stdout, label)
+
+
+def test_the_report_of_an_adapter_that_never_lived_fits_the_schema(command, hostile, tmp_path, schema):
+    done = command(
+        *("check", hostile("processes.py:Exits"), "--profile", "smoke", "-n", "1"),
+        *("--only", "packing.tokens", "--report", "out"),
+    )
+    assert done.status == 3
+    jsonschema.validate(json.loads((tmp_path / "out" / FILE_NAME).read_text()), schema)
+    assert read(tmp_path / "out" / FILE_NAME).verdict == "INCOMPLETE"
+
+
+def test_the_schema_lists_the_verdicts_of_the_suite(schema):
+    from rlhf_conformance.results import VERDICTS
+
+    assert tuple(schema["$defs"]["verdict"]["enum"]) == VERDICTS
+
+
+def test_the_schema_has_the_name_that_reports_carry(schema, report):
+    assert schema["$id"] == to_json(report)["schema"]
