@@ -1,0 +1,99 @@
+"""Plain formulas for the faults to bend: each is right as it stands, and a liar exchanges one step of it.
+
+All tensors are (B, T) in float32 or better, `mask` is 1 on actions. The ratio is held below e^20, so that a liar lies
+in one way and not by an overflow as well.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rlhf_conformance._lazy import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+
+def chosen(x: Tensor, mask: Tensor) -> Tensor:
+    """x where the mask is, 0 elsewhere, in float32 or better."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).where(mask.bool(), 0.0)
+
+
+def log_ratio(new: Tensor, old: Tensor, mask: Tensor) -> Tensor:
+    return (chosen(new, mask) - chosen(old, mask)).clamp(max=20.0)
+
+
+def clip(ratio: Tensor, options: Any) -> Tensor:
+    return ratio.clamp(1 - options.clip_eps_low, 1 + options.clip_eps_high)
+
+
+def surrogate_loss(ratio: Tensor, advantages: Tensor, options: Any) -> Tensor:
+    """-min(r A, clip(r) A) of every token, with the dual clip where one is asked for."""
+    surrogate = torch.minimum(ratio * advantages, clip(ratio, options) * advantages)
+    if options.dual_clip is not None:
+        surrogate = torch.where(advantages < 0, torch.maximum(surrogate, options.dual_clip * advantages), surrogate)
+    return -surrogate
+
+
+def token_mean(losses: Tensor, mask: Tensor, options: Any) -> Tensor:
+    count = mask.bool().sum().clamp(min=1) if options.global_count is None else options.global_count
+    return chosen(losses, mask).sum() / count
+
+
+def sequence_mean(losses: Tensor, mask: Tensor, options: Any) -> Tensor:
+    lengths = mask.bool().sum(-1)
+    count = (lengths > 0).sum().clamp(min=1) if options.global_count is None else options.global_count
+    return (chosen(losses, mask).sum(-1) / lengths.clamp(min=1)).sum() / count
+
+
+def mean(losses: Tensor, mask: Tensor, options: Any) -> Tensor:
+    """The aggregation that is asked for."""
+    return (token_mean if options.aggregation == "token-mean" else sequence_mean)(losses, mask, options)
+
+
+def policy_losses(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, options: Any) -> Tensor:
+    """(B, T) losses, not aggregated."""
+    return surrogate_loss(log_ratio(new, old, mask).exp(), chosen(advantages, mask), options)
+
+
+def value_losses(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, options: Any) -> Tensor:
+    """(B, T) losses, not aggregated: 0.5 max((V - R)^2, (V_old + clip(V - V_old) - R)^2)."""
+    values, old, returns = (chosen(x, mask) for x in (values, old, returns))
+    losses = (values - returns) ** 2
+    if options.clip_eps is not None:
+        clipped = old + (values - old).clamp(-options.clip_eps, options.clip_eps)
+        losses = torch.maximum(losses, (clipped - returns) ** 2)
+    return 0.5 * losses
+
+
+def policy_loss(
+    arguments: tuple[Any, ...],
+    token: Callable[[Tensor, Tensor, Any], Tensor] = surrogate_loss,
+    aggregate: Callable[[Tensor, Tensor, Any], Tensor] = mean,
+) -> Tensor:
+    """The policy loss of the adapter's five arguments, with another loss of a token, token(ratio, advantages, options),
+    or another aggregate(losses, mask, options)."""
+    new, old, advantages, mask, options = arguments
+    return aggregate(token(log_ratio(new, old, mask).exp(), chosen(advantages, mask), options), mask, options)
+
+
+def value_loss(
+    arguments: tuple[Any, ...],
+    token: Callable[[Tensor, Tensor, Tensor, Any], Tensor] | None = None,
+    aggregate: Callable[[Tensor, Tensor, Any], Tensor] = mean,
+) -> Tensor:
+    """The value loss of the adapter's five arguments, with another loss of a token, token(values, old, returns, eps),
+    or another aggregate(losses, mask, options)."""
+    values, old, returns, mask, options = arguments
+    if token is None:
+        losses = value_losses(*arguments)
+    else:
+        losses = token(*(chosen(x, mask) for x in (values, old, returns)), options.clip_eps)
+    return aggregate(losses, mask, options)
+
+
+def value_of(value: Tensor, *, gradient_of: Tensor) -> Tensor:
+    """A tensor with the value of one and the gradient of another."""
+    return gradient_of + (value - gradient_of).detach()
