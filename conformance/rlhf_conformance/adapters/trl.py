@@ -51,8 +51,7 @@ class TRL(Adapter):
 
     def generate(self, actor, prompts):
         actor.eos_token_ids = list(prompts.stop_token_ids)
-        ends = {"eos_token_id": actor.eos_token_ids, "max_new_tokens": prompts.max_new_tokens}
-        actor.generation_config.update(do_sample=False, **ends)
+        actor.generation_config.update(eos_token_id=actor.eos_token_ids, max_new_tokens=prompts.max_new_tokens)
         rows = [row[mask.bool()].tolist() for row, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
         responses = [torch.tensor(ids) for ids in actor._generate_single_turn(rows, None, {}, 1)[0]]
         return torch.cat([prompts.input_ids.cpu(), utils.pad(responses, prompts.pad_token_id)], dim=1)
@@ -63,13 +62,12 @@ class TRL(Adapter):
         model.config.pad_token_id = checkpoint.pad_token_id
         return model.to(checkpoint.device)
 
-    def rewards(self, model, batch):
+    def rewards(self, rm, batch):
         if not self.takes_attention_mask:
-            prompt_length = batch.input_ids.shape[1] - batch.num_actions
-            return get_reward(model, batch.input_ids, batch.pad_token_id, prompt_length)[1]
+            return get_reward(rm, batch.input_ids, batch.pad_token_id, batch.input_ids.shape[1] - batch.num_actions)[1]
         rows = utils.pad(batch.sequences, batch.pad_token_id)  # on the right, as its collators do
         mask = utils.pad([torch.ones_like(row) for row in batch.sequences])
-        return model(rows, attention_mask=mask, use_cache=False).logits.squeeze(-1)
+        return rm(rows, attention_mask=mask, use_cache=False).logits.squeeze(-1)
 
     def save(self, model, folder):
         (model.save_model if hasattr(model, "save_model") else model.save_pretrained)(folder)

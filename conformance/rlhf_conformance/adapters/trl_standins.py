@@ -26,10 +26,11 @@ TINY = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_l
 def trainer(checkpoint: Any, attn_implementation: str, **config: Any) -> GRPOTrainer:
     """A GRPOTrainer of a checkpoint, in train mode, as `training_step` has it while old log-probs are taken.
 
-    `config` holds fields of GRPOConfig; what is not named keeps TRL's default.
+    It generates greedily. `config` holds fields of GRPOConfig; what is not named keeps TRL's default.
     """
     init = {"dtype": checkpoint.dtype, "attn_implementation": attn_implementation}
-    config = {"temperature": checkpoint.temperature, "model_init_kwargs": init, **config}
+    greedy = {"generation_kwargs": {"do_sample": False}}
+    config = {"temperature": checkpoint.temperature, "model_init_kwargs": init, **greedy, **config}
     made = _trainer(checkpoint.path, checkpoint.device, checkpoint.pad_token_id, config)
     made.train = made.model.train  # a switch of mode, as for a module, and not a training run
     return made
