@@ -1,0 +1,140 @@
+"""docs/writing-an-adapter.md: its code runs, and its tables are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import types
+
+import pytest
+
+from rlhf_conformance import Batch, Checkpoint, PolicyLossOptions, ValueLossOptions, check, conformance_suite
+from rlhf_conformance.adapter import _CHOICES, DECLARATIONS, METHODS, Adapter, declarations
+
+GUIDE = "docs/writing-an-adapter.md"
+
+
+@pytest.fixture
+def my_trainer(monkeypatch):
+    """The package that the guide's adapter imports, with the losses of the example in it."""
+    import losses_only
+
+    monkeypatch.setitem(sys.modules, "my_trainer", types.ModuleType("my_trainer"))
+    monkeypatch.setitem(sys.modules, "my_trainer.losses", losses_only)
+
+
+@pytest.fixture
+def python(blocks):
+    """The first Python block of the guide that holds a text."""
+    return lambda part: next(block for block in blocks(GUIDE, "python") if part in block)
+
+
+def adapter_of(code: str, module: object = None, name: str = "MyTrainer") -> type[Adapter]:
+    """The adapter that a block defines, executed beside the names of `module`."""
+    names = {**vars(module), "Adapter": Adapter} if module else {}
+    exec(compile(code, GUIDE, "exec"), names)
+    return names[name]
+
+
+def test_the_shortest_adapter_is_green(python, my_trainer):
+    adapter = adapter_of(python("my_trainer.losses"))
+    report = check(adapter(), profile="smoke", only=["policy-loss.", "value-loss."])
+    assert report.verdict == "CONFORMANT"
+    assert report.warnings == ()
+
+
+def test_the_log_prob_adapter_is_green(python):
+    import whole_trainer
+
+    adapter = adapter_of(python("class MyTrainer(Adapter):\n    def token_log_probs"), whole_trainer)
+    report = check(adapter(), profile="smoke", only=["log-probs.", "sequences.", "positions."])
+    assert report.verdict == "CONFORMANT"
+
+
+def test_the_guide_shows_the_whole_adapter_of_the_example(python, examples):
+    code = python("class PlainTrainer")
+    assert (examples / "whole_trainer.py").read_text(encoding="utf-8").endswith(code)
+
+
+def test_the_adapter_of_a_whole_trainer_has_at_most_sixty_lines(python):
+    assert len(python("class PlainTrainer").splitlines()) <= 60
+
+
+def test_a_mode_changes_what_is_declared(python):
+    adapter = adapter_of(python("packing=False"), sys.modules[Adapter.__module__])
+    assert declarations(adapter(packing=True, loss="sequence-mean"))["aggregations"] == ("sequence-mean",)
+    assert declarations(adapter(packing=True))["packs_internally"]
+
+
+def test_the_test_file_of_the_guide_makes_suites(python, monkeypatch):
+    import whole_trainer
+
+    module = types.ModuleType("adapter")
+    module.MyTrainer = whole_trainer.PlainTrainer
+    monkeypatch.setitem(sys.modules, "adapter", module)
+    names: dict = {}
+    exec(python("conformance_suite("), names)
+    suites = [value for key, value in names.items() if key.startswith("test_")]
+    assert [type(suite) for suite in suites] == [type(conformance_suite(whole_trainer.PlainTrainer()))] * 2
+
+
+def test_the_table_of_declarations_is_that_of_the_code(table):
+    for name, default, values, _ in table(GUIDE, "name"):
+        key = name.strip("`")
+        assert ast.literal_eval(default.strip("`")) == getattr(Adapter, key), key
+        if key != "head_names":
+            choices = {ast.literal_eval(value.strip("`")) for value in values.split(", ")}
+            assert choices == set(_CHOICES.get(key, (True, False))), key
+    assert [row[0].strip("`") for row in table(GUIDE, "name")] == list(DECLARATIONS)
+
+
+def test_the_options_of_the_losses_are_those_of_the_code(table):
+    named = {name for row in table(GUIDE, "option") for name in re.findall(r"`(\w+)`", row[0])}
+    assert named == {*PolicyLossOptions.__dataclass_fields__, *ValueLossOptions.__dataclass_fields__}
+
+
+def test_the_attributes_of_a_checkpoint_are_those_of_the_code(table):
+    rows = [row for row in table(GUIDE, "attribute") if "`" in row[0]]
+    named = {name for row in rows for name in re.findall(r"`(\w+)", row[0])}
+    assert named == {*Checkpoint.__dataclass_fields__, "module"}
+
+
+def test_the_batch_has_what_the_guide_names(text):
+    section = text(GUIDE).split("### The batch")[1].split("### Layouts")[0]
+    rows = re.findall(r"^\| `(\w+)` \|", section, re.M)
+    helpers = re.findall(r"`batch\.(\w+)", section)
+    assert rows
+    assert helpers
+    assert all(name in Batch.__dataclass_fields__ or hasattr(Batch, name) for name in rows + helpers)
+
+
+def test_the_methods_that_the_guide_names_exist(table):
+    named = {name for row in table(GUIDE, "method") for name in re.findall(r"`(\w+)`", row[0])}
+    assert named <= set(METHODS)
+
+
+def test_the_file_of_known_failures_is_read(blocks, tmp_path):
+    from rlhf_conformance.cli import read_known_failures
+
+    file = tmp_path / "known-failures.toml"
+    file.write_text(blocks(GUIDE, "toml")[0])
+    (row,) = read_known_failures(file)
+    assert row.clause == "policy-loss.nan-under-mask"
+    assert row.reason
+    assert row.issue
+
+
+def test_known_failures_without_an_issue_are_read(blocks, tmp_path):
+    from rlhf_conformance.cli import read_known_failures
+
+    file = tmp_path / "known-failures.toml"
+    file.write_text(re.sub(r"^issue.*\n", "", blocks(GUIDE, "toml")[0], flags=re.M))
+    assert read_known_failures(file)[0].issue == ""
+
+
+def test_the_default_profile_is_the_one_of_the_command(text):
+    from rlhf_conformance.cli import build_parser
+
+    assert build_parser().parse_args(["check", "x"]).profile == "gate"
+    assert "the default, `gate`" in text(GUIDE)
