@@ -131,3 +131,13 @@ def packed(batch: Batch) -> Batch:
         num_actions=batch.response_lengths,
         starts=tuple(sum(lengths[:i]) for i in range(len(lengths))),
     )
+
+
+def copied(batch: Batch) -> Batch:
+    """The batch on tensors of its own, for a lie that writes to the caller's after the forward pass."""
+    parts = {
+        name: getattr(batch, name).clone()
+        for name in ("input_ids", "attention_mask", "position_ids")
+        if getattr(batch, name) is not None
+    }
+    return replace(batch, **parts)

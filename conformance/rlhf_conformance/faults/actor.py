@@ -9,6 +9,7 @@ from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.faults import fault
 from rlhf_conformance.faults._bending import (
     LAYOUT_CHAPTERS,
+    copied,
     first_where,
     logits,
     positions_of,
@@ -163,7 +164,7 @@ class BfloatLogSoftmax(Reference):
 # --- temperature ---------------------------------------------------------------------------------------------------
 
 
-@fault("actor.temperature", bug="temperature-ignored")
+@fault("actor.temperature", bug="temperature-ignored", also=("packing.gradient",))
 class ActorTemperatureIgnored(Reference):
     """The actor always scores at temperature 1."""
 
@@ -171,7 +172,7 @@ class ActorTemperatureIgnored(Reference):
         return super().load_actor(replace(checkpoint, temperature=1.0))
 
 
-@fault("actor.temperature")
+@fault("actor.temperature", also=("packing.gradient",))
 class ActorTemperatureMultiplied(Reference):
     """Logits are multiplied by the temperature."""
 
@@ -179,7 +180,7 @@ class ActorTemperatureMultiplied(Reference):
         return super().load_actor(replace(checkpoint, temperature=1 / checkpoint.temperature))
 
 
-@fault("actor.temperature")
+@fault("actor.temperature", also=("packing.gradient",))
 class ActorTemperatureTwice(Reference):
     """The temperature is divided out twice, by the model and by the trainer."""
 
@@ -187,7 +188,7 @@ class ActorTemperatureTwice(Reference):
         return super().load_actor(replace(checkpoint, temperature=checkpoint.temperature**2))
 
 
-@fault("actor.temperature")
+@fault("actor.temperature", also=("packing.gradient",))
 class ActorTemperatureAfterSoftmax(Reference):
     """Log-probs at temperature 1 are divided by the temperature."""
 
@@ -195,7 +196,7 @@ class ActorTemperatureAfterSoftmax(Reference):
         return [row / batch.temperature for row in score(batch, self.logits(actor, batch), temperature=1.0)]
 
 
-@fault("actor.temperature")
+@fault("actor.temperature", also=("packing.gradient",))
 class ActorTemperatureBelowOneIgnored(Reference):
     """A temperature below 1 is taken for 1."""
 
@@ -203,7 +204,7 @@ class ActorTemperatureBelowOneIgnored(Reference):
         return super().load_actor(replace(checkpoint, temperature=max(1.0, checkpoint.temperature)))
 
 
-@fault("actor.temperature", bug="temperature-one-sided")
+@fault("actor.temperature", bug="temperature-one-sided", also=("packing.gradient",))
 class ActorTemperatureLostInPacks(Reference):
     """The packed path forgets the temperature."""
 
@@ -810,7 +811,7 @@ class LabelsRolledInPlace(Reference):
     """The caller's ids are shifted to make labels."""
 
     def action_log_probs(self, actor, batch):
-        answer = super().action_log_probs(actor, batch)
+        answer = super().action_log_probs(actor, copied(batch))
         batch.input_ids.copy_(batch.input_ids.roll(-1, dims=-1))
         return answer
 
@@ -820,7 +821,7 @@ class PositionsWrittenIntoPack(Reference):
     """The positions of a pack are turned into sequence numbers in place."""
 
     def action_log_probs(self, actor, batch):
-        answer = super().action_log_probs(actor, batch)
+        answer = super().action_log_probs(actor, copied(batch))
         if batch.is_packed:
             batch.position_ids.copy_((batch.position_ids == 0).cumsum(-1))
         return answer
@@ -831,7 +832,7 @@ class MaskCutInPlace(Reference):
     """The last column of the caller's mask is cleared, to align it with the labels."""
 
     def action_log_probs(self, actor, batch):
-        answer = super().action_log_probs(actor, batch)
+        answer = super().action_log_probs(actor, copied(batch))
         if not batch.is_packed:
             batch.attention_mask[:, -1] = 0
         return answer

@@ -6,7 +6,7 @@ import rlhf_reference as ref
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.faults import fault
-from rlhf_conformance.faults._bending import detach_backbone, positions_of, read
+from rlhf_conformance.faults._bending import copied, detach_backbone, positions_of, read
 from rlhf_conformance.faults.reward import redrawn
 
 PACKS = ("packing.critic",)
@@ -519,7 +519,7 @@ class CriticOverwritesLastColumn(Reference):
     """The caller's last token is cut off in place."""
 
     def action_values(self, critic, batch):
-        answer = super().action_values(critic, batch)
+        answer = super().action_values(critic, copied(batch))
         batch.input_ids[:, -1] = batch.pad_token_id
         return answer
 
@@ -529,7 +529,7 @@ class CriticShiftsActionMask(Reference):
     """The caller's action mask is shifted in place; positions in a pack are."""
 
     def action_values(self, critic, batch):
-        answer = super().action_values(critic, batch)
+        answer = super().action_values(critic, copied(batch))
         written = batch.position_ids if batch.is_packed else batch.action_mask
         written.copy_(written.roll(1, dims=-1))
         return answer

@@ -15,7 +15,7 @@ from rlhf_conformance.faults._bending import (
     segments_of,
 )
 
-ACTOR = ("actor.",)
+ACTOR = ("actor.", "positions.")
 PACKS = ("packed", "packed-tail", "sharded")
 
 
@@ -505,7 +505,7 @@ class PacksInsideWithOnesMask(_PacksInside):
         return score(inside, model_logits(self, actor, inside, attention_mask=torch.ones_like(inside.input_ids)))
 
 
-@fault("packing.equivalence", bug="packed-positions-run-on", also=("actor.", "positions."))
+@fault("packing.equivalence", bug="packed-positions-run-on", also=ACTOR)
 class PacksInsideWithPaddedPositions(_PacksInside):
     """Padded rows are unpadded into one row, and keep the columns of the padded row for positions."""
 
@@ -517,7 +517,7 @@ class PacksInsideWithPaddedPositions(_PacksInside):
         return score(inside, model_logits(self, actor, inside, attention_mask=mask, position_ids=wrong))
 
 
-@fault("packing.equivalence", also=("actor.", "positions."))
+@fault("packing.equivalence", also=ACTOR)
 class PacksInsideAndPadsOnTheRight(_PacksInside):
     """Answers of the pack are padded on the right where the rows were padded on both sides, then cut by column."""
 

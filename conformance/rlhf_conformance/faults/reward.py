@@ -9,6 +9,7 @@ from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.faults import fault
 from rlhf_conformance.faults._bending import (
+    copied,
     detach_backbone,
     first_where,
     last_where,
@@ -121,7 +122,7 @@ class RewardAtMaskCount(_ReadAt):
         return mask.sum(-1) - 1
 
 
-@fault("reward.last-attended")
+@fault("reward.last-attended", also=PACKS)
 class RewardAtPromptEnd(Reference):
     """The prompt's last token: the state before the response."""
 
@@ -287,7 +288,7 @@ class LargeRewardsRounded(Reference):
         return answer.where(answer.abs() < 16, answer + (answer.round() - answer).detach())
 
 
-@fault("reward.truncated")
+@fault("reward.truncated", also=PACKS)
 class TruncationPenalised(Reference):
     """A sequence that does not end in EOS gets 1 less."""
 
@@ -613,7 +614,7 @@ class RewardOverwritesIds(Reference):
     """The caller's last column is overwritten with EOS."""
 
     def rewards(self, reward_model, batch):
-        answer = super().rewards(reward_model, batch)
+        answer = super().rewards(reward_model, copied(batch))
         batch.input_ids[:, -1] = reward_model.backbone.config.eos_token_id
         return answer
 
@@ -633,13 +634,13 @@ class RewardCompletesMask(Reference):
     """The caller's mask is filled in place."""
 
     def rewards(self, reward_model, batch):
-        answer = super().rewards(reward_model, batch)
+        answer = super().rewards(reward_model, copied(batch))
         if not batch.is_packed:
             batch.attention_mask.fill_(1)
         return answer
 
 
-@fault("reward.side-effects", also=("reward.",))
+@fault("reward.side-effects", also=PACKS)
 class RewardsNormaliseAsTheyGo(Reference):
     """Rewards are shifted by a running mean of all that were asked for."""
 
