@@ -1,0 +1,139 @@
+"""Budgets: positive, larger for coarser dtypes, wide enough for honest arithmetic, far too narrow for a wrong one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_conformance import budgets
+from rlhf_spec import log_probs as spec
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # from the finest to the coarsest
+logits = st.lists(st.integers(-64, 64).map(lambda k: k / 8), min_size=2, max_size=12)
+temperature = st.sampled_from((0.5, 0.7, 1.0, 1.3, 2.0))
+number = st.integers(-24, 24).map(lambda k: k / 8)
+numbers = st.lists(number, min_size=1, max_size=12)
+
+# Every budget, as a function of a dtype and of hypothesis' draws.
+BUDGETS = {
+    "log_prob": lambda d, t: budgets.log_prob(d.draw(logits), d.draw(temperature), t),
+    "entropy": lambda d, t: budgets.entropy(d.draw(logits), d.draw(temperature), t),
+    "log_prob_gradient": lambda d, t: budgets.log_prob_gradient(d.draw(logits), d.draw(temperature), t),
+    "policy_token": lambda d, t: budgets.policy_token(1 + abs(d.draw(number)), d.draw(number), t),
+    "value_token": lambda d, t: budgets.value_token(d.draw(number), d.draw(number), d.draw(number), t),
+    "value_token_gradient": lambda d, t: budgets.value_token_gradient(
+        d.draw(number), d.draw(number), d.draw(number), t
+    ),
+    "model_output": lambda d, t: budgets.model_output([0.0], [d.draw(number)], 1 + abs(d.draw(number)), t),
+    "model_gradient": lambda d, t: budgets.model_gradient(1 + abs(d.draw(number)), abs(d.draw(number)), t),
+    "aggregate": lambda d, t: budgets.aggregate([d.draw(number)], [0.0], [1.0], t),
+}
+
+
+class Again:
+    """Draws the same for each dtype."""
+
+    def __init__(self, data):
+        self.data, self.drawn, self.next = data, [], 0
+
+    def draw(self, strategy):
+        if self.next == len(self.drawn):
+            self.drawn.append(self.data.draw(strategy))
+        self.next += 1
+        return self.drawn[self.next - 1]
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+@given(data=st.data())
+def test_a_budget_is_positive_finite_and_grows_with_the_unit_round_off(name, data):
+    again, found = Again(data), []
+    for dtype in DTYPES:
+        again.next = 0
+        found.append(BUDGETS[name](again, dtype))
+    assert all(0 < budget < math.inf for budget in found)
+    assert found == sorted(found)
+    if name not in ("aggregate",):
+        assert found[-1] > found[0], "bfloat16 must be allowed more than float64"
+
+
+def test_no_dtype_is_asked_for_more_than_float32():
+    assert budgets.unit(torch.float64) == budgets.unit(torch.float32) == 2.0**-24
+    assert budgets.unit(torch.float16) == torch.finfo(torch.float16).eps / 2
+    assert budgets.unit(torch.bfloat16) == torch.finfo(torch.bfloat16).eps / 2
+
+
+def test_a_sampled_error_of_zero_leaves_room():
+    assert budgets.model_output([1.0], [1.0], 10.0, torch.float32) > 1e-4
+    assert budgets.model_gradient(1.0, 0.0, torch.float32) > 1e-5
+
+
+# --- honest arithmetic is inside ----------------------------------------------------------------------------------
+
+
+@given(logits, temperature, st.randoms(use_true_random=False))
+def test_honest_log_probs_in_float32_are_inside(row, t, random):
+    """torch's log-softmax; the logarithm of the softmax; a sum of exponentials in a random order."""
+    label = random.randrange(len(row))
+    truth, allowed = spec.token_log_prob(row, label, t), budgets.log_prob(row, t, torch.float32)
+    scaled = torch.tensor(row) / t
+    order = torch.tensor(random.sample(range(len(row)), len(row)))
+    total = torch.zeros(())
+    for x in (scaled - scaled.max())[order].exp():
+        total = total + x
+    for answer in (
+        scaled.log_softmax(-1)[label],
+        scaled[label] - scaled.logsumexp(-1),
+        scaled[label] - scaled.max() - total.log(),
+    ):
+        assert abs(float(answer) - truth) <= allowed
+
+
+@given(logits, temperature)
+def test_honest_entropies_in_float32_are_inside(row, t):
+    truth, allowed = spec.entropy(row, t), budgets.entropy(row, t, torch.float32)
+    scaled = torch.tensor(row) / t
+    p = scaled.softmax(-1)
+    for answer in (-(p * scaled.log_softmax(-1)).sum(), scaled.logsumexp(-1) - (p * scaled).sum()):
+        assert abs(float(answer) - truth) <= allowed
+
+
+@given(numbers, st.randoms(use_true_random=False), st.sampled_from((torch.float32, torch.float64)))
+def test_honest_means_are_inside(values, random, dtype):
+    truth = math.fsum(values) / len(values)
+    allowed = budgets.aggregate(values, [0.0] * len(values), [1 / len(values)] * len(values), dtype)
+    shuffled = random.sample(values, len(values))
+    total = torch.zeros((), dtype=dtype)
+    for x in shuffled:
+        total = total + x
+    for answer in (torch.tensor(values, dtype=dtype).mean(), total / len(values)):
+        assert abs(float(answer) - truth) <= allowed
+
+
+# --- wrong arithmetic is outside ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", [[0.0, 1.0], [3.0, -2.0, 0.5], [float(k) for k in range(-4, 5)]])
+def test_a_log_prob_from_bfloat16_logits_is_outside_of_float32(row):
+    """The softmax in half precision is what log-probs.float32 is there to catch."""
+    wrong = torch.tensor(row, dtype=torch.bfloat16).log_softmax(-1)
+    truth = [spec.token_log_prob(row, label) for label in range(len(row))]
+    worst = max(abs(a - b) for a, b in zip(wrong.tolist(), truth, strict=True))
+    assert worst > 10 * budgets.log_prob(row, 1.0, torch.float32)
+
+
+@given(logits)
+def test_a_temperature_of_one_instead_of_another_is_outside(row):
+    label = max(range(len(row)), key=row.__getitem__)
+    wrong, truth = spec.token_log_prob(row, label, 1.0), spec.token_log_prob(row, label, 1.3)
+    if len(set(row)) > 1 and max(row) - min(row) > 0.5 and truth < -1e-3:
+        assert abs(wrong - truth) > budgets.log_prob(row, 1.3, torch.float32)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.9, 1.0, 1.1, 2.0])
+def test_a_loss_off_by_a_thousandth_is_outside(ratio):
+    assert budgets.policy_token(1.0, math.log(ratio), torch.float32) * 100 < 1e-3
+    assert budgets.value_token(ratio, 1.0, 0.0, torch.float32) * 10 < 1e-3

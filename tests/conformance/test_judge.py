@@ -1,0 +1,123 @@
+"""The judge: what is close, what is not, and the place that it names."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from rlhf_conformance.judge import ClauseFailure, Judge, row_column, sample_action, sample_position
+
+finite = st.floats(-1e6, 1e6)
+not_finite = st.sampled_from((math.nan, math.inf, -math.inf))
+
+
+def refused(actual, expected, budget=0.0, **options) -> ClauseFailure:
+    with pytest.raises(ClauseFailure) as error:
+        Judge().close(actual, expected, budget, **{"what": "number", **options})
+    return error.value
+
+
+@given(finite, finite, st.floats(0, 10))
+def test_close_means_within_the_budget(actual, expected, budget):
+    if abs(actual - expected) <= budget:
+        Judge().close(actual, expected, budget, what="number")
+    else:
+        refused(actual, expected, budget)
+
+
+@given(not_finite, finite, st.sampled_from((0.0, 1.0, 1e30, math.inf)))
+def test_what_is_not_finite_is_never_close_to_a_number(actual, expected, budget):
+    refused(actual, expected, budget)
+    refused(expected, actual, budget)
+
+
+@given(not_finite, not_finite)
+def test_nan_and_infinity_are_only_close_to_themselves(actual, expected):
+    if repr(actual) == repr(expected):
+        Judge().close(actual, expected, 0.0, what="number")
+    else:
+        refused(actual, expected, math.inf)
+
+
+@given(finite)
+def test_without_a_budget_only_the_same_number_will_do(x):
+    Judge().equal(x, x, what="number")
+    refused(math.nextafter(x, math.inf), x)
+
+
+@pytest.mark.parametrize("actual", [[1.0, 2.0, 3.0], [1.0], [[1.0, 2.0]], [[1.0], [2.0]], 1.0, []])
+def test_another_number_of_numbers_is_a_failure(actual):
+    refused(actual, [1.0, 2.0], math.inf)
+
+
+def test_no_numbers_are_no_comparison():
+    judge = Judge()
+    judge.equal([], [], what="nothing")
+    assert judge.comparisons == 0
+
+
+def test_tensors_lists_of_tensors_and_lists_are_the_same_numbers():
+    judge = Judge()
+    judge.equal(torch.tensor([[1, 2], [3, 4]]), [[1.0, 2.0], [3.0, 4.0]], what="grid")
+    judge.equal([torch.tensor([1.0]), torch.tensor([2.0, 3.0])], [[1], [2, 3]], what="ragged")
+    judge.equal(torch.tensor([True, False]), [1, 0], what="mask")
+    judge.equal(torch.tensor([0.5], dtype=torch.bfloat16, requires_grad=True), [0.5], what="half")
+    assert judge.comparisons == 4 + 3 + 2 + 1
+
+
+@pytest.mark.parametrize(
+    "place, wanted",
+    [(sample_action, "sample 1, action 2"), (sample_position, "sample 1, position 2"), (row_column, "row 1, column 2")],
+)
+def test_the_place_of_the_first_difference_is_named(place, wanted):
+    expected = [[0.0] * 3, [0.0] * 4]
+    actual = [[0.0] * 3, [0.0, 0.0, 5.0, 7.0]]
+    mismatch = refused(actual, expected, 1e-3, place=place, note="why").mismatch
+    assert mismatch.place == wanted
+    assert (mismatch.expected, mismatch.actual) == ("0", "5")
+    assert (mismatch.error, mismatch.budget) == (5.0, 1e-3)
+    assert mismatch.count == "2 of 7 numbers differ"
+    assert mismatch.note == "why"
+
+
+def test_a_nan_behind_a_larger_difference_is_still_counted():
+    assert refused([0.0, 9.0, math.nan], [0.0, 0.0, 0.0], 1.0).mismatch.count == "2 of 3 numbers differ"
+
+
+def test_the_message_says_what_where_expected_and_actual():
+    error = refused([1.5], [2.5], 0.1, what="log-prob")
+    assert str(error) == "log-prob at row 0: expected 2.5, got 1.5"
+
+
+def test_a_budget_for_each_sample_is_each_samples_own():
+    Judge().close([[1.0, 1.0], [5.0]], [[0.0, 0.0], [0.0]], [1.0, 5.0], what="number")
+    assert refused([[1.0, 1.0], [5.0]], [[0.0, 0.0], [0.0]], [1.0, 4.0]).mismatch.place == "row 1, column 0"
+
+
+def test_a_budget_for_each_number_is_each_numbers_own():
+    assert refused([[1.0, 2.0]], [[0.0, 0.0]], [[1.0, 1.0]]).mismatch.place == "row 0, column 1"
+
+
+@given(st.lists(st.tuples(finite, st.floats(0.01, 10), st.floats(0, 1)), min_size=1, max_size=5))
+def test_the_margin_is_the_largest_error_over_its_budget(rows):
+    judge = Judge()
+    ratios = []
+    for expected, budget, share in rows:
+        actual = expected + share * budget
+        ratio = abs(actual - expected) / budget
+        assume(ratio <= 1)
+        ratios.append(ratio)
+        judge.close(actual, expected, budget, what="number")
+    assert judge.margin == max(ratios)
+
+
+def test_a_fact_that_does_not_hold_is_a_failure():
+    judge = Judge()
+    judge.that(True, "graph", expected="one", actual="none")
+    with pytest.raises(ClauseFailure, match="graph: expected one, got none"):
+        judge.that(False, "graph", expected="one", actual="none")
+    assert judge.comparisons == 2

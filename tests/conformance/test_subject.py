@@ -1,0 +1,305 @@
+"""The adapter behind glass: it gets copies, global state is put back, and answers of the wrong kind are refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rlhf_conformance.adapter import Adapter, PackedSequences, PolicyLossOptions, PolicyLossResult, ProcessedSequences
+from rlhf_conformance.batch import Prompts
+from rlhf_conformance.cases.losses import LossCase
+from rlhf_conformance.cases.models import ModelCase
+from rlhf_conformance.layouts import Presentation, Sample, present_prompts
+from rlhf_conformance.probes import Probe
+from rlhf_conformance.subject import AdapterError, Subject, WiringError
+
+CASE = ModelCase(Probe(), (Sample((5, 6), (7,)), Sample((8,), (9, 10))), Presentation("padded"))
+LOSS = LossCase(((-1.0,),), ((-1.0,),), ((0.5,),), ((1,),), PolicyLossOptions())
+
+
+def subject_of(**methods) -> Subject:
+    """A subject whose adapter has these methods, given without `self`."""
+    adapter = type("Some", (Adapter,), {name: staticmethod(method) for name, method in methods.items()})()
+    return Subject.make(adapter, device="cpu", dtype="float32", store=SimpleNamespace())
+
+
+# --- copies -------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_that_writes_writes_into_copies():
+    def token_log_probs(logits, labels, temperature):
+        logits.fill_(3.0)
+        labels.fill_(1)
+        return torch.zeros(labels.shape)
+
+    subject = subject_of(token_log_probs=token_log_probs)
+    logits, labels = torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64)
+    subject.token_log_probs(logits, labels, 1.0)
+    assert not logits.any()
+    assert not labels.any()
+    assert subject.record.written == ["logits", "labels"]
+
+
+def test_an_input_left_alone_is_not_called_written():
+    def token_log_probs(logits, labels, temperature):
+        logits = logits + 1
+        return torch.zeros(labels.shape)
+
+    subject = subject_of(token_log_probs=token_log_probs)
+    logits = torch.tensor([[[float("nan"), float("inf"), 0.0]]])
+    subject.token_log_probs(logits, torch.zeros(1, 1, dtype=torch.int64), 1.0)
+    assert subject.record.written == []
+
+
+@pytest.mark.parametrize("garbage", [0.0, 3.4028235e38], ids=["zero", "the largest number"])
+def test_a_nan_that_is_overwritten_is_seen(garbage):
+    """`nan_to_num` makes a NaN a zero, so that a zero in its place would look the same."""
+
+    def token_log_probs(logits, labels, temperature):
+        logits[..., 0] = garbage
+        return torch.zeros(labels.shape)
+
+    subject = subject_of(token_log_probs=token_log_probs)
+    poison = float("nan") if garbage == 0.0 else float("inf")
+    subject.token_log_probs(torch.tensor([[[poison, 1.0]]]), torch.zeros(1, 1, dtype=torch.int64), 1.0)
+    assert subject.record.written == ["logits"]
+
+
+@pytest.mark.parametrize(
+    "name", [f.name for f in fields(Batch) if f.name in ("input_ids", "attention_mask", "action_mask")]
+)
+def test_writing_into_a_batch_is_seen_and_reaches_no_later_call(name):
+    untouched = getattr(subject_of().batch(CASE), name)
+
+    def action_log_probs(model, batch):
+        assert torch.equal(getattr(batch, name), untouched)
+        getattr(batch, name).add_(1)
+        return torch.zeros(batch.action_mask.shape)
+
+    subject = subject_of(action_log_probs=action_log_probs)
+    subject.actions("action_log_probs", object(), CASE)
+    assert [written.rpartition(".")[2] for written in subject.record.written] == [name]
+    subject.actions("action_log_probs", object(), CASE)
+    assert [written.rpartition(".")[2] for written in subject.record.written] == [name]
+
+
+def test_a_list_of_tensors_that_is_emptied_is_seen():
+    def pack_sequences(sequences):
+        row = torch.cat(sequences)[None]
+        sequences.clear()
+        return PackedSequences(row)
+
+    subject = subject_of(pack_sequences=pack_sequences)
+    given = [torch.tensor([1, 2]), torch.tensor([3])]
+    subject.pack_sequences(given)
+    assert len(given) == 2
+    assert subject.record.written != []
+
+
+def test_prompts_are_copied_too():
+    def generate(model, prompts):
+        assert isinstance(prompts, Prompts)
+        prompts.input_ids.fill_(0)
+        return torch.zeros(1, 3, dtype=torch.int64)
+
+    subject = subject_of(generate=generate)
+    prompts = present_prompts([(5, 6)], max_new_tokens=2, stop_token_ids=(), pad_token_id=0)
+    subject.generate(object(), prompts)
+    assert prompts.input_ids.tolist() == [[5, 6]]
+    assert subject.record.written != []
+
+
+# --- global state -------------------------------------------------------------------------------------------------
+
+DISTURBANCES = {
+    "random number generator": lambda: torch.rand(1),
+    "grad mode": lambda: torch.set_grad_enabled(False),
+    "default dtype": lambda: torch.set_default_dtype(torch.float64),
+    "number of threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+}
+
+
+def state() -> tuple:
+    rng = torch.get_rng_state().tolist()
+    return rng, torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+
+
+@pytest.mark.parametrize("name", DISTURBANCES)
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_disturbance_is_named_and_undone(name, raises):
+    def position_ids(attention_mask):
+        DISTURBANCES[name]()
+        if raises:
+            raise ValueError("after the deed")
+        return attention_mask
+
+    subject, before = subject_of(position_ids=position_ids), state()
+    mask = torch.ones(1, 3, dtype=torch.int64)
+    if raises:
+        with pytest.raises(AdapterError):
+            subject.position_ids(mask)
+    else:
+        subject.position_ids(mask)
+    assert state() == before
+    assert len(subject.record.disturbed) == 1
+    assert name in subject.record.disturbed[0]
+
+
+def test_a_call_that_disturbs_nothing_has_a_clean_record():
+    subject = subject_of(position_ids=lambda attention_mask: attention_mask)
+    subject.position_ids(torch.ones(1, 3, dtype=torch.int64))
+    assert (subject.record.disturbed, subject.record.written) == ([], [])
+
+
+# --- answers of the wrong kind ------------------------------------------------------------------------------------
+
+ONES = torch.ones(2, 3, dtype=torch.int64)
+
+
+def ask_log_probs(answer):
+    subject = subject_of(token_log_probs=lambda *_: answer)
+    return subject.token_log_probs(torch.zeros(2, 3, 5), ONES, 1.0)
+
+
+def ask_masks(answer):
+    return subject_of(process_sequences=lambda *_: answer).process_sequences(ONES, 1, ONES[:, :1], (1,), 0)
+
+
+def ask_pack(answer):
+    return subject_of(pack_sequences=lambda *_: answer).pack_sequences([ONES[0], ONES[1]])
+
+
+def ask_actions(answer):
+    return subject_of(action_log_probs=lambda *_: answer).actions("action_log_probs", object(), CASE)
+
+
+def ask_rewards(answer):
+    return subject_of(rewards=lambda *_: answer).rewards(object(), CASE)
+
+
+def ask_generate(answer):
+    prompts = present_prompts([(5, 6)], max_new_tokens=2, stop_token_ids=(), pad_token_id=0)
+    return subject_of(generate=lambda *_: answer).generate(object(), prompts)
+
+
+def ask_values(answer):
+    return subject_of(values=lambda *_: answer).whole_output("values", object(), CASE)
+
+
+def ask_loss(answer):
+    return subject_of(policy_loss=lambda *_: answer).loss("policy-loss", LOSS)
+
+
+def ask_position_ids(answer):
+    return subject_of(position_ids=lambda *_: answer).position_ids(ONES)
+
+
+WIRED_WRONG = [
+    (ask_log_probs, None, "token_log_probs returned None"),
+    (ask_log_probs, [[0.0] * 3] * 2, "a list of 2; wanted a tensor of shape (2, 3)"),
+    (ask_log_probs, torch.zeros(3, 2), "shape (3, 2); wanted a tensor of shape (2, 3)"),
+    (ask_log_probs, torch.zeros(2, 3, 1), "shape (2, 3, 1)"),
+    (ask_log_probs, ONES, "a int64 tensor"),
+    (ask_log_probs, torch.zeros(2, 3, dtype=torch.complex64), "a complex64 tensor"),
+    (ask_position_ids, torch.zeros(2, 3), "a float32 tensor of shape (2, 3); wanted integers"),
+    (ask_position_ids, torch.arange(3), "shape (3,)"),
+    (ask_masks, None, "process_sequences returned None"),
+    (ask_masks, (ONES, ONES), "a tuple of 2; wanted a ProcessedSequences"),
+    (ask_masks, ProcessedSequences(action_mask=ONES), "action_mask = a int64 tensor of shape (2, 3)"),
+    (ask_masks, ProcessedSequences(attention_mask=ONES[:, :2]), "attention_mask = a int64 tensor of shape (2, 2)"),
+    (ask_pack, ONES[:1], "a int64 tensor of shape (1, 3); wanted a PackedSequences"),
+    (ask_pack, PackedSequences(ONES), "input_ids a int64 tensor of shape (2, 3)"),
+    (ask_pack, PackedSequences(ONES[:1], ONES[:1, :2]), "position_ids = a int64 tensor of shape (1, 2)"),
+    (ask_actions, None, "action_log_probs returned None"),
+    (ask_actions, torch.zeros(2, 3), "shape (2, 3); wanted (2, 2)"),
+    (ask_actions, [torch.zeros(1)], "a list of shapes [(1,)]; wanted [(1,), (2,)]"),
+    (ask_actions, [0.5, 0.25], "a list of 2; wanted a tensor, or a list of 1-D tensors"),
+    (ask_actions, torch.zeros(2, 2, dtype=torch.int64), "int64"),
+    (ask_actions, [torch.zeros(1).long(), torch.zeros(2).long()], "int64"),
+    (ask_rewards, torch.zeros(2, 1), "shape (2, 1); wanted a tensor of shape (2,)"),
+    (ask_rewards, [0.5, 0.5], "a list of 2"),
+    (ask_generate, torch.zeros(1, 2, dtype=torch.int64), "wanted token rows (1, more than 2)"),
+    (ask_generate, torch.zeros(3, dtype=torch.int64), "shape (3,)"),
+    (ask_values, torch.zeros(2, 4, 1), "shape (2, 4, 1); wanted a tensor of shape (2, 4)"),
+    (ask_loss, 0.5, "policy_loss returned a float; wanted the loss"),
+    (ask_loss, torch.zeros(2), "shape (2,)"),
+    (ask_loss, torch.tensor(1), "a int64 tensor"),
+    (ask_loss, torch.tensor(1j), "a complex64 tensor"),
+    (ask_loss, PolicyLossResult(None), "None"),
+    (ask_loss, PolicyLossResult(torch.tensor(0.5), torch.zeros(2, 3)), "clip_fraction = a float32 tensor"),
+    (ask_loss, PolicyLossResult(torch.tensor(0.5), approx_kl="0"), "approx_kl = a str"),
+]
+
+
+@pytest.mark.parametrize(
+    "ask, answer, says", WIRED_WRONG, ids=lambda value: getattr(value, "__name__", str(value))[:40]
+)
+def test_an_answer_of_the_wrong_kind_names_the_method_and_what_was_wanted(ask, answer, says):
+    with pytest.raises(WiringError) as error:
+        ask(answer)
+    assert says in str(error.value)
+    assert "; wanted " in str(error.value)
+
+
+WIRED_RIGHT = [
+    (ask_log_probs, torch.zeros(2, 3)),
+    (ask_log_probs, torch.zeros(2, 3, dtype=torch.bfloat16)),
+    (ask_position_ids, ONES.int()),
+    (ask_masks, (ONES, ONES, ONES[:, 1:])),
+    (ask_masks, ProcessedSequences(action_mask=ONES[:, 1:].bool())),
+    (ask_pack, PackedSequences(torch.ones(1, 8, dtype=torch.int64))),
+    (ask_actions, torch.zeros(2, 2)),
+    (ask_actions, (torch.zeros(1), torch.zeros(2))),
+    (ask_rewards, torch.zeros(2)),
+    (ask_generate, torch.zeros(1, 3, dtype=torch.int64)),
+    (ask_values, torch.zeros(2, 4)),
+    (ask_loss, torch.tensor(0.5)),
+    (ask_loss, torch.tensor([0.5])),
+    (ask_loss, PolicyLossResult(torch.tensor(0.5), torch.tensor(0.1), 0.0)),
+]
+
+
+@pytest.mark.parametrize("ask, answer", WIRED_RIGHT, ids=name_of)
+def test_every_documented_kind_of_answer_is_taken(ask, answer):
+    ask(answer)
+
+
+def test_an_error_names_the_method_the_kind_the_text_and_the_line():
+    def position_ids(attention_mask):
+        raise ValueError("two\n   lines")
+
+    with pytest.raises(AdapterError, match=r"position_ids raised ValueError: two lines \(test_subject.py:\d+ in"):
+        subject_of(position_ids=position_ids).position_ids(ONES)
+
+
+def test_a_backward_pass_that_raises_is_an_error_of_the_method():
+    class Refuse(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise KeyError("no kernel")
+
+    answer = subject_of(policy_loss=lambda new, *_: Refuse.apply(new.sum())).loss("policy-loss", LOSS)
+    with pytest.raises(AdapterError, match=r"policy_loss .*backward.* raised KeyError"):
+        answer.gradient()
+
+
+def test_a_loss_without_a_graph_has_a_gradient_of_zero():
+    assert subject_of(policy_loss=lambda *_: torch.tensor(2.0)).loss("policy-loss", LOSS).gradient() == [[0.0]]
+
+
+def test_models_are_loaded_once_a_clause():
+    loads = []
+    subject = subject_of(load_actor=lambda checkpoint: loads.append(checkpoint) or object())
+    subject.store.checkpoint = lambda probe, **_: probe
+    first = subject.model("load_actor", Probe())
+    assert subject.model("load_actor", Probe()) is first
+    assert subject.model("load_actor", Probe("gpt2")) is not first
+    subject.forget_models()
+    assert subject.model("load_actor", Probe()) is not first
+    assert len(loads) == 3
