@@ -56,9 +56,27 @@ def scores_of(model, ids, mask):
     return model.score(states)[..., 0]
 
 
+def rewards_of(model, ids, mask):
+    """The score at the last attended position. -> (B,)"""
+    last = positions_of(mask).argmax(-1, keepdim=True)
+    return scores_of(model, ids, mask).gather(1, last)[:, 0]
+
+
+def action_values_of(model, ids, mask, action_mask):
+    """The score of the state before each action. -> (B, T)"""
+    states = scores_of(model, ids, mask)[:, :-1]
+    return states[:, -action_mask.shape[1] :] * action_mask
+
+
 def logits_of(model, ids, mask):
     """-> (B, L, V)"""
     return model(ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=False).logits
+
+
+def score_actions(model, ids, mask, num_actions, temperature):
+    """Log-probs and entropies of the last tokens of each row. -> (B, T), (B, T)"""
+    states = logits_of(model, ids, mask)[:, -num_actions - 1 : -1]
+    return log_probs_of(states, ids[:, -num_actions:], temperature), entropy_of(states, temperature)
 
 
 # --- the adapter -----------------------------------------------------------------------------------------------------
@@ -91,11 +109,12 @@ class PlainTrainer(InHouse):
         return logits_of(actor, batch.input_ids, batch.attention_mask)
 
     def action_log_probs(self, actor, batch):
-        log_probs = log_probs_of(self.logits(actor, batch)[:, :-1], batch.input_ids[:, 1:], batch.temperature)
-        return log_probs[:, -batch.num_actions :]
+        rows = batch.input_ids, batch.attention_mask
+        return score_actions(actor, *rows, batch.num_actions, batch.temperature)[0]
 
     def action_entropy(self, actor, batch):
-        return entropy_of(self.logits(actor, batch)[:, :-1], batch.temperature)[:, -batch.num_actions :]
+        rows = batch.input_ids, batch.attention_mask
+        return score_actions(actor, *rows, batch.num_actions, batch.temperature)[1]
 
     def generate(self, actor, prompts):
         ends = {"eos_token_id": list(prompts.stop_token_ids) or None, "pad_token_id": prompts.pad_token_id}
@@ -112,11 +131,10 @@ class PlainTrainer(InHouse):
         return scores_of(critic, batch.input_ids, batch.attention_mask)
 
     def rewards(self, reward_model, batch):
-        last = positions_of(batch.attention_mask).argmax(-1, keepdim=True)
-        return self.values(reward_model, batch).gather(1, last)[:, 0]
+        return rewards_of(reward_model, batch.input_ids, batch.attention_mask)
 
     def action_values(self, critic, batch):
-        return self.values(critic, batch)[:, :-1][:, -batch.num_actions :] * batch.action_mask
+        return action_values_of(critic, batch.input_ids, batch.attention_mask, batch.action_mask)
 
     def save(self, model, folder):
         model.save_pretrained(folder)
