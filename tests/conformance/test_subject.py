@@ -67,9 +67,7 @@ def test_a_nan_that_is_overwritten_is_seen(garbage):
     assert subject.record.written == ["logits"]
 
 
-@pytest.mark.parametrize(
-    "name", [f.name for f in fields(Batch) if f.name in ("input_ids", "attention_mask", "action_mask")]
-)
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask", "action_mask"])
 def test_writing_into_a_batch_is_seen_and_reaches_no_later_call(name):
     untouched = getattr(subject_of().batch(CASE), name)
 
@@ -233,9 +231,12 @@ WIRED_WRONG = [
 ]
 
 
-@pytest.mark.parametrize(
-    "ask, answer, says", WIRED_WRONG, ids=lambda value: getattr(value, "__name__", str(value))[:40]
-)
+def name_of(value) -> str:
+    """Short ids: the question's name, or what the message must say."""
+    return getattr(value, "__name__", value if isinstance(value, str) else type(value).__name__)
+
+
+@pytest.mark.parametrize("ask, answer, says", WIRED_WRONG, ids=name_of)
 def test_an_answer_of_the_wrong_kind_names_the_method_and_what_was_wanted(ask, answer, says):
     with pytest.raises(WiringError) as error:
         ask(answer)

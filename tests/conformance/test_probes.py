@@ -1,0 +1,243 @@
+"""Probe checkpoints, and the oracle that runs them: repeatable, exact in bfloat16, and right by a second account."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rlhf_conformance.layouts import Sample
+from rlhf_conformance.probes import HIDDEN_SIZE, VOCAB_SIZE, Probe, ProbeStore, build
+from rlhf_conformance.truth import Truth
+
+from .plain_models import hidden_states
+
+ARCHITECTURES = ("llama", "gpt2")
+PROBES = [Probe(a, **changes) for a in ARCHITECTURES for changes in ({}, {"head_name": "score"})]
+TOKENS = [5, 0, 17, 1, 5, 40, 2, 5]
+SAMPLE = Sample(tuple(TOKENS[:5]), tuple(TOKENS[5:]))
+FLOAT32_FLOOR = {"llama": 2e-5, "gpt2": 1e-12}  # transformers computes Llama's norms and rotary tables in float32
+
+
+@pytest.fixture(scope="module")
+def truth(store) -> Truth:
+    return Truth(store, torch.float32, "cpu")
+
+
+def weights_of(store: ProbeStore, probe: Probe) -> dict[str, torch.Tensor]:
+    return load_file(store.path(probe) / "model.safetensors")
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda p: p.folder)
+def test_a_probe_is_the_same_bytes_every_time(probe, tmp_path):
+    """Whatever the process has drawn before, and without drawing anything from its generator."""
+    for name, seed in (("once", 1), ("again", 2)):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        (tmp_path / name).mkdir()
+        build(probe, tmp_path / name)
+        assert torch.equal(torch.get_rng_state(), before)
+    for file in (tmp_path / "once").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda p: p.folder)
+def test_weights_are_exact_in_bfloat16(probe, store):
+    for name, tensor in weights_of(store, probe).items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor.bfloat16().float(), tensor), name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("changes", [{"pad_is_eos": True}, {"dropout": True}], ids=str)
+def test_what_is_only_in_the_config_changes_no_weight(architecture, changes, store):
+    plain, changed = (weights_of(store, probe) for probe in (Probe(architecture), Probe(architecture, **changes)))
+    assert plain.keys() == changed.keys()
+    assert all(torch.equal(plain[name], changed[name]) for name in plain)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_headless_probe_lacks_its_head_and_nothing_else(architecture, store):
+    with_head = weights_of(store, Probe(architecture, head_name="score"))
+    headless = weights_of(store, Probe(architecture, head_name="score", headless=True))
+    assert with_head.keys() - headless.keys() == {"score.weight"}
+    assert with_head["score.weight"].shape == (1, HIDDEN_SIZE)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_head_of_another_name_is_the_same_head(architecture, store):
+    a, b = (weights_of(store, Probe(architecture, head_name=name))[f"{name}.weight"] for name in ("score", "v_head"))
+    assert torch.equal(a, b)
+
+
+def test_different_probes_lie_in_different_folders():
+    probes = [
+        Probe(a, head, pad, dropout, scale, mean)
+        for a in ARCHITECTURES
+        for head in (None, "score", "v_head")
+        for pad in (False, True)
+        for dropout in (False, True)
+        for scale in (1.0, 64.0)
+        for mean in (0.0, 0.5)
+    ]
+    assert len({probe.folder for probe in probes}) == len(probes)
+
+
+def test_a_probe_is_made_once(store):
+    path = store.path(Probe())
+    stamp = (path / "model.safetensors").stat().st_mtime_ns
+    assert store.path(Probe()) == path
+    assert (path / "model.safetensors").stat().st_mtime_ns == stamp
+    assert not [p for p in store.root.iterdir() if p.name.startswith("tmp")], "drafts are left behind"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_transformers_loads_it_with_nothing_missing(architecture, dtype, store):
+    model, info = AutoModelForCausalLM.from_pretrained(
+        store.path(Probe(architecture)), dtype=dtype, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    loaded = dict(model.named_parameters())
+    for name, tensor in weights_of(store, Probe(architecture)).items():
+        assert torch.equal(loaded[name].float(), tensor), name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("head_name", ["score", "v_head"])
+def test_a_checkpoint_hands_out_its_module_with_its_own_head(architecture, head_name, store):
+    probe = Probe(architecture, head_name=head_name)
+    module = store.checkpoint(probe, dtype=torch.float32, device="cpu").module()
+    assert torch.equal(module.score.weight, weights_of(store, probe)[f"{head_name}.weight"])
+    assert not module.training
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_transformers_own_classifier_loads_a_head_called_score(architecture, store):
+    folder = store.path(Probe(architecture, head_name="score"))
+    _, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+
+
+def test_the_config_says_what_the_checkpoint_says(store):
+    probe = Probe("gpt2", head_name="score", pad_is_eos=True, mean=0.5, std=2.0)
+    checkpoint = store.checkpoint(probe, dtype=torch.float32, device="cpu", normalize=True)
+    config = checkpoint.module().config
+    assert config.pad_token_id == config.eos_token_id == checkpoint.pad_token_id == checkpoint.eos_token_id
+    assert (config.mean, config.std) == (checkpoint.mean, checkpoint.std) == (0.5, 2.0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_probe_with_dropout_answers_at_random_in_train_mode(architecture, store):
+    module = store.checkpoint(Probe(architecture, dropout=True), dtype=torch.float32, device="cpu").module().train()
+    ids = torch.tensor([TOKENS])
+    with torch.random.fork_rng():
+        assert not torch.equal(module(ids).logits, module(ids).logits)
+    module.eval()
+    assert torch.equal(module(ids).logits, module(ids).logits)
+
+
+# --- the oracle ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_oracle_agrees_with_a_forward_pass_that_is_written_out(architecture, store, truth):
+    probe = Probe(architecture)
+    states, weights = hidden_states(store.path(probe), TOKENS)
+    wanted = states @ weights["lm_head.weight"].T
+    found = torch.tensor(truth.logits(probe, TOKENS), dtype=torch.float64)
+    assert (found - wanted).abs().max() < FLOAT32_FLOOR[architecture] * wanted.abs().max()
+    log_probs = wanted.log_softmax(-1)
+    actions = [float(log_probs[i - 1, TOKENS[i]]) for i in range(len(SAMPLE.prompt), len(TOKENS))]
+    assert truth.action_log_probs(probe, SAMPLE, 1.0) == pytest.approx(actions, abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_so_do_its_rewards_and_values(architecture, store, truth):
+    probe = Probe(architecture, head_name="score")
+    states, weights = hidden_states(store.path(probe), TOKENS)
+    scores = (states @ weights["score.weight"].T)[:, 0].tolist()
+    assert truth.reward(probe, SAMPLE) == pytest.approx(scores[-1], abs=1e-4)
+    assert truth.action_values(probe, SAMPLE) == pytest.approx(scores[4:7], abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("answer", ["log_probs", "values", "rewards"])
+def test_so_do_its_gradients(architecture, answer, store, truth):
+    """Two sequences, run alone and added up, with respect to the weights of the second layer."""
+    probe = Probe(architecture, head_name=None if answer == "log_probs" else "score")
+    samples = [SAMPLE, Sample((9,), (3, 3))]
+    weights = [[0.5] * (1 if answer == "rewards" else len(s.response)) for s in samples]
+    name = "model.layers.1.mlp.down_proj.weight" if architecture == "llama" else "transformer.h.1.mlp.c_proj.weight"
+    found = truth.gradients(probe, samples, weights, answer=answer, temperature=0.7)[name]
+    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def total(step: float) -> float:
+        module = truth._model(probe, False).module
+        parameter = dict(module.named_parameters())[name]
+        with torch.no_grad():
+            parameter.add_(step * direction)
+            fresh = Truth(store, torch.float32, "cpu", _models=truth._models)
+            rows = {
+                "log_probs": lambda s: fresh.action_log_probs(probe, s, 0.7),
+                "values": lambda s: fresh.action_values(probe, s),
+                "rewards": lambda s: [fresh.reward(probe, s)],
+            }[answer]
+            value = math.fsum(w * x for s, row in zip(samples, weights, strict=True) for w, x in zip(row, rows(s)))
+            parameter.sub_(step * direction)
+        return value
+
+    step = 1e-3
+    slope = (total(step) - total(-step)) / (2 * step)
+    assert float((found * direction).sum()) == pytest.approx(slope, rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_position_and_every_token_answers_differently(architecture, truth):
+    """Were two outputs the same, a shift by one could hide between them."""
+    rows = truth.logits(Probe(architecture), [7] * 6 if architecture == "gpt2" else [7, 8, 7, 9, 8, 7])
+    numbers = sorted(x for row in rows for x in row)
+    gaps = [b - a for a, b in itertools.pairwise(numbers)]
+    assert max(abs(x) for x in numbers) > 0.5, "large enough to be seen"
+    assert sorted(gaps)[len(gaps) // 20] > 1e-5
+    scores = truth.scores(Probe(architecture, head_name="score"), list(range(2, VOCAB_SIZE)))
+    assert len({round(x, 4) for x in scores}) == len(scores)
+
+
+def test_learned_positions_are_seen_and_rotary_ones_only_relatively(store):
+    """What the two backbones are for: a constant shift of the positions shows in GPT-2 alone."""
+    moved = {}
+    for architecture in ARCHITECTURES:
+        module = store.checkpoint(Probe(architecture), dtype=torch.float64, device="cpu").module().double()
+        ids, positions = torch.tensor([TOKENS]), torch.arange(len(TOKENS))[None]
+        with torch.no_grad():
+            logits = [module(ids, position_ids=positions + shift, use_cache=False).logits for shift in (0, 3)]
+        moved[architecture] = float((logits[0] - logits[1]).abs().max())
+    assert moved["gpt2"] > 0.1
+    assert moved["llama"] < 1e-3
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_is_the_largest_logit_until_a_stop(architecture, truth):
+    probe, prompt = Probe(architecture), [5, 6, 7]
+    free = truth.greedy(probe, prompt, 5, ())
+    assert len(free) == 5
+    for i, token in enumerate(free):
+        last = truth.logits(probe, prompt + free[:i])[-1]
+        assert last[token] == max(last)
+    assert truth.greedy(probe, prompt, 5, (free[0],)) == free[:1]
+
+
+def test_plain_answers_are_those_of_the_dtype_under_test(store):
+    half = Truth(store, torch.bfloat16, "cpu")
+    exact, plain = (half.logits(Probe(), TOKENS, plain=p) for p in (False, True))
+    worst = max(abs(a - b) for x, y in zip(exact, plain, strict=True) for a, b in zip(x, y, strict=True))
+    assert 1e-3 < worst < 1.0
