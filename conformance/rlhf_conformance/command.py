@@ -175,11 +175,16 @@ class _Gathered:
         stack = stack_file(self.plan, slug)
         text = stack.read_text() if stack.exists() else ""
         if "Timeout" in text:
-            frames = [line.strip() for line in text.splitlines() if line.strip().startswith("File")]
-            return f"the adapter took longer than {self.plan.limit:g} s and was ended, in {frames[0] if frames else 'unknown code'}"
+            return f"the adapter took longer than {self.plan.limit:g} s and was ended, {_innermost(text)}"
         if "crashed" in said:
             return "the process of the adapter ended while this clause was tried (it exited, was killed, or crashed)"
         return f"the suite itself failed here, please report it: {said.strip()[-1500:]}" if said else "never started"
+
+
+def _innermost(stack: str) -> str:
+    """Where the main thread was: faulthandler prints it last, its innermost frame first."""
+    frames = [line.strip() for line in stack.rpartition("Thread ")[2].splitlines() if line.strip().startswith("File")]
+    return f"in {frames[0]}" if frames else "in unknown code"
 
 
 __all__ = ["LoadError", "UsageError", "check", "run_plan"]

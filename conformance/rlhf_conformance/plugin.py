@@ -29,6 +29,8 @@ from rlhf_conformance.results import (
 from rlhf_conformance.suite import Plan, Suite, UsageError
 
 PROPERTY = "rlhf_conformance"
+LOADING_LIMIT = 300.0
+"""Seconds for importing and constructing the adapter, which a worker does once."""
 UNUSABLE = "rlhf_conformance_unusable"
 PLAN_OPTION = "--rlhf-conformance-plan"
 
@@ -105,7 +107,9 @@ class ClauseItem(pytest.Item):
 
     def runtest(self) -> None:
         try:
-            with _time_limit(self.suite, self.slug):
+            with _time_limit(self.suite, self.slug, LOADING_LIMIT):
+                self.suite.prepare()
+            with _time_limit(self.suite, self.slug, self.suite.plan.limit):
                 result = self.suite.run(self.slug)
         except (LoadError, UsageError) as error:
             self.user_properties.append((UNUSABLE, str(error)))
@@ -137,7 +141,7 @@ class ClauseItem(pytest.Item):
 
 
 @contextlib.contextmanager
-def _time_limit(suite: Suite, slug: str) -> Iterator[None]:
+def _time_limit(suite: Suite, slug: str, seconds: float) -> Iterator[None]:
     """In a worker of the command: end the process where a clause hangs, and leave the stack where the command finds it.
 
     faulthandler's timer needs no cooperation of what hangs, not even the interpreter's lock.
@@ -147,7 +151,7 @@ def _time_limit(suite: Suite, slug: str) -> Iterator[None]:
         return
     path = stack_file(suite.plan, slug)
     with path.open("w") as file:
-        faulthandler.dump_traceback_later(suite.plan.limit, exit=True, file=file)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=file)
         try:
             yield
         finally:

@@ -55,9 +55,9 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile("smoke", 4, deterministic=True, time_limit=30),
-    "gate": Profile("gate", 60, deterministic=True, time_limit=60),
-    "full": Profile("full", 600, deterministic=False, time_limit=300),
+    "smoke": Profile("smoke", 4, deterministic=True, time_limit=60),
+    "gate": Profile("gate", 60, deterministic=True, time_limit=120),
+    "full": Profile("full", 600, deterministic=False, time_limit=600),
 }
 
 

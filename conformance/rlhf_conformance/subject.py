@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,8 @@ class Subject:
             isinstance(answer, list | tuple) and all(isinstance(row, torch.Tensor) for row in answer)
         ):
             raise WiringError(method, _describe(answer), "a tensor, or a list of 1-D tensors, one for each sample")
+        if not all(part.is_floating_point() for part in ([answer] if isinstance(answer, torch.Tensor) else answer)):
+            raise WiringError(method, _describe(answer), "floating-point numbers, one for each action")
         try:
             return batch.actions_to_ragged(answer)
         except ValueError as error:
@@ -288,6 +291,7 @@ class LossAnswer:
     def value(self) -> float:
         return float(self.result.loss.detach())
 
+    @cached_property
     def gradient(self) -> list[list[float]]:
         """(B, T) gradient with respect to the new log-probs or values; zeros where there is no graph."""
         (grad,) = self.subject.gradients(self.method, self.result.loss.sum(), [self.new])
@@ -351,18 +355,24 @@ def _copy(value: Any) -> Any:
 def _differences(before: Any, after: Any, name: str) -> list[str]:
     """The names of the tensors in `before` that differ from those in `after`."""
     if isinstance(before, torch.Tensor):
-        same = before.shape == after.shape and torch.equal(before.nan_to_num(), after.nan_to_num())
-        return [] if same else [name]
+        return [] if _identical(before, after) else [name]
     if isinstance(before, list):
-        pairs = zip(before, after, strict=False)
-        return [n for i, (b, a) in enumerate(pairs) for n in _differences(b, a, f"{name}[{i}]")]
-    if is_dataclass(before) and isinstance(before, Batch | Prompts):
-        return [
-            n
-            for f in fields(before)
-            for n in _differences(getattr(before, f.name), getattr(after, f.name), f"batch.{f.name}")
-        ]
+        if len(before) != len(after):
+            return [name]
+        pairs = enumerate(zip(before, after, strict=True))
+        return [n for i, (b, a) in pairs for n in _differences(b, a, f"{name}[{i}]")]
+    if isinstance(before, Batch | Prompts):
+        names = [f.name for f in fields(before)]
+        return [n for key in names for n in _differences(getattr(before, key), getattr(after, key), f"{name}.{key}")]
     return []
+
+
+def _identical(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """Equal in shape and in every number, NaN being equal to itself."""
+    if before.shape != after.shape or before.dtype != after.dtype:
+        return False
+    same = before == after
+    return bool((same | (before.isnan() & after.isnan())).all() if before.is_floating_point() else same.all())
 
 
 def _text(error: BaseException) -> str:

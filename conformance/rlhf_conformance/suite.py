@@ -121,6 +121,10 @@ class Suite:
             self._subject = Subject.make(adapter, device=self.plan.device, dtype=self.plan.dtype, store=store)
         return self._subject
 
+    def prepare(self) -> None:
+        """Import what is needed and construct the adapter, unless that is done."""
+        assert self.subject is not None
+
     def run(self, slug: str) -> Result:
         """Try one clause."""
         from hypothesis.database import DirectoryBasedExampleDatabase

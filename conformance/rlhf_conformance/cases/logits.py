@@ -53,12 +53,12 @@ def logits_cases(
     offsets: tuple[float, ...] = (0.0,),
     ignored: bool = False,
 ) -> st.SearchStrategy[LogitsCase]:
-    """Small batches: up to 4 rows of up to 6 positions over up to 11 tokens."""
+    """Small batches: up to 4 rows of up to 6 positions, over up to 11 tokens or more than a top-k would hold."""
     return st.builds(
         LogitsCase,
         batch_size=st.integers(1, 4),
         length=st.integers(1, 6),
-        vocab_size=st.integers(2, 11),
+        vocab_size=st.integers(2, 11) | st.sampled_from((33, 130)),
         seed=st.integers(0, 10_000),
         scale=st.sampled_from(scales),
         offset=st.sampled_from(offsets),

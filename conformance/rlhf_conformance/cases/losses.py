@@ -59,11 +59,12 @@ class LossShape:
     zones: Sequence[str] = ("inside", "anywhere")
     dual: bool | None = False  # None: either
     advantage_signs: Sequence[int] = (-1, 1)
-    unequal_eps: bool = False
+    unequal_eps: bool | None = False  # None: either, where the adapter knows two bounds
     clipped: bool = True  # value loss: with a clip
     aggregations: Sequence[str] | None = None
     empty_row: bool = False
     unequal_rows: bool = False
+    long: bool = False  # now and then more tokens than a byte or bfloat16 can count
     min_rows: int = 1
 
 
@@ -88,8 +89,9 @@ def loss_cases(
     draw_token = _TOKENS[kind](dtype, options, shape)
     mask = draw(_masks(shape))
     tokens = [[draw(draw_token) if m else (0.0, 0.0, 0.0) for m in row] for row in mask]
-    new, old, target = (tuple(tuple(t[i] for t in row) for row in tokens) for i in range(3))
-    return LossCase(new, old, target, mask, options)
+    copies = draw(st.sampled_from((1, 1, 1, 1, 1, 1, 1, 80))) if shape.long else 1
+    new, old, target = (tuple(tuple(t[i] for t in row) * copies for row in tokens) for i in range(3))
+    return LossCase(new, old, target, tuple(row * copies for row in mask), options)
 
 
 @st.composite
@@ -121,7 +123,8 @@ def _aggregations(adapter: Adapter, shape: LossShape) -> st.SearchStrategy[str]:
 def _policy_options(draw: Callable, adapter: Adapter, shape: LossShape) -> PolicyLossOptions:
     low = draw(st.sampled_from(CLIP_EPS))
     high = low
-    if shape.unequal_eps:
+    unequal = draw(st.booleans()) and adapter.asymmetric_clip if shape.unequal_eps is None else shape.unequal_eps
+    if unequal:
         high = draw(st.sampled_from([eps for eps in CLIP_EPS if eps != low]))
     dual = draw(st.booleans()) if shape.dual is None and adapter.dual_clip else bool(shape.dual)
     return PolicyLossOptions(
@@ -137,11 +140,14 @@ def _value_options(draw: Callable, adapter: Adapter, shape: LossShape) -> ValueL
 
 @st.composite
 def _policy_token(draw: Callable, dtype: torch.dtype, options: PolicyLossOptions, shape: LossShape) -> Token:
-    """(log_prob, old_log_prob, advantage); zones: inside the band, above it, below it, anywhere, equal, overflow."""
+    """(log_prob, old_log_prob, advantage); zones: inside the band, above, below, anywhere, far, equal, overflow."""
     zone = draw(st.sampled_from(list(shape.zones)))
     sign = draw(st.sampled_from(list(shape.advantage_signs)))
-    advantage = exactly(sign * draw(st.integers(1, 20)) * 0.13, dtype)
+    usual = st.integers(1, 20).map(lambda k: 0.13 * k)
+    advantage = exactly(sign * draw(st.one_of(usual, usual, usual, st.sampled_from((0.0, 6.3, 17.0, 40.0)))), dtype)
     log_ratio = draw(_log_ratio(zone, options))
+    if zone == "far":  # where no bound holds the ratio: up for A < 0, down for A > 0
+        log_ratio = math.copysign(min(log_ratio, 8.0 if dtype == torch.float16 else 18.0), -sign)
     base = draw(st.integers(1, 30)) * 0.11
     old = -base - max(0.0, log_ratio)
     step = 0.02 if zone != "overflow" else 0.0
@@ -161,6 +167,7 @@ def _log_ratio(zone: str, options: PolicyLossOptions) -> st.SearchStrategy[float
         "above": st.integers(1, 12).map(lambda k: high + 0.1 * k),
         "below": st.integers(1, 12).map(lambda k: low - 0.1 * k),
         "anywhere": st.integers(-20, 20).map(lambda k: 0.1 * k + 0.013),
+        "far": st.integers(0, 31).map(lambda k: 2.5 + 0.5 * k),
         "equal": st.just(0.0),
         "overflow": st.integers(90, 400).map(float),
     }[zone]
@@ -183,7 +190,9 @@ def _value_token(draw: Callable, dtype: torch.dtype, options: ValueLossOptions, 
     """(value, old_value, return); zones: inside the band, outside it (anywhere means either)."""
     zone = draw(st.sampled_from(list(shape.zones)))
     old = exactly(draw(st.integers(-20, 20)) * 0.11, dtype)
-    return_ = exactly(draw(st.integers(-20, 20)) * 0.13 + 0.007, dtype)
+    usual = st.integers(-20, 20).map(lambda k: 0.13 * k + 0.007)
+    large = st.sampled_from((-50.3, -9.1, 12.7, 48.9)) if budgets.unit(dtype) == budgets.FLOAT32 else usual
+    return_ = exactly(draw(st.one_of(usual, usual, usual, large)), dtype)
     eps = options.clip_eps or 0.2
     inside = st.integers(-8, 8).map(lambda k: 0.1 * k * eps)
     outside = st.integers(1, 12).flatmap(lambda k: st.sampled_from((eps + 0.1 * k, -eps - 0.1 * k)))

@@ -110,6 +110,14 @@ def garbage_under_mask(draw: Callable, adapter: Adapter, asked: Asked) -> ModelC
     return case.shown(replace(case.how, garbage=tuple(garbage)))
 
 
+def with_statistics(cases: st.SearchStrategy[ModelCase]) -> st.SearchStrategy[ModelCase]:
+    """With a mean that is not 0 and a standard deviation that is not 1, exact in bfloat16."""
+    pairs = st.tuples(st.sampled_from((-1.5, 0.5, 2.0)), st.sampled_from((0.5, 2.0, 4.0)))
+    return st.builds(
+        lambda case, pair: replace(case, probe=replace(case.probe, mean=pair[0], std=pair[1])), cases, pairs
+    )
+
+
 def with_masked_cells(adapter: Adapter, asked: Asked) -> st.SearchStrategy[ModelCase]:
     """Any case, or where the adapter takes a mask a padded one whose masked cells hold ordinary ids."""
     anything = model_cases(adapter, asked)

@@ -107,7 +107,10 @@ def _responses(
 ) -> tuple[int, ...]:
     token = st.sampled_from(plain)
     if must_be_cut or draw(st.integers(0, 3)) == 0:
-        return tuple(draw(st.lists(token, min_size=width, max_size=width)))
+        cut = draw(st.lists(token, min_size=width, max_size=width))
+        if shape.sampled_pad:  # anywhere but at the end, where only lengths could tell it from padding
+            cut[draw(st.integers(0, width - 2))] = pad
+        return tuple(cut)
     length = draw(st.integers(2 if shape.sampled_pad else 1, width))
     body = draw(st.lists(token, min_size=length - 1, max_size=length - 1))
     if shape.sampled_pad:
@@ -128,8 +131,8 @@ class MaskCase:
 
 @st.composite
 def masks(draw: Callable) -> MaskCase:
-    """Up to 4 rows, up to 8 columns, at least one token in each row."""
-    width = draw(st.integers(1, 8))
+    """Up to 4 rows, up to 8 columns or more than bytes and bfloat16 can count, at least one token in each row."""
+    width = draw(st.integers(1, 8) | st.sampled_from((130, 300)))
     spans = []
     for _ in range(draw(st.integers(1, 4))):
         tokens = draw(st.integers(1, width))

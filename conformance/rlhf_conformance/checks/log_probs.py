@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from hypothesis import strategies as st
+
 import rlhf_spec.log_probs as spec
 from rlhf_conformance import budgets
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.cases.logits import TEMPERATURES, LogitsCase, logits_cases, long_logits_cases
 from rlhf_conformance.checks import check, declares, side_effects
+from rlhf_conformance.checks.roles import known_temperatures
 from rlhf_conformance.judge import Judge
 from rlhf_conformance.subject import Subject
 
@@ -65,7 +68,7 @@ def temperature(subject: Subject, case: LogitsCase, judge: Judge) -> None:
 @check(
     "log-probs.float32",
     needs=LOG_PROBS,
-    cases=lambda s: logits_cases(HALF_DTYPES[0]) | logits_cases(HALF_DTYPES[1]),
+    cases=lambda s: st.one_of(*(logits_cases(d, temperatures=known_temperatures(s.adapter)) for d in HALF_DTYPES)),
 )
 def float32(subject: Subject, case: LogitsCase, judge: Judge) -> None:
     answer = ask(subject, case)
@@ -142,16 +145,24 @@ def judge_entropy(subject: Subject, case: LogitsCase, judge: Judge, what: str) -
     judge.close(ask_entropy(subject, case), truth, allowance, what=what)
 
 
-@check("log-probs.entropy-order", needs=LOG_PROBS + ENTROPY, cases=lambda s: logits_cases(dtype_name(s)))
+@check(
+    "log-probs.entropy-order",
+    needs=LOG_PROBS + ENTROPY,
+    cases=lambda s: logits_cases(dtype_name(s), temperatures=known_temperatures(s.adapter)),
+)
 def entropy_order(subject: Subject, case: LogitsCase, judge: Judge) -> None:
-    """The logits are handed over by themselves, not as a copy: an overwriting log-prob wrecks them for the entropy."""
-    logits = subject.tensor(case.logits, case.logits.dtype).clone()
-    alone = subject.token_entropy(logits, case.temperature).detach().clone()
-    subject.uncopied("token_log_probs", logits, subject.tensor(case.labels), case.temperature)
-    after = subject.uncopied("token_entropy", logits, case.temperature)
-    judge.equal(
-        after, alone, what="entropy taken after the log-probs of the same logits", note="the log-probs overwrote them"
-    )
+    """The logits are handed over by themselves, not as a copy: whoever overwrites them wrecks them for the next."""
+    t = case.temperature
+    logits, labels = subject.tensor(case.logits, case.logits.dtype).clone(), subject.tensor(case.labels)
+    entropy = subject.token_entropy(logits, t).detach().clone()
+    log_probs = subject.token_log_probs(logits, labels, t).detach().clone()
+    for turn in (1, 2):
+        after = subject.uncopied("token_log_probs", logits, labels, t)
+        judge.equal(
+            after, log_probs, what=f"log-probs in turn {turn} from the same logits", note="they were overwritten"
+        )
+        after = subject.uncopied("token_entropy", logits, t)
+        judge.equal(after, entropy, what=f"entropy in turn {turn} from the same logits", note="they were overwritten")
 
 
 @check(
@@ -178,4 +189,24 @@ def ignored_label(subject: Subject, case: LogitsCase, judge: Judge) -> None:
     judge.equal(ignored, torch.zeros_like(ignored), what="gradient at labels -100")
 
 
-side_effects.register("log-probs", needs=LOG_PROBS, cases=lambda s: logits_cases(dtype_name(s)), ask=ask)
+def side_effect_cases(subject: Subject) -> st.SearchStrategy[LogitsCase]:
+    """At any temperature, and with labels of -100 where they are promised to be taken."""
+    settings = {"temperatures": known_temperatures(subject.adapter)}
+    plain = logits_cases(dtype_name(subject), **settings)
+    if subject.adapter.ignored_label is None:
+        return plain
+    return plain | logits_cases(dtype_name(subject), ignored=True, **settings)
+
+
+def ask_both(subject: Subject, case: LogitsCase) -> list[torch.Tensor]:
+    """Log-probs, and entropies where the trainer has them; what either of them wrote or disturbed is on record."""
+    answers = [ask(subject, case).detach()]
+    if "token_entropy" in subject.provided:
+        record = subject.record
+        answers.append(ask_entropy(subject, case).detach())
+        subject.record.written += record.written
+        subject.record.disturbed += record.disturbed
+    return answers
+
+
+side_effects.register("log-probs", needs=LOG_PROBS, cases=side_effect_cases, ask=ask_both)

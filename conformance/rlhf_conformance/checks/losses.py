@@ -55,6 +55,11 @@ class Loss:
         """Cases of this loss, of the shape asked for."""
         return lambda s: loss_cases(s.adapter, s.dtype, self.kind, LossShape(**shape))
 
+    def dressed(self, subject: Subject, filler: Sequence[float] = (), **shape: Any) -> st.SearchStrategy[DressedCase]:
+        """Cases with numbers under the mask: `filler`, or finite ones of any size that the dtype can take."""
+        garbage = SMALL_GARBAGE if subject.dtype == torch.float16 else GARBAGE
+        return under_mask(self.cases(**shape)(subject), filler or garbage, subject.dtype)
+
     def weights(self, case: LossCase, count_empty_rows: bool = False) -> list[list[float]]:
         """The weight of each token in the aggregate."""
         options = case.options
@@ -104,7 +109,7 @@ class Loss:
         self, subject: Subject, case: LossCase, answer: LossAnswer, judge: Judge, *, note: str = ""
     ) -> None:
         """Compare the gradient with the formula's."""
-        self.judge_rows(subject, case, answer.gradient(), judge, note=note)
+        self.judge_rows(subject, case, answer.gradient, judge, note=note)
 
     def judge_rows(self, subject: Subject, case: LossCase, rows: Any, judge: Judge, *, note: str = "") -> None:
         """The same for rows of a gradient that the check has put together."""
@@ -191,8 +196,8 @@ def register(loss: Loss) -> None:
     side_effects.register(
         loss.kind,
         needs=loss.needs,
-        cases=loss.cases(dual=None),
-        ask=lambda subject, case: (a := subject.loss(loss.kind, case), [a.value, a.gradient()])[1],
+        cases=lambda s: loss.dressed(s, dual=None),
+        ask=lambda subject, case: _value_and_gradient(subject.loss(loss.kind, case.dressed)),
     )
 
 
@@ -211,7 +216,7 @@ def _register_aggregation(loss: Loss) -> None:
             f"{loss.kind}.{name}",
             needs=loss.needs,
             requires=(aggregates(name),),
-            cases=loss.cases(unequal_rows=True, aggregations=(name,)),
+            cases=loss.cases(unequal_rows=True, aggregations=(name,), long=True),
         )
         def mean(subject: Subject, case: LossCase, judge: Judge, over: str = over) -> None:
             loss.judge_value(subject, case, judge, note=f"the mean is over {over}")
@@ -236,14 +241,14 @@ def _register_aggregation(loss: Loss) -> None:
             what=f"sum of the losses of {len(parts)} micro-batches with the global count {count:g}",
             note=note,
         )
-        loss.judge_rows(subject, whole, [row for answer in answers for row in answer.gradient()], judge, note=note)
+        loss.judge_rows(subject, whole, [row for answer in answers for row in answer.gradient], judge, note=note)
 
 
 def _register_mask(loss: Loss) -> None:
     @check(
         f"{loss.kind}.mask",
         needs=loss.needs,
-        cases=lambda s: under_mask(loss.cases(dual=None)(s), _garbage(s), s.dtype),
+        cases=lambda s: loss.dressed(s, dual=None),
     )
     def mask(subject: Subject, case: DressedCase, judge: Judge) -> None:
         _judge_dressed(loss, subject, case, judge, "finite numbers under the mask do not matter")
@@ -251,7 +256,7 @@ def _register_mask(loss: Loss) -> None:
     @check(
         f"{loss.kind}.nan-under-mask",
         needs=loss.needs,
-        cases=lambda s: under_mask(loss.cases(dual=None)(s), POISON, s.dtype),
+        cases=lambda s: loss.dressed(s, POISON, dual=None),
     )
     def nan_under_mask(subject: Subject, case: DressedCase, judge: Judge) -> None:
         _judge_dressed(loss, subject, case, judge, "select with torch.where: NaN * 0 is NaN")
@@ -260,16 +265,17 @@ def _register_mask(loss: Loss) -> None:
     def empty_row(subject: Subject, case: LossCase, judge: Judge) -> None:
         """Whether the row counts in a sequence-mean is a convention: either is right here."""
         answer = subject.loss(loss.kind, case)
-        options = [loss.value(case, counted) for counted in (False, True)]
-        nearest = min(options, key=lambda v: abs(v - answer.value) if answer.value == answer.value else 0.0)
-        allowed = loss.value_budget(case, subject.dtype)
-        judge.close(answer.value, nearest, allowed, what="loss with a row that has no action", note="0 / 0 is NaN")
-        gradient = answer.gradient()
-        for i, row in enumerate(gradient):
-            finite = all(math.isfinite(x) for x in row)
-            judge.that(finite, "gradient", expected="finite", actual=str(row), place=f"row {i}")
-            if not any(case.mask[i]):
-                judge.equal(row, [0.0] * len(row), what=f"gradient of row {i}, which has no action")
+        counted = _counted_like(loss, case, answer)
+        allowed, note = loss.value_budget(case, subject.dtype), "0 / 0 is NaN"
+        truth = loss.value(case, counted)
+        judge.close(answer.value, truth, allowed, what="loss with a row that has no action", note=note)
+        judge.close(
+            answer.gradient,
+            loss.gradient(case, counted),
+            loss.gradient_budgets(case, subject.dtype),
+            what="gradient with a row that has no action",
+            note="that row gets none, the others the formula's",
+        )
 
     @check(f"{loss.kind}.empty-batch", needs=loss.needs, cases=loss.cases())
     def empty_batch(subject: Subject, case: LossCase, judge: Judge) -> None:
@@ -277,9 +283,9 @@ def _register_mask(loss: Loss) -> None:
         answer = subject.loss(loss.kind, nothing)
         judge.equal(answer.value, 0.0, what="loss of a batch without any action", note="0 / 0 is NaN")
         zeros = [[0.0] * len(row) for row in case.mask]
-        judge.equal(answer.gradient(), zeros, what="gradient of a batch without any action")
+        judge.equal(answer.gradient, zeros, what="gradient of a batch without any action")
 
-    @check(f"{loss.kind}.mask-dtype", needs=loss.needs, cases=loss.cases())
+    @check(f"{loss.kind}.mask-dtype", needs=loss.needs, cases=loss.cases(long=True))
     def mask_dtype(subject: Subject, case: LossCase, judge: Judge) -> None:
         for dtype in (torch.bool, torch.int64, torch.int32, torch.float32):
             answer = subject.loss(loss.kind, case, mask=subject.tensor(case.mask, dtype))
@@ -287,8 +293,20 @@ def _register_mask(loss: Loss) -> None:
             judge.close(answer.value, loss.value(case), allowed, what=f"loss with a mask of {dtype}")
 
 
-def _garbage(subject: Subject) -> Sequence[float]:
-    return SMALL_GARBAGE if subject.dtype == torch.float16 else GARBAGE
+def _counted_like(loss: Loss, case: LossCase, answer: LossAnswer) -> bool:
+    """Which of the two conventions for an empty row the answer is nearer to, by its value and its gradient."""
+
+    def distance(counted: bool) -> float:
+        gaps = [abs(loss.value(case, counted) - answer.value)]
+        for truth, row in zip(loss.gradient(case, counted), answer.gradient, strict=True):
+            gaps += [abs(a - b) for a, b in zip(truth, row, strict=True)]
+        return sum(gaps)
+
+    return distance(True) < distance(False)
+
+
+def _value_and_gradient(answer: LossAnswer) -> list[Any]:
+    return [answer.value, answer.gradient]
 
 
 def _judge_dressed(loss: Loss, subject: Subject, case: DressedCase, judge: Judge, note: str) -> None:
@@ -303,11 +321,14 @@ def _register_gradients(loss: Loss) -> None:
     def gradient(subject: Subject, case: LossCase, judge: Judge) -> None:
         loss.judge_gradient(subject, case, subject.loss(loss.kind, case), judge)
 
-    zones = ("above", "below", "inside") if loss is POLICY else ("outside", "inside")
+    zones = ("above", "below", "inside", "far") if loss is POLICY else ("outside", "inside")
     requires = () if loss is POLICY else (has_clip,)
 
     @check(
-        f"{loss.kind}.clipped-gradient", needs=loss.needs, requires=requires, cases=loss.cases(zones=zones, dual=None)
+        f"{loss.kind}.clipped-gradient",
+        needs=loss.needs,
+        requires=requires,
+        cases=loss.cases(zones=zones, dual=None, unequal_eps=None),
     )
     def clipped_gradient(subject: Subject, case: LossCase, judge: Judge) -> None:
         note = "exactly zero where the clip binds, the formula's everywhere else"
@@ -345,7 +366,7 @@ def _register_invariances(loss: Loss) -> None:
         there, back = (subject.loss(loss.kind, c) for c in (case, backwards))
         allowed = 2 * loss.value_budget(case, subject.dtype)
         judge.close(back.value, there.value, allowed, what="loss of the rows in reverse order")
-        loss.judge_rows(subject, case, back.gradient()[::-1], judge, note="each row keeps its own gradient")
+        loss.judge_rows(subject, case, back.gradient[::-1], judge, note="each row keeps its own gradient")
 
 
 for _loss in (POLICY, VALUE):
@@ -384,7 +405,7 @@ _policy_value("policy-loss.ratio", "inside the band the loss of a token is -r A,
 _policy_value(
     "policy-loss.clip",
     "-min(r A, clip(r) A), each token clipped by itself",
-    zones=("inside", "above", "below"),
+    zones=("inside", "above", "below", "far"),
 )
 _policy_value(
     "policy-loss.asymmetric-clip",
@@ -429,28 +450,31 @@ def first_step(subject: Subject, case: LossCase, judge: Judge) -> None:
     POLICY.judge_gradient(subject, case, answer, judge, note=note)
 
 
-@check("policy-loss.clip-fraction", needs=POLICY.needs, cases=POLICY.cases(zones=("inside", "above", "below")))
-def clip_fraction(subject: Subject, case: LossCase, judge: Judge) -> None:
-    answer = subject.loss("policy-loss", case)
-    metric = answer.result.clip_fraction
+@check(
+    "policy-loss.clip-fraction",
+    needs=POLICY.needs,
+    cases=lambda s: POLICY.dressed(s, zones=("inside", "above", "below"), dual=None, unequal_eps=None),
+)
+def clip_fraction(subject: Subject, case: DressedCase, judge: Judge) -> None:
+    metric = subject.loss("policy-loss", case.dressed).result.clip_fraction
     if metric is None:
         raise NotReturned("policy_loss returns no clip_fraction")
-    o = case.options
+    c, o = case.case, case.case.options
     bounds = {"clip_eps_low": o.clip_eps_low, "clip_eps_high": o.clip_eps_high}
-    truth = policy.clip_fraction(case.new, case.old, case.target, case.mask, **bounds)
+    truth = policy.clip_fraction(c.new, c.old, c.target, c.mask, **bounds)
     judge.close(float(metric), truth, 8 * budgets.unit(subject.dtype), what="clip fraction")
 
 
-@check("policy-loss.kl-metric", needs=POLICY.needs, cases=POLICY.cases())
-def kl_metric(subject: Subject, case: LossCase, judge: Judge) -> None:
-    metric = subject.loss("policy-loss", case).result.approx_kl
+@check("policy-loss.kl-metric", needs=POLICY.needs, cases=lambda s: POLICY.dressed(s))
+def kl_metric(subject: Subject, case: DressedCase, judge: Judge) -> None:
+    metric = subject.loss("policy-loss", case.dressed).result.approx_kl
     if metric is None:
         raise NotReturned("policy_loss returns no approx_kl")
-    estimator = subject.adapter.kl_metric
-    truth = policy.approx_kl(case.new, case.old, case.mask, estimator)
-    ratios = [case.new[i][j] - case.old[i][j] for i, j in _actions(case)]
-    largest = max(math.exp(abs(x)) * (1 + abs(x)) for x in ratios)
-    allowed = 2 * budgets.unit(subject.dtype) * (len(ratios) + 8) * largest
+    c, estimator = case.case, subject.adapter.kl_metric
+    truth = policy.approx_kl(c.new, c.old, c.mask, estimator)
+    log_ratios = [c.new[i][j] - c.old[i][j] for i, j in _actions(c)]
+    largest = max(math.exp(abs(x)) * (1 + abs(x)) for x in log_ratios)
+    allowed = 2 * budgets.unit(subject.dtype) * (len(log_ratios) + 8) * largest
     judge.close(float(metric), truth, allowed, what=f"approximate KL ({estimator})")
 
 

@@ -23,6 +23,7 @@ from rlhf_conformance.cases.models import (
     padded_more,
     weighted,
     with_masked_cells,
+    with_statistics,
 )
 from rlhf_conformance.checks import check, offers_layout, side_effects
 from rlhf_conformance.checks.roles import ROLES, Role
@@ -145,7 +146,7 @@ def _register_gradient(role: Role) -> None:
 def judge_gradient(role: Role, subject: Subject, case: WeightedCase, judge: Judge) -> None:
     """The gradient of the weighted answers with respect to every parameter that can be matched by its name."""
     model = role.model(subject, case.case)
-    parameters = {n: p for n, p in subject.parameters(model).items() if p.requires_grad}
+    parameters = _judged_parameters(subject.parameters(model))
     answer = role.ask(subject, model, case.case)
     total = sum((a.double().cpu() * torch.tensor(w)).sum() for a, w in zip(answer, case.weights, strict=True))
     judge.that(
@@ -154,8 +155,9 @@ def judge_gradient(role: Role, subject: Subject, case: WeightedCase, judge: Judg
         expected="a graph back to the parameters",
         actual="no graph: detached, or computed under no_grad",
     )
-    grads = subject.gradients(role.ask_method, total, list(parameters.values()))
-    found = dict(zip(parameters, grads, strict=True))
+    trained = [p for p in parameters.values() if p.requires_grad]
+    grads = iter(subject.gradients(role.ask_method, total, trained))
+    found = {n: next(grads) if p.requires_grad else torch.zeros_like(p) for n, p in parameters.items()}
     weights = [list(row) for row in case.weights]
     args = (case.case.probe, case.case.samples, weights)
     truth = subject.truth.gradients(*args, answer=role.answer, temperature=case.case.temperature)
@@ -195,35 +197,39 @@ def match_by_name(found: dict[str, Any], truth: dict[str, Any]) -> list[tuple[st
     return pairs
 
 
-def _is_adapted(found: dict[str, Any]) -> bool:
+def _judged_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """All floating-point parameters, a frozen one having a gradient of zero; with LoRA only those that are trained."""
+    lora = any("lora_" in name for name in parameters)
+    return {n: p for n, p in parameters.items() if p.is_floating_point() and (p.requires_grad or not lora)}
+
+
+def _is_adapted(found: Mapping[str, Any]) -> bool:
     """Only LoRA's own weights are trained: there is nothing in the checkpoint to compare them with."""
-    return bool(found) and all("lora" in name.lower() or not name.endswith("weight") for name in found)
+    return any("lora_" in name for name in found)
 
 
 def _register_round_trip(role: Role) -> None:
-    @check(
-        f"{role.chapter}.round-trip",
-        needs=(*role.needs, "save", "restore"),
-        cases=lambda s: model_cases(s.adapter, role.asked(specials=False)),
-        effort=10,
-    )
+    def cases(subject: Subject) -> Any:
+        plain = model_cases(subject.adapter, role.asked(specials=False))
+        return plain | with_statistics(plain) if role.normalises(subject.adapter) else plain
+
+    @check(f"{role.chapter}.round-trip", needs=(*role.needs, "save", "restore"), cases=cases, effort=10)
     def round_trip(subject: Subject, case: ModelCase, judge: Judge) -> None:
         """A model whose trainable weights have moved is saved, restored, and asked again."""
-        model = subject.load(role.load, case.probe, case.temperature)
+        asked = (case.probe, case.temperature, case.probe.std != 1.0)
+        model = subject.load(role.load, *asked)
         _move_weights(subject.parameters(model))
         before = [row.detach() for row in role.ask(subject, model, case)]
         with tempfile.TemporaryDirectory() as folder:
             subject.call("save", model, Path(folder))
-            restored = subject.call(
-                "restore", role.kind, subject.checkpoint(case.probe, case.temperature), Path(folder)
-            )
+            restored = subject.call("restore", role.kind, subject.checkpoint(*asked), Path(folder))
         judge.close(
             role.ask(subject, restored, case),
             before,
-            [2 * b for b in role.budget(subject, case)],
+            [2 * b / min(1.0, case.probe.std) for b in role.budget(subject, case)],
             what=f"{role.what} after saving and restoring",
             place=role.place,
-            note="something that was trained is not in the saved checkpoint, or not loaded from it",
+            note="something that was trained or configured is not in the saved checkpoint, or not loaded from it",
         )
 
 

@@ -77,6 +77,8 @@ def boundary(subject: Subject, case: PackCase, judge: Judge) -> None:
         what=f"labels ({subject.adapter.packed_labels})",
         note="the last token of a sequence is not scored on the first of the next",
     )
+    tail = answer.labels[0, len(truth) :].tolist()
+    judge.equal(tail, [IGNORE] * len(tail), what="labels of the padding behind the pack")
 
 
 @check(

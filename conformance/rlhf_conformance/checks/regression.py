@@ -12,7 +12,7 @@ import rlhf_spec.reward
 from rlhf_conformance import budgets
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter
-from rlhf_conformance.cases.models import ModelCase, model_cases
+from rlhf_conformance.cases.models import ModelCase, model_cases, with_statistics
 from rlhf_conformance.checks import NotReturned, check, offers_layout
 from rlhf_conformance.checks.roles import CRITIC, REWARD, Role
 from rlhf_conformance.judge import Judge, sample_position
@@ -121,22 +121,11 @@ def pads_zero(subject: Subject, case: ModelCase, judge: Judge) -> None:
 
 
 def declares_normalization(role: Role) -> Callable[[Adapter], str | None]:
-    attribute = f"{role.chapter}_normalization"
-    return lambda adapter: None if getattr(adapter, attribute) else f"{attribute} is not declared"
+    return lambda adapter: None if role.normalises(adapter) else f"{role.chapter}_normalization is not declared"
 
 
 def more_than_one_head_name(adapter: Adapter) -> str | None:
     return None if len(adapter.head_names) > 1 else "head_names declares a single name"
-
-
-def statistics(cases: st.SearchStrategy[ModelCase]) -> st.SearchStrategy[ModelCase]:
-    """A mean that is not 0 and a standard deviation that is not 1, exact in bfloat16."""
-    pairs = st.tuples(st.sampled_from((-1.5, 0.5, 2.0)), st.sampled_from((0.5, 2.0, 4.0)))
-    return st.builds(_with_statistics, cases, pairs)
-
-
-def _with_statistics(case: ModelCase, pair: tuple[float, float]) -> ModelCase:
-    return replace(case, probe=replace(case.probe, mean=pair[0], std=pair[1]))
 
 
 def judge_normalized(
@@ -159,7 +148,7 @@ def judge_normalized(
 
 
 def normalized_cases(role: Role) -> Callable[[Subject], Any]:
-    return lambda s: statistics(model_cases(s.adapter, role.asked()))
+    return lambda s: with_statistics(model_cases(s.adapter, role.asked()))
 
 
 for _role in (REWARD, CRITIC):

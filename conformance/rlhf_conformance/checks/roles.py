@@ -61,6 +61,10 @@ class Role:
     def per_sample(self) -> bool:
         return self.answer == "rewards"
 
+    def normalises(self, adapter: Adapter) -> bool:
+        """Whether the adapter declares that this model's scores can be normalised."""
+        return bool(getattr(adapter, f"{self.chapter}_normalization", False))
+
     def asked(self, **changes: Any) -> Asked:
         """What a strategy is asked for, with this role's kind of probe."""
         return Asked(**{"head": self.head, **changes})

@@ -100,7 +100,7 @@ def truncation(subject: Subject, case: GeneratedCase, judge: Judge) -> None:
         )
 
 
-@check("sequences.tokens-unchanged", needs=PROCESS, cases=drawn(truncated=True))
+@check("sequences.tokens-unchanged", needs=PROCESS, cases=drawn(truncated=True, specials_in_prompt=True))
 def tokens_unchanged(subject: Subject, case: GeneratedCase, judge: Judge) -> None:
     judge.equal(part(ask(subject, case), "sequences"), case.rows, what="token ids", note="tokens are never overwritten")
 
