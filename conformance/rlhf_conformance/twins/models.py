@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from rlhf_conformance._lazy import torch
+from rlhf_conformance._lazy import torch, transformers
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.layouts import Presentation, Sample, present
@@ -333,7 +333,13 @@ class SequenceClassifier(Adapter):
     head_names = ("score", "value_head")
 
     def _load(self, checkpoint):
-        return checkpoint.module()
+        names = {rf"^{checkpoint.head_name}\.": "score."}
+        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+            checkpoint.path, dtype=checkpoint.dtype, num_labels=1, key_mapping=names, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"not in the checkpoint: {report['missing_keys']}")
+        return model.to(checkpoint.device).eval()
 
     load_reward_model = load_critic = _load
 
@@ -353,7 +359,7 @@ class SequenceClassifier(Adapter):
         model.save_pretrained(folder)
 
     def restore(self, kind, checkpoint, folder):
-        return replace(checkpoint, path=str(folder), head_name="score").module()
+        return self._load(replace(checkpoint, path=str(folder), head_name="score"))
 
 
 @twin
