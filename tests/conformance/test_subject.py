@@ -287,7 +287,7 @@ def test_a_backward_pass_that_raises_is_an_error_of_the_method():
 
     answer = subject_of(policy_loss=lambda new, *_: Refuse.apply(new.sum())).loss("policy-loss", LOSS)
     with pytest.raises(AdapterError, match=r"policy_loss .*backward.* raised KeyError"):
-        answer.gradient  # noqa: B018
+        answer.gradient
 
 
 def test_a_loss_without_a_graph_has_a_gradient_of_zero():

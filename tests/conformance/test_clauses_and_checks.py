@@ -1,0 +1,240 @@
+"""The specification and the suite cover each other; and the gate tries the same cases everywhere."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from rlhf_conformance.adapter import METHODS, Adapter
+from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.checks import MODULES, checks
+from rlhf_conformance.checks import check as register
+from rlhf_conformance.runner import PROFILES, _explore, _Trial, seed_of
+from rlhf_spec.clauses import CHAPTERS, clauses
+
+from .conftest import ROOT, run
+
+SLUGS = [clause.slug for clause in clauses()]
+# One slug for each strategy, and some that draw from the same one.
+DRAWN = (
+    "log-probs.definition",
+    "log-probs.every-position",
+    "log-probs.stable",
+    "sequences.action-mask",
+    "sequences.truncation",
+    "positions.cumsum",
+    "positions.left-padding",
+    "packing.tokens",
+    "packing.order",
+    "packing.isolation",
+    "actor.log-probs",
+    "actor.temperature",
+    "actor.garbage-under-mask",
+    "actor.generate",
+    "actor.gradient",
+    "reward.pad-equals-eos",
+    "reward.normalization",
+    "critic.head-name",
+    "policy-loss.clip",
+    "policy-loss.mask",
+    "policy-loss.micro-batches",
+    "policy-loss.overflow",
+    "value-loss.clip",
+    "value-loss.padding-invariance",
+)
+
+
+# --- coverage -----------------------------------------------------------------------------------------------------
+
+
+def test_every_clause_has_a_check_and_every_check_a_clause():
+    assert set(checks()) == set(SLUGS)
+
+
+def test_the_size_of_the_suite():
+    levels = Counter(clause.level for clause in clauses())
+    assert sum(levels.values()) >= 50
+    assert levels["MUST"] >= 35
+    assert len({clause.chapter for clause in clauses()}) == len(CHAPTERS) == 9
+
+
+def test_every_module_of_checks_is_imported():
+    """A chapter that is written but not listed would be missing without a word, were it not for its clauses."""
+    folder = ROOT / "conformance" / "rlhf_conformance" / "checks"
+    registering = {path.stem for path in folder.glob("*.py") if "@check(" in path.read_text()}
+    assert registering - {"__init__", "side_effects"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_a_check_needs_methods_that_there_are(slug):
+    needs = checks()[slug].needs
+    assert needs
+    assert set(needs) <= set(METHODS)
+
+
+def test_every_method_is_needed_by_a_check():
+    needed = {method for check in checks().values() for method in check.needs}
+    assert needed == set(METHODS)
+
+
+def test_every_method_of_the_interface_is_listed():
+    """`parameters` and `set_training` work as they are; the rest say what they return and are not implemented."""
+    methods = {name for name, value in vars(Adapter).items() if inspect.isfunction(value)}
+    assert methods == {*METHODS, "parameters", "set_training"}
+    for name in METHODS:
+        method = getattr(Adapter, name)
+        assert method.__doc__
+        with pytest.raises(NotImplementedError):
+            method(*[None] * len(inspect.signature(method).parameters))
+
+
+def test_nothing_is_provided_by_an_adapter_without_methods():
+    assert all(check.not_provided(Adapter()) for check in checks().values())
+
+
+def test_every_clause_runs_on_the_reference():
+    assert {slug: check.not_provided(Reference()) for slug, check in checks().items()} == dict.fromkeys(SLUGS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_that_lacks_one_method_is_told_so(method):
+    class Lacking(Reference):
+        pass
+
+    setattr(Lacking, method, getattr(Adapter, method))
+    for slug, check in checks().items():
+        reason = check.not_provided(Lacking())
+        assert bool(reason) == (method in check.needs), slug
+        assert reason is None or method in reason
+
+
+MODELS = ("actor", "reward", "critic")
+# What each declaration rules out when it says no.
+RULED_OUT = [
+    ("temperature", False, {"log-probs.temperature", "actor.temperature"}),
+    ("ignored_label", None, {"log-probs.ignored-label"}),
+    ("stop_ids", "one", {"sequences.stop-set"}),
+    ("dual_clip", False, {"policy-loss.dual-clip", "policy-loss.dual-clip-sign"}),
+    ("asymmetric_clip", False, {"policy-loss.asymmetric-clip"}),
+    ("value_clip", False, {"value-loss.clip", "value-loss.clipped-gradient"}),
+    ("unclipped_value", False, {"value-loss.unclipped"}),
+    ("global_count", False, {"policy-loss.micro-batches", "value-loss.micro-batches"}),
+    ("count_empty_rows", None, {"policy-loss.empty-rows-counted"}),
+    ("reward_normalization", False, {"reward.normalization", "reward.normalization-train"}),
+    ("critic_normalization", False, {"critic.normalization"}),
+    ("head_names", ("score",), {"reward.head-name", "critic.head-name"}),
+    ("architectures", ("llama",), {"positions.left-padding", "positions.start-at-zero"}),
+    ("aggregations", ("sequence-mean",), {"policy-loss.token-mean", "value-loss.token-mean"}),
+    (
+        "aggregations",
+        ("token-mean",),
+        {"policy-loss.sequence-mean", "value-loss.sequence-mean", "policy-loss.empty-rows-counted"},
+    ),
+    ("layouts", ("padded",), {s for s in SLUGS if s.startswith("packing.")} - {"packing.tokens", "packing.boundary"}),
+    (
+        "layouts",
+        ("packed", "packed-tail", "sharded"),
+        {
+            "positions.left-padding",
+            "critic.pads-zero",
+            *(f"{model}.{name}" for model in MODELS for name in ("padding-invariance", "garbage-under-mask")),
+        },
+    ),
+    (
+        "takes_attention_mask",
+        False,
+        {"sequences.sampled-pad", "sequences.pad-first-prompt", *(f"{model}.garbage-under-mask" for model in MODELS)},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "attribute, value, ruled_out", RULED_OUT, ids=lambda value: "" if isinstance(value, set) else str(value)
+)
+def test_what_is_not_declared_is_not_asked(attribute, value, ruled_out):
+    adapter = Reference()
+    setattr(adapter, attribute, value)
+    assert {slug for slug, check in checks().items() if check.not_provided(adapter)} == ruled_out
+
+
+def test_a_second_check_for_a_clause_is_refused():
+    with pytest.raises(ValueError, match="two checks for the clause"):
+        register("positions.cumsum", needs=(), cases=lambda subject: None)(lambda *_: None)
+
+
+# --- the same cases -----------------------------------------------------------------------------------------------
+
+
+def cases_of(slug: str, subject, profile: str = "gate", seed: int = 0) -> list[str]:
+    """The cases that a clause is tried on, as they print; nothing is asked of any adapter."""
+    seen: list[str] = []
+    recording = replace(checks()[slug], function=lambda subject, case, judge: seen.append(repr(case)))
+    assert _explore(_Trial(recording, subject), PROFILES[profile], seed_of(slug, seed), None) is None
+    return seen
+
+
+@pytest.mark.parametrize("slug", DRAWN[::3])
+def test_the_gate_tries_the_same_cases_again(slug, strategy_subject):
+    assert cases_of(slug, strategy_subject()) == cases_of(slug, strategy_subject())
+
+
+PRINT_CASES = """
+import hashlib, sys
+sys.path.insert(0, sys.argv[1])
+from conformance.test_clauses_and_checks import DRAWN, cases_of
+from types import SimpleNamespace
+import torch
+from rlhf_conformance.adapters.reference import Reference
+subject = SimpleNamespace(adapter=Reference(), dtype=torch.float32, device="cpu")
+for slug in DRAWN:
+    print(slug, hashlib.sha256(repr(cases_of(slug, subject, "smoke")).encode()).hexdigest())
+"""
+
+
+def test_other_processes_try_the_same_cases(tmp_path, strategy_subject):
+    """Whatever the hashes of strings are, and whatever Hypothesis profile a CI has set."""
+    runs = [
+        run("-c", PRINT_CASES, str(ROOT / "tests"), cwd=tmp_path, PYTHONHASHSEED=seed, **more)
+        for seed, more in (("1", {}), ("2", {"CI": "true"}))
+    ]
+    assert len(runs[0].stdout.splitlines()) == len(DRAWN), runs[0].stderr
+    assert runs[0].stdout == runs[1].stdout
+
+
+@pytest.mark.parametrize("slug", ["log-probs.definition", "actor.log-probs", "policy-loss.clip"])
+def test_another_seed_tries_other_cases(slug, strategy_subject):
+    assert cases_of(slug, strategy_subject(), seed=0) != cases_of(slug, strategy_subject(), seed=1)
+
+
+def test_clauses_with_one_strategy_try_different_cases(strategy_subject):
+    assert cases_of("reward.last-attended", strategy_subject()) != cases_of(
+        "reward.one-per-sequence", strategy_subject()
+    )
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_every_strategy_draws_enough_for_a_pass(slug, strategy_subject):
+    """Also for an adapter that declares as little as it can; smoke is the tightest."""
+    least = {
+        "layouts": ("padded",),
+        "architectures": ("llama",),
+        "stop_ids": "one",
+        "takes_attention_mask": False,
+        "temperature": False,
+    }
+    for declared in ({}, least):
+        subject = strategy_subject(**declared)
+        if not checks()[slug].not_provided(subject.adapter):
+            seen = cases_of(slug, subject, "smoke")
+            assert len(seen) >= PROFILES["smoke"].floor_of(checks()[slug])
+
+
+@pytest.mark.parametrize("slug", ["policy-loss.clip", "policy-loss.mask", "value-loss.clip"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_losses_are_drawn_in_every_dtype(slug, dtype, strategy_subject):
+    """Away from the kinks, which is hardest in the coarsest dtype."""
+    seen = cases_of(slug, strategy_subject(dtype))
+    assert len(seen) >= PROFILES["gate"].floor_of(checks()[slug])
