@@ -116,6 +116,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """What is written down is true: doctests of the spec, links, and the commands that the documents show."""
-    install(session, "-e", ".")
-    session.run("python", "-m", "pytest", "--doctest-modules", "spec/rlhf_spec", "tests/project/test_docs.py")
+    """What is written down is true: doctests of the spec, links, and the commands and examples that documents show."""
+    install(session, "-e", ".", "jsonschema")
+    documents = ("spec/rlhf_spec", "tests/project/test_docs.py", "tests/docs")
+    session.run("python", "-m", "pytest", "-n", "auto", "--doctest-modules", *documents, env=ENVIRONMENT)
