@@ -1,0 +1,406 @@
+"""Strategies leave the inputs that hide bugs often enough. A statistical test: event E is drawn with probability at
+least p.
+
+A suite that only draws square batches cannot see a mean over the wrong axis, and no other test would notice. Each
+row below names what hides a bug, and how often cases must be different from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from rlhf_conformance.cases.losses import LossCase
+from rlhf_conformance.cases.models import ModelCase
+from rlhf_conformance.cases.sequences import GeneratedCase
+from rlhf_conformance.checks import checks
+
+SAMPLES = 120
+
+
+@cache
+def drawn(slug: str, count: int = SAMPLES) -> Sequence[Any]:
+    """Cases of a clause, drawn as for a reference that declares everything."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from rlhf_conformance.adapters.reference import Reference
+
+    found: list[Any] = []
+
+    @seed(20240607)
+    @settings(
+        max_examples=count,
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        derandomize=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(checks()[slug].cases(SimpleNamespace(adapter=Reference(), dtype=torch.float32, device="cpu")))
+    def collect(case: Any) -> None:
+        found.append(case)
+
+    collect()
+    return found
+
+
+Event = Callable[[Any], bool]
+Row = tuple[str, str, Event, float]
+"""What hides bugs, the clause, the event that leaves it, and its least share."""
+
+
+def holds_often(slug: str, rows: Sequence[tuple[str, Event, float]]) -> None:
+    """Each event has a share of at least p among the clause's cases."""
+    cases = drawn(slug)
+    assert len(cases) >= SAMPLES / 2, f"only {len(cases)} cases could be drawn"
+    shares = {hides: (sum(map(event, cases)) / len(cases), p) for hides, event, p in rows}
+    rare = {hides: f"left by {share:.3f} of the cases, wanted {p}" for hides, (share, p) in shares.items() if share < p}
+    assert not rare
+
+
+def by_slug(rows: Sequence[Row]) -> Any:
+    """One test for each clause of a table, so that its cases are drawn once."""
+    table: dict[str, list[tuple[str, Event, float]]] = {}
+    for hides, slug, event, p in rows:
+        table.setdefault(slug, []).append((hides, event, p))
+    return pytest.mark.parametrize("slug, rows", table.items(), ids=list(table))
+
+
+# --- losses -------------------------------------------------------------------------------------------------------
+
+
+def actions(case: LossCase) -> list[tuple[float, float, float]]:
+    """(new, old, target) of each action."""
+    rows = zip(case.new, case.old, case.target, case.mask, strict=True)
+    return [(n, o, t) for row in rows for n, o, t, m in zip(*row, strict=True) if m]
+
+
+def full(case: LossCase) -> bool:
+    return all(all(row) for row in case.mask)
+
+
+def has_hole(row: Sequence[int]) -> bool:
+    """A masked token between two actions."""
+    return "0" in "".join(map(str, row)).strip("0")
+
+
+def zones(case: LossCase) -> set[str]:
+    """Where the case's ratios lie."""
+    import math
+
+    low, high = math.log(1 - case.options.clip_eps_low), math.log(1 + case.options.clip_eps_high)
+    return {"below" if n - o < low else "above" if n - o > high else "inside" for n, o, _ in actions(case)}
+
+
+def signs(case: LossCase) -> set[bool]:
+    return {target > 0 for _, _, target in actions(case)}
+
+
+LOSSES = [
+    ("one sample", "policy-loss.aggregation", lambda c: len(c.mask) >= 2, 1.0),
+    ("one sample", "policy-loss.mask", lambda c: len(c.case.mask) >= 2, 0.5),
+    ("a square batch", "policy-loss.mask", lambda c: len(c.case.mask) != len(c.case.mask[0]), 0.6),
+    ("a square batch", "value-loss.aggregation", lambda c: c.shape[0] != c.shape[1], 0.6),
+    ("one token", "policy-loss.gradient", lambda c: c.shape[1] > 1, 0.6),
+    ("full rows", "policy-loss.gradient", lambda c: not full(c), 0.5),
+    ("rows of equal length", "policy-loss.aggregation", lambda c: len(set(c.counts)) > 1, 1.0),
+    ("rows of equal length", "policy-loss.micro-batches", lambda c: len(set(c.case.counts)) > 1, 1.0),
+    ("rows of equal length", "value-loss.gradient", lambda c: len(set(c.counts)) > 1, 0.3),
+    ("masks without holes", "policy-loss.gradient", lambda c: any(map(has_hole, c.mask)), 0.1),
+    ("masks that begin with 1", "policy-loss.gradient", lambda c: any(not row[0] for row in c.mask), 0.3),
+    ("one sign of advantages", "policy-loss.clip", lambda c: len(signs(c)) == 2, 0.2),
+    ("one sign of advantages", "policy-loss.clipped-gradient", lambda c: len(signs(c)) == 2, 0.5),
+    ("advantages of one", "policy-loss.clip", lambda c: any(abs(t) != 1 for *_, t in actions(c)), 1.0),
+    (
+        "advantages of zero mean",
+        "policy-loss.aggregation",
+        lambda c: abs(sum(t for *_, t in actions(c))) > 1e-3,
+        0.9,
+    ),
+    ("ratios in one zone", "policy-loss.clip", lambda c: len(zones(c)) >= 2, 0.2),
+    ("ratios in one zone", "policy-loss.clipped-gradient", lambda c: len(zones(c)) == 3, 0.3),
+    (
+        "a clip that binds nowhere",
+        "policy-loss.clip",
+        lambda c: any((n > o) == (t > 0) and zones(c) != {"inside"} for n, o, t in actions(c)),
+        0.3,
+    ),
+    (
+        "equal clip ranges",
+        "policy-loss.asymmetric-clip",
+        lambda c: c.options.clip_eps_low != c.options.clip_eps_high,
+        1.0,
+    ),
+    ("no dual clip", "policy-loss.mask", lambda c: c.case.options.dual_clip is not None, 0.3),
+    (
+        "a dual clip that binds nowhere",
+        "policy-loss.dual-clip",
+        lambda c: any(n - o > 0 and 2.71828 ** (n - o) > c.options.dual_clip for n, o, _ in actions(c)),
+        0.4,
+    ),
+    ("one aggregation", "policy-loss.mask", lambda c: c.case.options.aggregation == "sequence-mean", 0.3),
+    ("one aggregation", "policy-loss.mask", lambda c: c.case.options.aggregation == "token-mean", 0.3),
+    ("a value inside the band", "value-loss.clip", lambda c: any(abs(n - o) > 0.31 for n, o, _ in actions(c)), 0.3),
+    (
+        "values on one side of the return",
+        "value-loss.aggregation",
+        lambda c: len({n > t for n, _, t in actions(c)}) == 2,
+        0.4,
+    ),
+    (
+        "the clipped branch is never the larger",
+        "value-loss.clip",
+        lambda c: any(abs(n - o) > c.options.clip_eps and abs(n - t) < abs(o - t) for n, o, t in actions(c)),
+        0.2,
+    ),
+    (
+        "two micro-batches of equal size",
+        "value-loss.micro-batches",
+        lambda c: len({sum(map(sum, part.mask)) for part in c.parts}) > 1,
+        0.5,
+    ),
+    ("micro-batches of one row", "policy-loss.micro-batches", lambda c: any(len(p.mask) > 1 for p in c.parts), 0.3),
+    (
+        "nothing different under the mask",
+        "policy-loss.mask",
+        lambda c: (c.case.new, c.case.old, c.case.target) != (c.dressed.new, c.dressed.old, c.dressed.target),
+        1.0,
+    ),
+    ("pads on the right only", "policy-loss.padding-invariance", lambda c: c.left, 0.3),
+    ("the empty row is the last", "policy-loss.empty-row", lambda c: any(c.mask[-1]), 0.3),
+]
+
+
+@by_slug(LOSSES)
+def test_loss_cases_leave(slug, rows):
+    holds_often(slug, rows)
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+def lengths(case: ModelCase) -> set[int]:
+    return {len(s) for s in case.samples}
+
+
+def has_pads(case: ModelCase) -> bool:
+    """The presentation has a masked cell."""
+    prompts, responses = {len(s.prompt) for s in case.samples}, {len(s.response) for s in case.samples}
+    return len(lengths(case)) > 1 or (case.how.layout == "padded" and (len(prompts) > 1 or len(responses) > 1))
+
+
+MODELS = [
+    ("one sample", lambda c: len(c.samples) >= 2, 0.6),
+    ("one sample", lambda c: len(c.samples) >= 3, 0.3),
+    ("equal lengths", lambda c: len(lengths(c)) > 1, 0.5),
+    ("equal prompts", lambda c: len({len(s.prompt) for s in c.samples}) > 1, 0.45),
+    ("equal action counts", lambda c: len({len(s.response) for s in c.samples}) > 1, 0.45),
+    ("no pads", has_pads, 0.5),
+    ("single-token responses only", lambda c: any(len(s.response) > 1 for s in c.samples), 0.7),
+    (
+        "no single-token response next to a longer one",
+        lambda c: {len(s.response) == 1 for s in c.samples} == {True, False},
+        0.15,
+    ),
+    ("no single-token prompt", lambda c: any(len(s.prompt) == 1 for s in c.samples), 0.2),
+    ("a square batch", lambda c: len(c.samples) != max(len(s.response) for s in c.samples), 0.6),
+    ("pad other than EOS", lambda c: c.probe.pad_is_eos, 0.3),
+    ("pad equal to EOS", lambda c: not c.probe.pad_is_eos, 0.3),
+    ("no EOS in prompts", lambda c: any(c.probe.eos_token_id in s.prompt for s in c.samples), 0.3),
+    ("no pad id in prompts", lambda c: any(c.probe.pad_token_id in s.prompt for s in c.samples), 0.3),
+    (
+        "no pad id at the beginning of a prompt",
+        lambda c: any(s.prompt[0] == c.probe.pad_token_id for s in c.samples),
+        0.1,
+    ),
+    (
+        "no pad id in responses",
+        lambda c: not c.probe.pad_is_eos and any(c.probe.pad_token_id in s.response for s in c.samples),
+        0.1,
+    ),
+    ("every response is cut off", lambda c: any(s.response[-1] == c.probe.eos_token_id for s in c.samples), 0.3),
+    ("every response ends in EOS", lambda c: any(s.response[-1] != c.probe.eos_token_id for s in c.samples), 0.5),
+    ("rotary positions", lambda c: c.probe.architecture == "gpt2", 0.3),
+    ("learned positions", lambda c: c.probe.architecture == "llama", 0.3),
+    *((f"no layout {layout}", lambda c, it=layout: c.how.layout == it, 0.08) for layout in ("padded", "left", "right")),
+    *((f"no layout {it}", lambda c, it=it: c.how.layout == it, 0.08) for it in ("packed", "packed-tail", "sharded")),
+    (
+        "shards that end where a sequence ends",
+        lambda c: c.how.layout == "sharded" and sum(map(len, c.samples)) % c.how.shards != 0,
+        0.04,
+    ),
+    ("one repeated token", lambda c: all(len(set(s.tokens)) > 1 for s in c.samples), 0.5),
+]
+
+
+def test_model_cases_leave():
+    holds_often("actor.log-probs", MODELS)
+
+
+def test_model_cases_leave_greedy_tokens(store):
+    """A label that is always the largest logit hides an argmax in its place."""
+    import torch
+
+    from rlhf_conformance.truth import Truth
+
+    truth = Truth(store, torch.float32, "cpu")
+
+    def not_greedy(case: ModelCase) -> bool:
+        for sample in case.samples:
+            rows = truth.logits(case.probe, sample.tokens)[len(sample.prompt) - 1 : -1]
+            if any(row[token] < max(row) for row, token in zip(rows, sample.response, strict=True)):
+                return True
+        return False
+
+    cases = drawn("actor.log-probs")[:60]
+    assert sum(map(not_greedy, cases)) >= 0.9 * len(cases)
+
+
+OTHER_MODEL_CLAUSES = [
+    ("one sample", "packing.equivalence", lambda c: len(c.samples) >= 2, 1.0),
+    ("equal action counts", "packing.action-counts", lambda c: len({len(s.response) for s in c.samples}) > 1, 0.6),
+    ("the first sample is edited", "packing.isolation", lambda c: c.index > 0, 0.3),
+    (
+        "an edit of the same length",
+        "packing.isolation",
+        lambda c: len(c.replacement) != len(c.case.samples[c.index]),
+        0.6,
+    ),
+    ("a reversal", "packing.order", lambda c: c.order != tuple(reversed(range(len(c.order)))), 0.3),
+    ("pads on the right only", "actor.padding-invariance", lambda c: c.how.extra_left > 0, 0.3),
+    ("pads on the left only", "actor.padding-invariance", lambda c: c.how.extra_right > 0, 0.2),
+    ("weights of one", "actor.gradient", lambda c: len({w for row in c.weights for w in row}) > 1, 0.6),
+    ("one sample", "actor.gradient", lambda c: len(c.case.samples) > 1, 0.5),
+    ("a temperature of one", "actor.temperature", lambda c: c.temperature != 1, 1.0),
+    ("temperatures below one", "actor.temperature", lambda c: c.temperature > 1, 0.3),
+    ("temperatures above one", "actor.temperature", lambda c: c.temperature < 1, 0.3),
+    ("prompts of one length", "actor.generate", lambda c: len({len(p) for p in c.prompts}) > 1, 0.2),
+    ("a stop that is never met", "actor.generate-layout", lambda c: len(c.stop_token_ids) > 1, 0.5),
+    (
+        "no pad in the prompt",
+        "reward.pad-equals-eos",
+        lambda c: all(1 in s.prompt for s in c.samples) and c.probe.pad_is_eos,
+        1.0,
+    ),
+    ("a mean of zero", "reward.normalization", lambda c: c.probe.mean != 0 and c.probe.std != 1, 1.0),
+]
+
+
+@by_slug(OTHER_MODEL_CLAUSES)
+def test_cases_of_single_clauses_leave(slug, rows):
+    holds_often(slug, rows)
+
+
+# --- log-probs ----------------------------------------------------------------------------------------------------
+
+
+def not_greedy(case: Any) -> bool:
+    return bool((case.logits.argmax(-1) != case.labels).any())
+
+
+LOGITS = [
+    ("one sample", "log-probs.definition", lambda c: c.batch_size > 1, 0.45),
+    ("one token", "log-probs.definition", lambda c: c.length > 1, 0.45),
+    ("a square batch", "log-probs.definition", lambda c: c.batch_size != c.length, 0.45),
+    ("greedy labels", "log-probs.definition", not_greedy, 0.8),
+    ("as many tokens as words", "log-probs.definition", lambda c: c.length != c.vocab_size, 0.7),
+    ("a temperature of one", "log-probs.temperature", lambda c: c.temperature != 1, 1.0),
+    ("a temperature of one", "log-probs.entropy", lambda c: c.temperature != 1, 0.5),
+    ("one half dtype", "log-probs.float32", lambda c: c.dtype == "bfloat16", 0.3),
+    ("one half dtype", "log-probs.float32", lambda c: c.dtype == "float16", 0.3),
+    ("a multiple of a power of two", "log-probs.every-position", lambda c: c.batch_size * c.length % 8 != 0, 0.6),
+    ("few positions", "log-probs.every-position", lambda c: c.length > 512, 0.05),
+    ("logits that exp can hold", "log-probs.stable", lambda c: float(c.logits.max()) > 89, 0.3),
+    ("logits that exp can hold", "log-probs.stable", lambda c: float(c.logits.max()) < -104, 0.1),
+    ("every label ignored", "log-probs.ignored-label", lambda c: bool((c.labels >= 0).any()), 0.5),
+]
+
+
+@by_slug(LOGITS)
+def test_logits_cases_leave(slug, rows):
+    holds_often(slug, rows)
+
+
+# --- generated sequences, masks, packs ----------------------------------------------------------------------------
+
+
+def stopped(case: GeneratedCase) -> set[bool]:
+    return {s.response[-1] in case.stop_token_ids for s in case.samples}
+
+
+def responses(case: GeneratedCase) -> set[int]:
+    return {len(s.response) for s in case.samples}
+
+
+def inside(case: GeneratedCase, token: int) -> bool:
+    return any(token in s.prompt for s in case.samples)
+
+
+SEQUENCES = [
+    ("one sample", "sequences.action-mask", lambda c: len(c.samples) > 1, 0.5),
+    ("equal responses", "sequences.action-mask", lambda c: len(responses(c)) > 1, 0.25),
+    ("equal prompts", "sequences.action-mask", lambda c: len({len(s.prompt) for s in c.samples}) > 1, 0.3),
+    ("a square batch", "sequences.action-mask", lambda c: len(c.samples) != c.width, 0.6),
+    ("nothing is cut off", "sequences.action-mask", lambda c: False in stopped(c), 0.3),
+    ("everything is cut off", "sequences.action-mask", lambda c: True in stopped(c), 0.6),
+    ("all or nothing is cut off", "sequences.truncation", lambda c: stopped(c) == {True, False}, 0.3),
+    ("responses of one token", "sequences.action-mask", lambda c: max(responses(c)) > 1, 0.5),
+    (
+        "no response of one token beside a longer one",
+        "sequences.action-mask",
+        lambda c: min(responses(c)) == 1 < max(responses(c)),
+        0.1,
+    ),
+    ("pad other than stop", "sequences.attention-span", lambda c: c.pad_token_id in c.stop_token_ids, 0.3),
+    ("pad equal to stop", "sequences.attention-span", lambda c: c.pad_token_id not in c.stop_token_ids, 0.3),
+    (
+        "no stop inside a prompt",
+        "sequences.attention-span",
+        lambda c: any(inside(c, t) for t in c.stop_token_ids),
+        0.5,
+    ),
+    ("no pad inside a prompt", "sequences.attention-span", lambda c: inside(c, c.pad_token_id), 0.4),
+    ("one stop id", "sequences.stop-set", lambda c: len(c.stop_token_ids) > 1, 1.0),
+    (
+        "the first stop id is the one that is met",
+        "sequences.stop-set",
+        lambda c: any(s.response[-1] in c.stop_token_ids[1:] for s in c.samples),
+        0.35,
+    ),
+    ("a pad id of zero", "sequences.action-mask", lambda c: c.pad_token_id != 0, 0.5),
+    ("no sampled pad", "sequences.sampled-pad", lambda c: any(c.pad_token_id in s.response for s in c.samples), 0.6),
+]
+
+
+@by_slug(SEQUENCES)
+def test_generated_cases_leave(slug, rows):
+    holds_often(slug, rows)
+
+
+MASKS = [
+    ("one row", lambda c: len(c.spans) > 1, 0.4),
+    ("no pads", lambda c: any(0 in row for row in c.masks), 0.6),
+    ("right pads only", lambda c: any(left for left, _, _ in c.spans), 0.5),
+    ("left pads only", lambda c: any(right for _, _, right in c.spans), 0.5),
+    ("the same mask in every row", lambda c: len(set(c.spans)) > 1, 0.4),
+]
+
+
+def test_mask_cases_leave():
+    holds_often("positions.cumsum", MASKS)
+
+
+PACKS = [
+    ("equal lengths", lambda c: len({len(s) for s in c.sequences}) > 1, 0.6),
+    ("no sequence of one token", lambda c: {len(s) == 1 for s in c.sequences} == {True, False}, 0.15),
+]
+
+
+def test_pack_cases_leave():
+    holds_often("packing.boundary", PACKS)
