@@ -10,15 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rlhf_spec.clauses
-from rlhf_conformance.results import (
-    CONFORMANT_STATUS,
-    INCOMPLETE_STATUS,
-    USAGE_STATUS,
-    KnownFailure,
-)
-
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-PROFILES = ("smoke", "gate", "full")
+from rlhf_conformance.results import CONFORMANT_STATUS, INCOMPLETE_STATUS, USAGE_STATUS
+from rlhf_conformance.suite import DTYPES, PROFILES
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,7 +83,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     from rlhf_conformance import reporting, terminal
     from rlhf_conformance.command import run_plan
     from rlhf_conformance.loading import parse_options
-    from rlhf_conformance.suite import Plan, UsageError, require_device, selected
+    from rlhf_conformance.suite import Plan, UsageError, read_known_failures, require_device, validate_plan
 
     seed = arguments.seed
     if seed is None:
@@ -112,9 +105,9 @@ def run_check(arguments: argparse.Namespace) -> int:
         seed=seed,
         time_limit=arguments.time_limit or 0.0,
         database=str(Path(".rlhf-conformance").resolve()),
-        known_failures=read_known_failures(arguments.known_failures),
+        known_failures=read_known_failures(arguments.known_failures) if arguments.known_failures else (),
     )
-    selected(plan.only)
+    validate_plan(plan)
     require_device(plan.device)
     console = Console(soft_wrap=False)
     console.print(f"checking {plan.adapter} on {plan.device} in {plan.dtype}, profile {plan.profile}, seed {plan.seed}")
@@ -144,39 +137,14 @@ def _repeat(plan: object) -> str:
     ):
         if value != default:
             arguments += [flag, value]
+    if plan.strict:
+        arguments.append("--strict")
     return command_line(arguments)
 
 
 def _cores() -> int:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(4, count))
-
-
-def read_known_failures(path: Path | None) -> tuple[KnownFailure, ...]:
-    """Rows `[[known-failure]]` with `clause`, `reason` and, if wanted, `issue`. Raises UsageError."""
-    from rlhf_conformance.suite import UsageError
-
-    if path is None:
-        return ()
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        rows = tomllib.loads(path.read_text()).get("known-failure", [])
-        known = tuple(KnownFailure(**row) for row in rows)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"cannot read {path}: it is not UTF-8 text") from error
-    except (tomllib.TOMLDecodeError, TypeError) as error:
-        raise UsageError(f"{path}: wanted rows [[known-failure]] with clause, reason and issue: {error}") from error
-    for row in known:
-        try:
-            rlhf_spec.clauses.clause(row.clause)
-        except rlhf_spec.clauses.UnknownClause as error:
-            raise UsageError(f"{path}: {error}") from error
-    return known
 
 
 def run_list(arguments: argparse.Namespace) -> int:

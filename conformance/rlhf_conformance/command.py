@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,26 @@ from typing import Any
 import rlhf_spec.clauses
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.loading import LoadError, validate
-from rlhf_conformance.plugin import ENTRY, PLAN_OPTION, PROPERTY, UNUSABLE, stack_file
+from rlhf_conformance.plugin import (
+    ENTRY,
+    LOADING_LIMIT,
+    PLAN_OPTION,
+    PROPERTY,
+    UNUSABLE,
+    loaded_marker,
+    stack_file,
+)
 from rlhf_conformance.results import LOST, KnownFailure, Report, Result
-from rlhf_conformance.suite import Plan, Suite, UsageError, environment, light_environment, selected
+from rlhf_conformance.suite import (
+    Plan,
+    Suite,
+    UsageError,
+    environment,
+    light_environment,
+    read_known_failures,
+    selected,
+    validate_plan,
+)
 
 Progress = Callable[[Result, int, int], None]
 """Called with each result, how many there are so far, and how many there will be."""
@@ -33,7 +50,7 @@ def check(
     strict: bool = False,
     seed: int = 0,
     workers: int = 1,
-    known_failures: tuple[KnownFailure, ...] = (),
+    known_failures: Path | str | Iterable[KnownFailure] = (),
 ) -> Report:
     """Check an adapter and return the report.
 
@@ -41,6 +58,7 @@ def check(
     a short name) in `workers` processes, in which the adapter may hang or die without taking the report along.
     Raises LoadError where the adapter cannot be had, UsageError where there is no such device or clause.
     """
+    known = read_known_failures(known_failures) if isinstance(known_failures, str | Path) else tuple(known_failures)
     plan = Plan(
         adapter=adapter if isinstance(adapter, str) else None,
         options=dict(options or {}),
@@ -50,9 +68,9 @@ def check(
         only=tuple(only),
         strict=strict,
         seed=seed,
-        known_failures=tuple(known_failures),
+        known_failures=known,
     )
-    selected(plan.only)
+    validate_plan(plan)
     if isinstance(adapter, str):
         return run_plan(plan, workers)
     validate(adapter)
@@ -144,16 +162,38 @@ class _Gathered:
     subject: dict[str, Any] = field(default_factory=dict)
     unusable: str | None = None
     import_seconds: float = 0.0
+    config: Any = None
+
+    def pytest_configure(self, config: Any) -> None:
+        self.config = config
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         slug = report.nodeid.rsplit("::", 1)[-1].partition("[")[0]
         for key, value in report.user_properties:
             if key == UNUSABLE:
-                self.unusable = self.unusable or value
+                self._give_up(value)
             if key == PROPERTY and slug not in self.results:
                 self._add(Result.from_json(value))
         if report.failed and slug not in self.results and self.unusable is None:
-            self._add(self.lost(slug, str(report.longrepr)))
+            if not loaded_marker(self.plan).exists() and "crashed" in str(report.longrepr):
+                self._give_up(
+                    f"importing or constructing {self.plan.adapter} ended its process: {self._end_of_loading(slug)}"
+                )
+            else:
+                self._add(self.lost(slug, str(report.longrepr)))
+
+    def _give_up(self, reason: str) -> None:
+        """The adapter cannot be had: no other clause has to find that out."""
+        self.unusable = self.unusable or reason
+        session = self.config.pluginmanager.getplugin("dsession")
+        session.shouldstop = session.shouldstop or reason
+
+    def _end_of_loading(self, slug: str) -> str:
+        stack = stack_file(self.plan, slug)
+        text = stack.read_text() if stack.exists() else ""
+        if "Timeout" in text:
+            return f"it took longer than {LOADING_LIMIT:g} s, {_innermost(text)}"
+        return "it exited, was killed, or crashed"
 
     def pytest_testnodedown(self, node: Any, error: Any) -> None:
         output = getattr(node, "workeroutput", {})

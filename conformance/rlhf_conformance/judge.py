@@ -48,6 +48,10 @@ def sample_position(index: tuple[int, ...]) -> str:
     return ", ".join(f"{name} {i}" for name, i in zip(("sample", "position", "entry"), index, strict=False))
 
 
+def pack_position(index: tuple[int, ...]) -> str:
+    return f"position {index[0]} of the pack" if index else ""
+
+
 def row_column(index: tuple[int, ...]) -> str:
     return ", ".join(f"{name} {i}" for name, i in zip(("row", "column", "entry"), index, strict=False))
 

@@ -34,6 +34,8 @@ def load_adapter(name: str, options: Mapping[str, Any] | None = None) -> Adapter
 
 def validate(adapter: Any) -> None:
     """Raises LoadError where something is not an adapter, declares what it may not, or misspells a name."""
+    if isinstance(adapter, type) and issubclass(adapter, Adapter):
+        raise LoadError(f"{adapter.__name__} is a class: pass an instance, {adapter.__name__}()")
     if not isinstance(adapter, Adapter):
         raise LoadError(f"{type(adapter).__name__} is not an adapter: subclass rlhf_conformance.Adapter")
     try:

@@ -67,14 +67,27 @@ class _Clauses:
     """Collects one item for each clause of a suite."""
 
     suite: Suite
+    nodeid: str
+    refuses_nothing = False
 
     def collect(self) -> Iterator[pytest.Item]:
-        for slug in self.suite.slugs:
-            yield ClauseItem.from_parent(self, name=f"{slug}[{self.suite.plan.where}]", slug=slug, suite=self.suite)
+        slugs = self.suite.slugs
+        if self.refuses_nothing and self.suite.provides_nothing:
+            raise pytest.Collector.CollectError(
+                f"{type(self.suite.adapter).__name__} provides no method that a selected clause needs: "
+                "nothing would be tested"
+            )
+        for slug in slugs:
+            name = f"{slug}[{self.suite.plan.where}]"
+            # The id as text, since pytest would take the brackets of a name without parameters for something else.
+            node = {"nodeid": f"{self.nodeid}::{name}"}
+            yield ClauseItem.from_parent(self, name=name, slug=slug, suite=self.suite, **node)
 
 
 class ClauseCollector(_Clauses, pytest.Collector):
-    """The clauses of a suite in a test module."""
+    """The clauses of a suite in a test module. A suite that would test nothing is an error, never green."""
+
+    refuses_nothing = True
 
     def __init__(self, *, suite: Suite, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -109,6 +122,8 @@ class ClauseItem(pytest.Item):
         try:
             with _time_limit(self.suite, self.slug, LOADING_LIMIT):
                 self.suite.prepare()
+                if self.suite.plan.folder:
+                    loaded_marker(self.suite.plan).touch()
             with _time_limit(self.suite, self.slug, self.suite.plan.limit):
                 result = self.suite.run(self.slug)
         except (LoadError, UsageError) as error:
@@ -137,7 +152,7 @@ class ClauseItem(pytest.Item):
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        return self.path, 0, self.name
+        return self.path, 0, f"clause {self.name}"
 
 
 @contextlib.contextmanager
@@ -162,6 +177,11 @@ def _time_limit(suite: Suite, slug: str, seconds: float) -> Iterator[None]:
 def stack_file(plan: Plan, slug: str) -> Path:
     """Where the stack of a clause that ran out of time is written."""
     return Path(plan.folder) / f"{slug}.stack"
+
+
+def loaded_marker(plan: Plan) -> Path:
+    """Exists as soon as any worker has imported and constructed the adapter."""
+    return Path(plan.folder) / "loaded"
 
 
 def pytest_sessionfinish(session: Any) -> None:

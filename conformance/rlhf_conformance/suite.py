@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import platform
+import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -23,6 +26,7 @@ class UsageError(Exception):
 
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+PROFILES = ("smoke", "gate", "full")
 
 
 @dataclass(frozen=True)
@@ -70,18 +74,30 @@ class Plan:
         return f"{self.device}-{self.dtype}"
 
 
-def selected(only: Sequence[str]) -> tuple[str, ...]:
-    """The slugs that begin with one of the prefixes, in the order of the specification. Raises UsageError for a prefix
-    that fits none."""
-    slugs = [clause.slug for clause in rlhf_spec.clauses.clauses()]
-    for prefix in only:
-        if not any(slug.startswith(prefix) for slug in slugs):
-            import difflib
+def validate_plan(plan: Plan) -> None:
+    """Raises UsageError for a clause, profile, dtype or device that there is not (or cannot be)."""
+    selected(plan.only)
+    for what, value, choices in (("dtype", plan.dtype, DTYPES), ("profile", plan.profile, PROFILES)):
+        if value not in choices:
+            raise UsageError(f"there is no {what} {value!r}; there are {', '.join(choices)}")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", plan.device):
+        raise UsageError(f"there is no device {plan.device!r}; there are cpu, cuda, cuda:0, ...")
 
+
+def selected(only: Sequence[str]) -> tuple[str, ...]:
+    """The slugs that are asked for, in the order of the specification: a whole slug means that clause alone, anything
+    else all that begin with it. Raises UsageError for a prefix that fits none.
+    """
+    slugs = tuple(clause.slug for clause in rlhf_spec.clauses.clauses())
+    chosen: set[str] = set()
+    for prefix in only:
+        fitting = {prefix} & set(slugs) or {slug for slug in slugs if slug.startswith(prefix)}
+        if not fitting:
             near = difflib.get_close_matches(prefix, slugs, n=2)
             hint = f"; is {' or '.join(near)} meant?" if near else "; `rlhf-conformance list` shows them"
             raise UsageError(f"no clause begins with {prefix!r}{hint}")
-    return tuple(slug for slug in slugs if not only or any(slug.startswith(prefix) for prefix in only))
+        chosen |= fitting
+    return tuple(slug for slug in slugs if not only or slug in chosen)
 
 
 class Suite:
@@ -120,6 +136,13 @@ class Suite:
             store = ProbeStore(self._folder())
             self._subject = Subject.make(adapter, device=self.plan.device, dtype=self.plan.dtype, store=store)
         return self._subject
+
+    @property
+    def provides_nothing(self) -> bool:
+        """Whether no selected clause can be tried on the adapter."""
+        from rlhf_conformance.checks import checks
+
+        return all(checks()[slug].not_provided(self.adapter) for slug in self.slugs)
 
     def prepare(self) -> None:
         """Import what is needed and construct the adapter, unless that is done."""
@@ -176,6 +199,9 @@ def _import_libraries(adapter: Adapter) -> None:
     checks()
     if any(name.startswith("load_") for name in provided(adapter)):
         from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
 
 
 def _settle_numerics() -> None:
@@ -223,6 +249,34 @@ def environment(plan: Plan) -> dict[str, Any]:
     }
 
 
+def read_known_failures(path: Path | str) -> tuple[KnownFailure, ...]:
+    """Rows `[[known-failure]]` with `clause`, `reason` and, if wanted, `issue`. Raises UsageError."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        tables = tomllib.loads(Path(path).read_text())
+        known = tuple(KnownFailure(**row) for row in tables.pop("known-failure", []))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read {path}: it is not UTF-8 text") from error
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        raise UsageError(f"{path}: wanted rows [[known-failure]] with clause, reason and issue: {error}") from error
+    if tables:
+        raise UsageError(f"{path}: unknown {', '.join(tables)}; wanted rows [[known-failure]] and nothing else")
+    slugs = [row.clause for row in known]
+    if len(set(slugs)) != len(slugs):
+        raise UsageError(f"{path}: {max(slugs, key=slugs.count)} stands in it twice")
+    for row in known:
+        try:
+            rlhf_spec.clauses.clause(row.clause)
+        except rlhf_spec.clauses.UnknownClause as error:
+            raise UsageError(f"{path}: {error}") from error
+    return known
+
+
 def conformance_suite(
     adapter: Adapter,
     *,
@@ -232,13 +286,24 @@ def conformance_suite(
     only: Iterable[str] = (),
     strict: bool = False,
     seed: int = 0,
+    known_failures: Path | str | Iterable[KnownFailure] = (),
 ) -> Suite:
     """The suite for a pytest file of one's own: `test_conformance = conformance_suite(MyTrainer())`.
 
     pytest collects it as one item for each clause, `clause[device-dtype]`. A broken SHOULD is an expected failure
-    unless `strict`. Raises LoadError or UsageError for what cannot be run.
+    unless `strict`, and so are `known_failures` (a TOML file as for the command, or rows). Raises LoadError or
+    UsageError for what cannot be run.
     """
     validate(adapter)
-    plan = Plan(device=device, dtype=dtype, profile=profile, only=tuple(only), strict=strict, seed=seed)
-    selected(plan.only)
+    known = read_known_failures(known_failures) if isinstance(known_failures, str | Path) else tuple(known_failures)
+    plan = Plan(
+        device=device,
+        dtype=dtype,
+        profile=profile,
+        only=tuple(only),
+        strict=strict,
+        seed=seed,
+        known_failures=known,
+    )
+    validate_plan(plan)
     return Suite(plan, adapter)

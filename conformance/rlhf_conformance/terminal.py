@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -53,7 +53,7 @@ def show_progress(console: Console, result: Result, done: int, total: int) -> No
 
 def show_report(console: Console, report: Report, command: str) -> None:
     """The table, the failures, the verdict."""
-    console.print(_heading(report), highlight=False)
+    console.print(_heading(report), highlight=False, soft_wrap=True)
     console.print(_table(report))
     for result, others in _grouped(report.results):
         console.print()
@@ -62,7 +62,8 @@ def show_report(console: Console, report: Report, command: str) -> None:
             same = f"  the same for {len(others)} more: {', '.join(others)}"
             console.print(same, highlight=False, markup=False, soft_wrap=True)
     console.print()
-    console.print(_verdict(report), highlight=False)
+    for line in _verdict(report):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _grouped(results: Iterable[Result]) -> list[tuple[Result, list[str]]]:
@@ -150,7 +151,7 @@ def _case_lines(case: str) -> list[str]:
     return [f"  case         {case}"] if case else []
 
 
-def _verdict(report: Report) -> Group:
+def _verdict(report: Report) -> list[Text]:
     lines = []
     if report.warnings:
         slugs = ", ".join(r.clause for r in report.warnings)
@@ -167,7 +168,7 @@ def _verdict(report: Report) -> Group:
         lines.append(
             Text("nothing was tested: the adapter provides no method that a selected clause needs", style="yellow")
         )
-    return Group(*lines)
+    return lines
 
 
 def command_line(arguments: list[str]) -> str:

@@ -59,8 +59,8 @@ def holds_often(slug: str, rows: Sequence[tuple[str, Event, float]]) -> None:
     """Each event has a share of at least p among the clause's cases."""
     cases = drawn(slug)
     assert len(cases) >= SAMPLES / 2, f"only {len(cases)} cases could be drawn"
-    shares = {hides: (sum(map(event, cases)) / len(cases), p) for hides, event, p in rows}
-    rare = {hides: f"left by {share:.3f} of the cases, wanted {p}" for hides, (share, p) in shares.items() if share < p}
+    shares = [(hides, sum(map(event, cases)) / len(cases), p) for hides, event, p in rows]
+    rare = [f"{hides}: left by {share:.3f} of the cases, wanted {p}" for hides, share, p in shares if share < p]
     assert not rare
 
 
@@ -90,6 +90,11 @@ def has_hole(row: Sequence[int]) -> bool:
     return "0" in "".join(map(str, row)).strip("0")
 
 
+def no_prefix(row: Sequence[int]) -> bool:
+    """A masked token before an action: the count of actions does not say where they are."""
+    return list(row) != sorted(row, reverse=True)
+
+
 def zones(case: LossCase) -> set[str]:
     """Where the case's ratios lie."""
     import math
@@ -112,7 +117,8 @@ LOSSES = [
     ("rows of equal length", "policy-loss.aggregation", lambda c: len(set(c.counts)) > 1, 1.0),
     ("rows of equal length", "policy-loss.micro-batches", lambda c: len(set(c.case.counts)) > 1, 1.0),
     ("rows of equal length", "value-loss.gradient", lambda c: len(set(c.counts)) > 1, 0.3),
-    ("masks without holes", "policy-loss.gradient", lambda c: any(map(has_hole, c.mask)), 0.1),
+    ("masks without holes", "policy-loss.gradient", lambda c: any(map(has_hole, c.mask)), 0.02),
+    ("masks that are prefixes", "policy-loss.gradient", lambda c: any(map(no_prefix, c.mask)), 0.25),
     ("masks that begin with 1", "policy-loss.gradient", lambda c: any(not row[0] for row in c.mask), 0.3),
     ("one sign of advantages", "policy-loss.clip", lambda c: len(signs(c)) == 2, 0.2),
     ("one sign of advantages", "policy-loss.clipped-gradient", lambda c: len(signs(c)) == 2, 0.5),
@@ -124,7 +130,7 @@ LOSSES = [
         0.9,
     ),
     ("ratios in one zone", "policy-loss.clip", lambda c: len(zones(c)) >= 2, 0.2),
-    ("ratios in one zone", "policy-loss.clipped-gradient", lambda c: len(zones(c)) == 3, 0.3),
+    ("ratios in one zone", "policy-loss.clipped-gradient", lambda c: len(zones(c)) == 3, 0.2),
     (
         "a clip that binds nowhere",
         "policy-loss.clip",
@@ -157,7 +163,7 @@ LOSSES = [
         "the clipped branch is never the larger",
         "value-loss.clip",
         lambda c: any(abs(n - o) > c.options.clip_eps and abs(n - t) < abs(o - t) for n, o, t in actions(c)),
-        0.2,
+        0.12,
     ),
     (
         "two micro-batches of equal size",

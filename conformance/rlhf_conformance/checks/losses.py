@@ -14,7 +14,7 @@ import rlhf_spec.policy_loss as policy
 import rlhf_spec.value_loss as value
 from rlhf_conformance import budgets
 from rlhf_conformance._lazy import torch
-from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.adapter import AGGREGATIONS, Adapter
 from rlhf_conformance.cases.losses import (
     DressedCase,
     LossCase,
@@ -102,8 +102,22 @@ class Loss:
     ) -> LossAnswer:
         """Ask for the loss and compare it with the formula."""
         answer = subject.loss(self.kind, case)
+        note += self._other_mean(case, answer.value, subject.dtype)
         judge.close(answer.value, self.value(case), self.value_budget(case, subject.dtype), what=what, note=note)
         return answer
+
+    def _other_mean(self, case: LossCase, came: float, dtype: Any) -> str:
+        """A hint, where the answer is that of an aggregation that was not asked for."""
+        for other in AGGREGATIONS:
+            asked = case.with_options(aggregation=other)
+            apart = abs(self.value(asked) - self.value(case)) > 2 * self.value_budget(case, dtype)
+            if (
+                other != case.options.aggregation
+                and apart
+                and abs(came - self.value(asked)) <= self.value_budget(asked, dtype)
+            ):
+                return f"; the answer is the {other}: is another aggregation declared than the trainer uses?"
+        return ""
 
     def judge_gradient(
         self, subject: Subject, case: LossCase, answer: LossAnswer, judge: Judge, *, note: str = ""

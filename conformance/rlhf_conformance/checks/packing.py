@@ -22,7 +22,7 @@ from rlhf_conformance.cases.sequences import PackCase, packs
 from rlhf_conformance.checks import NotReturned, check, offers_layout
 from rlhf_conformance.checks.models import judge_gradient, judge_isolation, judge_permuted
 from rlhf_conformance.checks.roles import ACTOR, CRITIC, REWARD, Role
-from rlhf_conformance.judge import Judge
+from rlhf_conformance.judge import Judge, pack_position
 from rlhf_conformance.subject import Subject, WiringError
 
 PACK = ("pack_sequences",)
@@ -58,7 +58,7 @@ def tokens(subject: Subject, case: PackCase, judge: Judge) -> None:
     """A tail of padding may follow."""
     answer = ask_pack(subject, case)
     flat = [token for sequence in case.sequences for token in sequence]
-    judge.equal(answer.input_ids[0, : len(flat)], flat, what="token ids of the pack")
+    judge.equal(answer.input_ids[0, : len(flat)], flat, what="token ids of the pack", place=pack_position)
 
 
 @check("packing.boundary", needs=PACK, cases=lambda s: packs())
@@ -75,6 +75,7 @@ def boundary(subject: Subject, case: PackCase, judge: Judge) -> None:
         answer.labels[0, : len(truth)],
         truth,
         what=f"labels ({subject.adapter.packed_labels})",
+        place=pack_position,
         note="the last token of a sequence is not scored on the first of the next",
     )
     tail = answer.labels[0, len(truth) :].tolist()

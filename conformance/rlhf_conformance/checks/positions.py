@@ -9,7 +9,7 @@ from rlhf_conformance.cases.models import Asked, ModelCase, model_cases, padded_
 from rlhf_conformance.cases.sequences import MaskCase, PackCase, masks, packs
 from rlhf_conformance.checks import NotReturned, check, offers_architecture, offers_layout, side_effects
 from rlhf_conformance.checks.roles import ACTOR
-from rlhf_conformance.judge import Judge
+from rlhf_conformance.judge import Judge, pack_position
 from rlhf_conformance.subject import Subject
 
 POSITIONS = ("position_ids",)
@@ -47,9 +47,8 @@ def restart(subject: Subject, case: PackCase, judge: Judge) -> None:
         raise NotReturned("pack_sequences makes no position_ids")
     total = sum(len(s) for s in case.sequences)
     truth = spec.packed_position_ids([len(s) for s in case.sequences])
-    judge.equal(
-        answer.position_ids[0, :total], truth, what="positions in the pack", note="each sequence starts at 0 again"
-    )
+    note = "each sequence starts at 0 again"
+    judge.equal(answer.position_ids[0, :total], truth, what="position", place=pack_position, note=note)
 
 
 def actor_cases(subject: Subject) -> object:
