@@ -6,7 +6,6 @@ import itertools
 
 import pytest
 
-from rlhf_conformance.cli import read_known_failures
 from rlhf_conformance.results import (
     ERROR,
     FAIL,
@@ -23,7 +22,7 @@ from rlhf_conformance.results import (
     Result,
     with_known_failures,
 )
-from rlhf_conformance.suite import UsageError
+from rlhf_conformance.suite import UsageError, read_known_failures
 
 MUST, SHOULD, CONVENTION = "policy-loss.clip", "policy-loss.overflow", "policy-loss.aggregation"
 LEVELS = {MUST: "MUST", SHOULD: "SHOULD", CONVENTION: "CONVENTION"}
