@@ -620,15 +620,6 @@ class GenerateNeverRepeats(Reference):
 
 
 @fault("actor.generate")
-class GenerateStopsAtConfigEos(Reference):
-    """The checkpoint's EOS ends a row, although it is not in the stop set."""
-
-    def generate(self, actor, prompts):
-        eos = actor.model.config.eos_token_id
-        return super().generate(actor, replace(prompts, stop_token_ids=(*prompts.stop_token_ids, eos)))
-
-
-@fault("actor.generate")
 class GenerateForgetsFirstPromptToken(Reference):
     """The first real token of each prompt is masked out."""
 
@@ -664,7 +655,7 @@ class GenerateKnowsOneStop(Reference):
         return super().generate(actor, replace(prompts, stop_token_ids=prompts.stop_token_ids[:1]))
 
 
-@fault("actor.generate-layout")
+@fault("actor.generate")
 class GenerateOverwritesStop(Reference):
     """The stop token is replaced by the pad id."""
 
