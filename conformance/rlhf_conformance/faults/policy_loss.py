@@ -48,7 +48,7 @@ class RatioOfSequence(Reference):
         return plain.mean(losses, mask, options)
 
 
-@fault("policy-loss.ratio")
+@fault("policy-loss.clip")
 class LogRatioClampedAtFive(Reference):
     "Log-ratios are clamped at 5, where tokens with a negative advantage still count in full."
 
@@ -57,7 +57,7 @@ class LogRatioClampedAtFive(Reference):
         return super().policy_loss(near, old, advantages, mask, options)
 
 
-@fault("policy-loss.ratio")
+@fault("policy-loss.clip")
 class RatioCappedAtTen(Reference):
     "The ratio is capped at 10."
 
@@ -687,7 +687,7 @@ class MaskCountedInItsDtype(Reference):
         return plain.policy_loss(arguments, aggregate=aggregate)
 
 
-@fault("policy-loss.mask-dtype")
+@fault("policy-loss.token-mean")
 class TokensCountedInHalf(Reference):
     "The mask is summed in bfloat16, which cannot count beyond 256."
 

@@ -132,7 +132,7 @@ class NoStopMeansFirst(Reference):
 # --- truncated responses ------------------------------------------------------------------------------------------
 
 
-def cut_off(answer, sequences, prompt_length, stop_ids):
+def cut_off(sequences, prompt_length, stop_ids):
     """(B, 1): the rows without stop token."""
     return ~is_stop(sequences[:, prompt_length:], stop_ids).any(1, keepdim=True)
 
@@ -143,7 +143,7 @@ class EosOverwritesTruncated(Reference):
 
     def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id):
         rows = sequences.clone()
-        cut = cut_off(None, rows, prompt_length, stop_ids)[:, 0]
+        cut = cut_off(rows, prompt_length, stop_ids)[:, 0]
         rows[cut, -1] = stop_ids[0]
         return super().process_sequences(rows, prompt_length, prompt_mask, stop_ids, pad_id)
 
@@ -154,7 +154,7 @@ class TruncatedRowsDropped(Reference):
 
     def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id):
         answer = super().process_sequences(sequences, prompt_length, prompt_mask, stop_ids, pad_id)
-        return replace(answer, action_mask=answer.action_mask & ~cut_off(answer, sequences, prompt_length, stop_ids))
+        return replace(answer, action_mask=answer.action_mask & ~cut_off(sequences, prompt_length, stop_ids))
 
 
 @fault("sequences.truncation")
@@ -164,19 +164,8 @@ class TruncatedLosesLastToken(Reference):
     def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id):
         answer = super().process_sequences(sequences, prompt_length, prompt_mask, stop_ids, pad_id)
         mask = answer.action_mask.clone()
-        mask[:, -1:] &= ~cut_off(answer, sequences, prompt_length, stop_ids)
+        mask[:, -1:] &= ~cut_off(sequences, prompt_length, stop_ids)
         return with_response(answer, prompt_length, mask)
-
-
-@fault("sequences.truncation")
-class TrailingPadsDecide(Reference):
-    "Pad ids at the end of a row are padding, also where the policy sampled them and was cut off."
-
-    def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id):
-        answer = super().process_sequences(sequences, prompt_length, prompt_mask, stop_ids, pad_id)
-        trailing = (sequences[:, prompt_length:] == pad_id).long().flip(1).cumprod(1).flip(1).bool()
-        trailing &= cut_off(answer, sequences, prompt_length, stop_ids)
-        return with_response(answer, prompt_length, answer.action_mask & ~trailing)
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------
@@ -289,6 +278,17 @@ class SampledPadHole(Reference):
         if pad_id in stop_ids:
             return answer
         return replace(answer, action_mask=answer.action_mask & (sequences[:, prompt_length:] != pad_id))
+
+
+@fault("sequences.sampled-pad")
+class SampledPadEndsTruncated(Reference):
+    "A response without stop token ends at its first pad id, though the policy sampled it and went on."
+
+    def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id):
+        answer = super().process_sequences(sequences, prompt_length, prompt_mask, stop_ids, pad_id)
+        before = (sequences[:, prompt_length:] == pad_id).cumsum(1) == 0
+        kept = before | ~cut_off(sequences, prompt_length, stop_ids)
+        return with_response(answer, prompt_length, answer.action_mask & kept)
 
 
 @fault("sequences.stop-set", bug="one-eos-id")
@@ -411,7 +411,7 @@ class StopWrittenIntoRows(Reference):
 
     def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id):
         answer = super().process_sequences(sequences.clone(), prompt_length, prompt_mask, stop_ids, pad_id)
-        cut = cut_off(answer, sequences, prompt_length, stop_ids)[:, 0]
+        cut = cut_off(sequences, prompt_length, stop_ids)[:, 0]
         sequences[cut, -1] = stop_ids[0]
         return answer
 

@@ -396,7 +396,7 @@ class ValueMaskComparedWithTrue(Reference):
         return super().value_loss(values, old, returns, mask, options)
 
 
-@fault("value-loss.mask-dtype")
+@fault("value-loss.token-mean")
 class ValueTokensCountedInBytes(Reference):
     "The mask is summed in int8, which wraps at 128."
 

@@ -262,7 +262,7 @@ class PolicyLossByLoop(Reference):
     def _token(self, new, old, advantage, options):
         log_ratio = upcast(new) - upcast(old)
         ratio = float(log_ratio.detach().clamp(max=50.0).exp())
-        bound = None
+        bound = 0.0 if advantage == 0 else None
         if advantage > 0 and ratio > 1 + options.clip_eps_high:
             bound = 1 + options.clip_eps_high
         elif advantage < 0 and ratio < 1 - options.clip_eps_low:
