@@ -194,6 +194,12 @@ class GradientCheckpointing(_Models):
         actor.model.gradient_checkpointing_enable({"use_reentrant": False})
         return actor.train()
 
+    def generate(self, actor, prompts):
+        actor.eval()  # transformers drops the cache under checkpointing
+        rows = super().generate(actor, prompts)
+        actor.train()
+        return rows
+
     def load_critic(self, checkpoint):
         critic = super().load_critic(checkpoint)
         critic.backbone.gradient_checkpointing_enable({"use_reentrant": False})
