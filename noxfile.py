@@ -106,6 +106,14 @@ def cuda(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Every fault is caught by its clause, every twin passes everything: half an hour and more, not part of CI."""
+    install(session, "-e", ".")
+    arguments = ("-n", "auto", "-m", "library", "tests/faults", *session.posargs)
+    session.run("python", "-m", "pytest", *arguments, env=ENVIRONMENT)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff, its formatter and mypy; the project is installed so that types are those of the real torch."""
     install(session, "-e", ".", "ruff", "mypy")

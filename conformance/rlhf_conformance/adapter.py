@@ -232,7 +232,7 @@ class Adapter:
     def parameters(self, model: Any) -> Mapping[str, Parameter]:
         """Parameters by name. The default looks at the model, its `.model` or its `.module`."""
         for candidate in (model, getattr(model, "model", None), getattr(model, "module", None)):
-            if hasattr(candidate, "named_parameters"):
+            if candidate is not None and hasattr(candidate, "named_parameters"):
                 return dict(candidate.named_parameters())
         raise TypeError(f"{type(model).__name__} has no named_parameters(): override Adapter.parameters")
 

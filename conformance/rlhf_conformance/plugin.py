@@ -63,12 +63,14 @@ def _suite_of(config: Any, text: str) -> Suite:
 ENTRY = Path(__file__).with_name("clauses.plan")
 
 
-class _Clauses:
+class _Clauses(pytest.Collector):
     """Collects one item for each clause of a suite."""
 
-    suite: Suite
-    nodeid: str
     refuses_nothing = False
+
+    def __init__(self, *, suite: Suite, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.suite = suite
 
     def collect(self) -> Iterator[pytest.Item]:
         slugs = self.suite.slugs
@@ -84,22 +86,14 @@ class _Clauses:
             yield ClauseItem.from_parent(self, name=name, slug=slug, suite=self.suite, **node)
 
 
-class ClauseCollector(_Clauses, pytest.Collector):
+class ClauseCollector(_Clauses):
     """The clauses of a suite in a test module. A suite that would test nothing is an error, never green."""
 
     refuses_nothing = True
 
-    def __init__(self, *, suite: Suite, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.suite = suite
-
 
 class PlanFile(_Clauses, pytest.File):
     """The clauses of the plan on the command line."""
-
-    def __init__(self, *, suite: Suite, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.suite = suite
 
 
 class ClauseFailed(Exception):

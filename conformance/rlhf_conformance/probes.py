@@ -118,14 +118,21 @@ class Checkpoint:
     def module(self) -> Any:
         """The checkpoint as a fresh module of transformers, for trainers that are handed one.
 
-        A causal LM, or a sequence classifier with one label whose `score` holds the head, in eval mode.
+        A causal LM, or a sequence classifier with one label whose `score` holds the head, in eval mode. Raises
+        ValueError where the checkpoint lacks the head.
         """
         if self.head_name is None:
             model = transformers.AutoModelForCausalLM.from_pretrained(self.path, dtype=self.dtype)
         else:
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                self.path, dtype=self.dtype, num_labels=1, key_mapping={rf"^{self.head_name}\.": "score."}
+            model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
+                self.path,
+                dtype=self.dtype,
+                num_labels=1,
+                key_mapping={rf"^{self.head_name}\.": "score."},
+                output_loading_info=True,
             )
+            if found["missing_keys"]:
+                raise ValueError(f"{self.path} lacks {', '.join(sorted(found['missing_keys']))}")
         return model.to(self.device).eval()
 
 

@@ -27,9 +27,6 @@ from rlhf_conformance.results import (
 )
 from rlhf_conformance.subject import AdapterError, Subject, WiringError
 
-SHRINK_SECONDS = 6.0
-"""How long a failing case is made smaller; afterwards the smallest so far stands."""
-
 
 @dataclass(frozen=True)
 class Profile:
@@ -39,12 +36,14 @@ class Profile:
     fraction        the least share of them that must have been valid for a pass
     deterministic   the same cases in every run with the same seed
     time_limit      seconds for a clause, after which its process is given up
+    shrinking       seconds for making a failing case smaller; afterwards the smallest so far stands
     """
 
     name: str
     examples: int
     deterministic: bool
     time_limit: float
+    shrinking: float
     fraction: float = 0.5
 
     def examples_of(self, check: Check) -> int:
@@ -55,9 +54,9 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile("smoke", 4, deterministic=True, time_limit=60),
-    "gate": Profile("gate", 60, deterministic=True, time_limit=120),
-    "full": Profile("full", 600, deterministic=False, time_limit=600),
+    "smoke": Profile("smoke", 4, deterministic=True, time_limit=60, shrinking=1),
+    "gate": Profile("gate", 60, deterministic=True, time_limit=120, shrinking=3),
+    "full": Profile("full", 600, deterministic=False, time_limit=600, shrinking=20),
 }
 
 
@@ -67,13 +66,14 @@ class _Trial:
 
     check: Check
     subject: Subject
+    shrinking: float
     judge: Judge = field(default_factory=Judge)
     examples: int = 0
     failures: dict[Any, BaseException] = field(default_factory=dict)
     gave_up: float | None = None
 
     def attempt(self, case: Any) -> None:
-        """One case. After SHRINK_SECONDS of shrinking, only cases already known to fail fail again, so that it ends."""
+        """One case. After some seconds of shrinking, only cases already known to fail fail again, so that it ends."""
         if self.gave_up is not None and time.monotonic() > self.gave_up:
             if repr(case) in self.failures:
                 raise self.failures[repr(case)]
@@ -84,7 +84,7 @@ class _Trial:
             error.case = case  # type: ignore[union-attr]
             self.failures[repr(case)] = error
             if self.gave_up is None:
-                self.gave_up = time.monotonic() + SHRINK_SECONDS
+                self.gave_up = time.monotonic() + self.shrinking
             raise
         self.examples += 1
 
@@ -104,7 +104,7 @@ def run_clause(slug: str, subject: Subject, profile: Profile, seed: int, databas
         return replace(blank, verdict=NOT_PROVIDED, reason=reason, floor=0)
     started = time.perf_counter()
     subject.forget_models()
-    trial = _Trial(check, subject)
+    trial = _Trial(check, subject, profile.shrinking)
     outcome = _explore(trial, profile, seed_of(slug, seed), database)
     done = replace(
         blank,

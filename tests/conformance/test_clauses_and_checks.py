@@ -172,7 +172,7 @@ def cases_of(slug: str, subject, profile: str = "gate", seed: int = 0) -> list[s
     """The cases that a clause is tried on, as they print; nothing is asked of any adapter."""
     seen: list[str] = []
     recording = replace(checks()[slug], function=lambda subject, case, judge: seen.append(repr(case)))
-    assert _explore(_Trial(recording, subject), PROFILES[profile], seed_of(slug, seed), None) is None
+    assert _explore(_Trial(recording, subject, 1), PROFILES[profile], seed_of(slug, seed), None) is None
     return seen
 
 

@@ -122,7 +122,7 @@ def judged():
     from rlhf_conformance.runner import _judged, _Trial
 
     def verdict(examples: int, comparisons: int, outcome: BaseException | None = None) -> Result:
-        trial = _Trial(checks()[MUST], None, judge=Judge(comparisons=comparisons), examples=examples)
+        trial = _Trial(checks()[MUST], None, 1, judge=Judge(comparisons=comparisons), examples=examples)
         return _judged(Result(MUST, "MUST", PASS, examples=examples, floor=30), trial, outcome)
 
     return verdict

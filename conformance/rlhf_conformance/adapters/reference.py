@@ -113,7 +113,7 @@ class Reference(Adapter):
         model.save(folder)
 
     def restore(self, kind, checkpoint, folder):
-        made = {"actor": ref.Actor, "reward": ref.RewardModel, "critic": ref.CriticModel}[kind]
+        made: Any = {"actor": ref.Actor, "reward": ref.RewardModel, "critic": ref.CriticModel}[kind]
         more = {"temperature": checkpoint.temperature} if kind == "actor" else {}
         return made.load(folder, **self._options(checkpoint, lora=False), **more)
 

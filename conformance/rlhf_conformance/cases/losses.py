@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -72,8 +73,16 @@ Token = tuple[float, float, float]
 
 
 def exactly(x: float, dtype: torch.dtype) -> float:
-    """The number nearest to x that the dtype holds."""
-    return float(torch.tensor(x, dtype=torch.float64).to(dtype))
+    """The number nearest to x that the dtype holds (ties to even), without making a tensor for it."""
+    name = str(dtype).removeprefix("torch.")
+    if name == "float64":
+        return x
+    if name == "float16":
+        return float(struct.unpack("e", struct.pack("e", x))[0])
+    bits = struct.unpack("I", struct.pack("f", x))[0]
+    if name == "bfloat16":  # the upper half of a float32
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return float(struct.unpack("f", struct.pack("I", bits))[0])
 
 
 @st.composite
@@ -218,8 +227,8 @@ def _value_far_from_kinks(
     return abs(abs(new - return_) - abs(clipped - return_)) > guard
 
 
-_OPTIONS = {"policy-loss": _policy_options, "value-loss": _value_options}
-_TOKENS = {"policy-loss": _policy_token, "value-loss": _value_token}
+_OPTIONS: dict[str, Callable[..., Any]] = {"policy-loss": _policy_options, "value-loss": _value_options}
+_TOKENS: dict[str, Callable[..., Any]] = {"policy-loss": _policy_token, "value-loss": _value_token}
 
 
 @dataclass(frozen=True)

@@ -191,11 +191,11 @@ def ignored_label(subject: Subject, case: LogitsCase, judge: Judge) -> None:
 
 def side_effect_cases(subject: Subject) -> st.SearchStrategy[LogitsCase]:
     """At any temperature, and with labels of -100 where they are promised to be taken."""
-    settings = {"temperatures": known_temperatures(subject.adapter)}
-    plain = logits_cases(dtype_name(subject), **settings)
+    known = known_temperatures(subject.adapter)
+    plain = logits_cases(dtype_name(subject), temperatures=known)
     if subject.adapter.ignored_label is None:
         return plain
-    return plain | logits_cases(dtype_name(subject), ignored=True, **settings)
+    return plain | logits_cases(dtype_name(subject), temperatures=known, ignored=True)
 
 
 def ask_both(subject: Subject, case: LogitsCase) -> list[torch.Tensor]:

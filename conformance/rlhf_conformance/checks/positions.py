@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hypothesis.strategies import SearchStrategy
+
 import rlhf_spec.positions as spec
 from rlhf_conformance.cases.models import Asked, ModelCase, model_cases, padded_more
 from rlhf_conformance.cases.sequences import MaskCase, PackCase, masks, packs
@@ -51,7 +53,7 @@ def restart(subject: Subject, case: PackCase, judge: Judge) -> None:
     judge.equal(answer.position_ids[0, :total], truth, what="position", place=pack_position, note=note)
 
 
-def actor_cases(subject: Subject) -> object:
+def actor_cases(subject: Subject) -> SearchStrategy[ModelCase]:
     return padded_more(subject.adapter, Asked(layouts=("padded", "left"), architectures=GPT2))
 
 

@@ -116,6 +116,7 @@ def pads_zero(subject: Subject, case: ModelCase, judge: Judge) -> None:
         raise NotReturned("action_values returns a list, which has no pads")
     batch = subject.batch(case)
     subject.actions_of("action_values", answer, batch)
+    assert batch.action_mask is not None
     outside = answer.masked_fill(batch.action_mask.bool(), 0.0)
     judge.equal(outside, torch.zeros_like(outside), what="value on a pad")
 
@@ -151,6 +152,26 @@ def normalized_cases(role: Role) -> Callable[[Subject], Any]:
     return lambda s: with_statistics(model_cases(s.adapter, role.asked()))
 
 
+def other_head_names(role: Role) -> Callable[[Subject], Any]:
+    """Cases whose checkpoint holds its head under one of the further declared names."""
+
+    def cases(subject: Subject) -> Any:
+        names = st.sampled_from(list(subject.adapter.head_names[1:]))
+        return st.builds(_with_head_name, model_cases(subject.adapter, role.asked()), names)
+
+    return cases
+
+
+def _with_head_name(case: ModelCase, name: str) -> ModelCase:
+    return replace(case, probe=replace(case.probe, head_name=name))
+
+
+def headless(subject: Subject) -> Any:
+    """Checkpoints without their head."""
+    adapter = subject.adapter
+    return st.sampled_from([Probe(a, head_name=adapter.head_names[0], headless=True) for a in adapter.architectures])
+
+
 for _role in (REWARD, CRITIC):
 
     @check(
@@ -169,11 +190,7 @@ for _role in (REWARD, CRITIC):
         f"{_role.chapter}.head-name",
         needs=_role.needs,
         requires=(more_than_one_head_name,),
-        cases=lambda s, role=_role: st.builds(
-            lambda case, name: replace(case, probe=replace(case.probe, head_name=name)),
-            model_cases(s.adapter, role.asked()),
-            st.sampled_from(list(s.adapter.head_names[1:])),
-        ),
+        cases=other_head_names(_role),
         effort=_role.effort,
     )
     def head_name(subject: Subject, case: ModelCase, judge: Judge, role: Role = _role) -> None:
@@ -187,9 +204,7 @@ for _role in (REWARD, CRITIC):
     @check(
         f"{_role.chapter}.missing-head",
         needs=_role.needs,
-        cases=lambda s, role=_role: st.sampled_from(
-            [Probe(a, head_name=s.adapter.head_names[0], headless=True) for a in s.adapter.architectures]
-        ),
+        cases=headless,
         single=True,
     )
     def missing_head(subject: Subject, case: Probe, judge: Judge, role: Role = _role) -> None:

@@ -1,0 +1,63 @@
+"""The whole library. Facts about its entries are quick; trying all of them is `nox -s faults`, not every run."""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+
+import rlhf_spec.clauses
+from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.faults import faults
+from rlhf_conformance.results import ERROR, FAIL, NOT_PROVIDED, PASS
+from rlhf_conformance.twins import twins
+
+from .conftest import touched
+
+CLAUSES = {clause.slug: clause for clause in rlhf_spec.clauses.clauses()}
+
+
+@pytest.mark.parametrize("name", list(faults()))
+def test_a_fault_names_its_clause_its_bug_and_its_lie(name):
+    fault = faults()[name]
+    known_bugs = {bug for clause in CLAUSES.values() for bug in clause.bugs}
+    assert fault.clause in CLAUSES
+    assert not fault.bug or fault.bug in known_bugs
+    assert fault.lie
+    assert "\n" not in fault.lie
+    assert issubclass(fault.adapter, Reference)
+    assert fault.clause in touched(fault.adapter), "it overrides nothing that its clause needs"
+
+
+def test_every_clause_has_a_fault_and_every_must_has_two():
+    counts = collections.Counter(fault.clause for fault in faults().values())
+    least = {slug: 2 if clause.level == "MUST" else 1 for slug, clause in CLAUSES.items()}
+    assert {slug: counts[slug] for slug in CLAUSES if counts[slug] < least[slug]} == {}
+
+
+def test_every_known_bug_of_the_specification_has_a_fault():
+    bugs = {bug for clause in CLAUSES.values() for bug in clause.bugs}
+    assert bugs - {fault.bug for fault in faults().values()} == set()
+
+
+def test_there_are_enough_of_both():
+    assert len(faults()) >= 100
+    assert len(twins()) >= 25
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("name", list(faults()))
+def test_a_fault_is_caught_by_its_clause(name, try_clause):
+    fault = faults()[name]
+    result = try_clause(fault.adapter(), fault.clause)
+    assert result.verdict in (FAIL, ERROR), result
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("name", list(twins()))
+def test_a_twin_passes_everything(name, dtype, try_clause):
+    twin = twins()[name]
+    slugs = touched(twin) if issubclass(twin, Reference) else list(CLAUSES)
+    results = [try_clause(twin(), slug, "gate", dtype) for slug in slugs]
+    assert {r.clause: r.reason for r in results if r.verdict not in (PASS, NOT_PROVIDED)} == {}
