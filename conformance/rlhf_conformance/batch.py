@@ -115,7 +115,7 @@ class Prompts:
 
     input_ids, attention_mask   int64 (B, P)
     max_new_tokens              at most this many tokens are generated
-    stop_token_ids              any of them ends a row (empty: none does); the row is then filled with `pad_token_id`
+    stop_token_ids              any of them ends a row, which is then filled with `pad_token_id`
     """
 
     input_ids: torch.Tensor

@@ -23,9 +23,9 @@ from rlhf_conformance._lazy import torch
 _UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 FLOAT32 = _UNIT["float32"]
 
-ROUNDINGS = 16
-"""Roundings of activations to the dtype between the embedding and the output of a two-layer probe, one behind the
-other."""
+ROUNDINGS = 6
+"""Roundings to the dtype that add up on the way through a two-layer probe: some twelve operations stand one behind the
+other, and their errors have either sign. The worst of the twins comes within half of what follows from it."""
 REDUCTION = 300
 """Lengths of the inner products one behind the other in a two-layer probe (they accumulate in float32 or better)."""
 PLAIN = 4.0
@@ -58,10 +58,12 @@ def log_prob_gradient(logits: Sequence[float], temperature: float, dtype: torch.
     return 2 * (log_prob(logits, temperature, dtype) + 2 * unit(dtype)) / temperature
 
 
-def policy_token(loss: float, log_ratio: float, dtype: torch.dtype) -> float:
-    """Of one token's policy loss or its gradient: the log-ratio's rounding is amplified by exp, then three
-    operations."""
-    return 2 * unit(dtype) * abs(loss) * (2 * abs(log_ratio) + 6)
+def policy_token(loss: float, log_ratio: float, advantage: float, dtype: torch.dtype) -> float:
+    """Of one token's policy loss or its gradient: the log-ratio's rounding is amplified by exp, then three operations.
+
+    The ratio is compared with 1, so however small it is, it may carry a rounding of 1: hence the term of the advantage.
+    """
+    return 2 * unit(dtype) * (abs(loss) * (2 * abs(log_ratio) + 6) + abs(advantage))
 
 
 def value_token(value: float, old_value: float, return_: float, dtype: torch.dtype) -> float:

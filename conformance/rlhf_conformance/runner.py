@@ -55,7 +55,7 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile("smoke", 4, deterministic=True, time_limit=60, shrinking=1),
-    "gate": Profile("gate", 60, deterministic=True, time_limit=120, shrinking=3),
+    "gate": Profile("gate", 60, deterministic=True, time_limit=120, shrinking=5),
     "full": Profile("full", 600, deterministic=False, time_limit=600, shrinking=20),
 }
 

@@ -253,7 +253,7 @@ def test_model_cases_leave():
 
 
 def test_no_layout_is_rare():
-    """A trainer may be wrong in one layout alone, and Hypothesis by itself would draw the first one half of the time."""
+    """A trainer may be wrong in one layout alone; by itself Hypothesis would draw the first half of the time."""
     rows = [(f"no layout {it}", lambda c, it=it: c.how.layout == it, 0.08) for it in LAYOUTS]
     holds_often("actor.log-probs", rows)
 

@@ -35,7 +35,7 @@ def test_the_whole_trainer_is_green_in_its_other_mode():
 def test_the_dual_clip_bug_breaks_the_clause_of_its_sign():
     import dual_clip_bug
 
-    report = check(dual_clip_bug.InHouse(), profile="smoke", only=["policy-loss.dual-clip"])
+    report = check(dual_clip_bug.InHouse(), profile="smoke", only=["policy-loss.dual"])
     assert [result.clause for result in report.broken] == ["policy-loss.dual-clip-sign"]
 
 

@@ -17,12 +17,16 @@ from .conftest import touched
 CLAUSES = {clause.slug: clause for clause in rlhf_spec.clauses.clauses()}
 
 
+LATER = {"double-world-size", "reward-before-precedence", "kl-mean-unmasked", "cispo-without-log-prob"}
+"""Known bugs of chapters to come that a fault re-enacts on a formula of ours."""
+
+
 @pytest.mark.parametrize("name", list(faults()))
 def test_a_fault_names_its_clause_its_bug_and_its_lie(name):
     fault = faults()[name]
     known_bugs = {bug for clause in CLAUSES.values() for bug in clause.bugs}
     assert fault.clause in CLAUSES
-    assert not fault.bug or fault.bug in known_bugs
+    assert not fault.bug or fault.bug in known_bugs | LATER
     assert fault.lie
     assert "\n" not in fault.lie
     assert issubclass(fault.adapter, Reference)

@@ -3,7 +3,7 @@ numbers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hypothesis import strategies as st
@@ -28,6 +28,10 @@ class LogitsCase:
     temperature: float = 1.0
     dtype: str = "float32"
     ignored: tuple[int, ...] = ()  # flat indices of labels that are -100
+
+    def of_length(self, length: int) -> LogitsCase:
+        """The same with another number of positions."""
+        return replace(self, length=length)
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -71,11 +75,11 @@ def logits_cases(
 
 
 def long_logits_cases(dtype: str) -> st.SearchStrategy[LogitsCase]:
-    """Numbers of positions beside the usual chunk sizes."""
+    """One position; `of_length` makes it as long as the check wants."""
     return st.builds(
         LogitsCase,
         batch_size=st.integers(1, 3),
-        length=st.sampled_from(ODD_SIZES),
+        length=st.just(1),
         vocab_size=st.integers(2, 5),
         seed=st.integers(0, 10_000),
         dtype=st.just(dtype),

@@ -49,6 +49,11 @@ class LossCase:
         picked = {name: tuple(getattr(self, name)[i] for i in order) for name in ("new", "old", "target", "mask")}
         return replace(self, **picked)
 
+    def repeated(self, times: int) -> LossCase:
+        """Every row repeated along its length."""
+        longer = {name: tuple(row * times for row in getattr(self, name)) for name in ("new", "old", "target", "mask")}
+        return replace(self, **longer)
+
     def with_options(self, **changes: Any) -> LossCase:
         return replace(self, options=replace(self.options, **changes))
 
@@ -65,7 +70,6 @@ class LossShape:
     aggregations: Sequence[str] | None = None
     empty_row: bool = False
     unequal_rows: bool = False
-    long: bool = False  # now and then more tokens than a byte or bfloat16 can count
     min_rows: int = 1
 
 
@@ -98,9 +102,8 @@ def loss_cases(
     draw_token = _TOKENS[kind](dtype, options, shape)
     mask = draw(_masks(shape))
     tokens = [[draw(draw_token) if m else (0.0, 0.0, 0.0) for m in row] for row in mask]
-    copies = draw(st.sampled_from((1, 1, 1, 1, 1, 1, 1, 80))) if shape.long else 1
-    new, old, target = (tuple(tuple(t[i] for t in row) * copies for row in tokens) for i in range(3))
-    return LossCase(new, old, target, tuple(row * copies for row in mask), options)
+    new, old, target = (tuple(tuple(t[i] for t in row) for row in tokens) for i in range(3))
+    return LossCase(new, old, target, mask, options)
 
 
 @st.composite
@@ -132,7 +135,8 @@ def _aggregations(adapter: Adapter, shape: LossShape) -> st.SearchStrategy[str]:
 def _policy_options(draw: Callable, adapter: Adapter, shape: LossShape) -> PolicyLossOptions:
     low = draw(st.sampled_from(CLIP_EPS))
     high = low
-    unequal = draw(st.booleans()) and adapter.asymmetric_clip if shape.unequal_eps is None else shape.unequal_eps
+    either = adapter.asymmetric_clip and draw(st.integers(0, 2)) > 0
+    unequal = either if shape.unequal_eps is None else shape.unequal_eps
     if unequal:
         high = draw(st.sampled_from([eps for eps in CLIP_EPS if eps != low]))
     dual = draw(st.booleans()) if shape.dual is None and adapter.dual_clip else bool(shape.dual)
@@ -149,11 +153,12 @@ def _value_options(draw: Callable, adapter: Adapter, shape: LossShape) -> ValueL
 
 @st.composite
 def _policy_token(draw: Callable, dtype: torch.dtype, options: PolicyLossOptions, shape: LossShape) -> Token:
-    """(log_prob, old_log_prob, advantage); zones: inside the band, above, below, anywhere, far, equal, overflow."""
+    """(log_prob, old_log_prob, advantage) of a zone of the log-ratio (`_log_ratio`)."""
     zone = draw(st.sampled_from(list(shape.zones)))
     sign = draw(st.sampled_from(list(shape.advantage_signs)))
     usual = st.integers(1, 20).map(lambda k: 0.13 * k)
-    advantage = exactly(sign * draw(st.one_of(usual, usual, usual, st.sampled_from((0.0, 6.3, 17.0, 40.0)))), dtype)
+    rare = st.sampled_from((6.3, 17.0, 40.0) if zone == "overflow" else (0.0, 6.3, 17.0, 40.0))
+    advantage = exactly(sign * draw(st.one_of(usual, usual, usual, rare)), dtype)
     log_ratio = draw(_log_ratio(zone, options))
     if zone == "far":  # where no bound holds the ratio: up for A < 0, down for A > 0
         log_ratio = math.copysign(min(log_ratio, 8.0 if dtype == torch.float16 else 18.0), -sign)
@@ -176,10 +181,18 @@ def _log_ratio(zone: str, options: PolicyLossOptions) -> st.SearchStrategy[float
         "above": st.integers(1, 12).map(lambda k: high + 0.1 * k),
         "below": st.integers(1, 12).map(lambda k: low - 0.1 * k),
         "anywhere": st.integers(-20, 20).map(lambda k: 0.1 * k + 0.013),
+        "between": _between(options),
         "far": st.integers(0, 31).map(lambda k: 2.5 + 0.5 * k),
         "equal": st.just(0.0),
         "overflow": st.integers(90, 400).map(float),
     }[zone]
+
+
+def _between(options: PolicyLossOptions) -> st.SearchStrategy[float]:
+    """Between the two bounds' distances from 1, on either side: where one bound holds and the other would not."""
+    least, most = sorted((options.clip_eps_low, options.clip_eps_high))
+    middle = (least + most) / 2
+    return st.sampled_from((math.log(1 + middle), math.log(1 - middle)))
 
 
 def _far_from_kinks(new: float, old: float, advantage: float, options: PolicyLossOptions, dtype: torch.dtype) -> bool:

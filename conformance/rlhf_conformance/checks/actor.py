@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -71,6 +72,7 @@ def raw_output(subject: Subject, case: ModelCase, judge: Judge) -> None:
 @check("actor.generate", needs=GENERATE, cases=lambda s: prompts(s.adapter, stops=st.booleans()), effort=5)
 def generate(subject: Subject, case: PromptCase, judge: Judge) -> None:
     """Each row is compared up to the first step at which two tokens are so near that rounding decides."""
+    case = _with_a_stop_that_comes(subject, case)
     answer, width = _generated(subject, case)
     for row, prompt in enumerate(case.prompts):
         truth = subject.truth.greedy(case.probe, prompt, case.max_new_tokens, case.stop_token_ids)
@@ -86,6 +88,17 @@ def generate(subject: Subject, case: PromptCase, judge: Judge) -> None:
             place=lambda index: f"generated token {index[0]}",
             note="a left-padded prompt must be continued as if it stood alone",
         )
+
+
+def _with_a_stop_that_comes(subject: Subject, case: PromptCase) -> PromptCase:
+    """With a stop id that one of the rows will meet, which a drawn one seldom is; a lone EOS is left alone."""
+    if len(case.stop_token_ids) == 1 and case.stop_token_ids[0] == case.probe.eos_token_id:
+        return case
+    prompt = case.prompts[len(case.stop_token_ids) % len(case.prompts)]
+    met = subject.truth.greedy(case.probe, prompt, case.max_new_tokens, (case.probe.eos_token_id,))
+    token = met[(len(met) - 1) // 2]
+    ids = (token,) if subject.adapter.stop_ids == "one" else (*case.stop_token_ids, token)
+    return replace(case, stop_token_ids=tuple(dict.fromkeys(ids)))
 
 
 def _decided_steps(subject: Subject, probe: Probe, prompt: tuple[int, ...], continuation: list[int]) -> int:
@@ -115,6 +128,7 @@ def _generated(subject: Subject, case: PromptCase) -> tuple[list[list[int]], int
 
 @check("actor.generate-layout", needs=GENERATE, cases=lambda s: prompts(s.adapter, stops=st.just(True)), effort=5)
 def generate_layout(subject: Subject, case: PromptCase, judge: Judge) -> None:
+    case = _with_a_stop_that_comes(subject, case)
     rows, width = _generated(subject, case)
     pad = case.probe.pad_token_id
     new = len(rows[0]) - width
@@ -168,4 +182,5 @@ def dropout_off(subject: Subject, case: ModelCase, judge: Judge) -> None:
         place=sample_action,
         note="dropout is on: old log-probs are taken in eval mode",
     )
-    ACTOR.judge_answer(subject, case, answers[0], judge, note="the config's dropout is on: take log-probs in eval mode")
+    alone = replace(case, samples=case.samples[:1])  # one sample has no padding that could be to blame
+    ACTOR.judge_truth(subject, alone, judge, note="the config's dropout is on: take log-probs in eval mode")

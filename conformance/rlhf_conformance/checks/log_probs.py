@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import rlhf_spec.log_probs as spec
 from rlhf_conformance import budgets
 from rlhf_conformance._lazy import torch
-from rlhf_conformance.cases.logits import TEMPERATURES, LogitsCase, logits_cases, long_logits_cases
+from rlhf_conformance.cases.logits import ODD_SIZES, TEMPERATURES, LogitsCase, logits_cases, long_logits_cases
 from rlhf_conformance.checks import check, declares, side_effects
 from rlhf_conformance.checks.roles import known_temperatures
 from rlhf_conformance.judge import Judge
@@ -85,9 +85,12 @@ def float32(subject: Subject, case: LogitsCase, judge: Judge) -> None:
     )
 
 
-@check("log-probs.every-position", needs=LOG_PROBS, cases=lambda s: long_logits_cases(dtype_name(s)), effort=4)
+@check("log-probs.every-position", needs=LOG_PROBS, cases=lambda s: long_logits_cases(dtype_name(s)), effort=15)
 def every_position(subject: Subject, case: LogitsCase, judge: Judge) -> None:
-    judge_log_probs(subject, case, judge, f"log-prob of the label, one of {case.length} positions")
+    """Every length beside the usual chunk sizes, in each case."""
+    for length in ODD_SIZES:
+        what = f"log-prob of the label, one of {length} positions"
+        judge_log_probs(subject, case.of_length(length), judge, what)
 
 
 @check(

@@ -166,8 +166,12 @@ POLICY = Loss(
     kind="policy-loss",
     token=_policy_token,
     token_gradient=_policy_gradient,
-    token_budget=lambda c, i, j, dtype: budgets.policy_token(_policy_token(c, i, j), _log_ratio(c, i, j), dtype),
-    gradient_budget=lambda c, i, j, dtype: budgets.policy_token(_policy_gradient(c, i, j), _log_ratio(c, i, j), dtype),
+    token_budget=lambda c, i, j, dtype: budgets.policy_token(
+        _policy_token(c, i, j), _log_ratio(c, i, j), c.target[i][j], dtype
+    ),
+    gradient_budget=lambda c, i, j, dtype: budgets.policy_token(
+        _policy_gradient(c, i, j), _log_ratio(c, i, j), c.target[i][j], dtype
+    ),
 )
 VALUE = Loss(
     kind="value-loss",
@@ -230,10 +234,12 @@ def _register_aggregation(loss: Loss) -> None:
             f"{loss.kind}.{name}",
             needs=loss.needs,
             requires=(aggregates(name),),
-            cases=loss.cases(unequal_rows=True, aggregations=(name,), long=True),
+            cases=loss.cases(unequal_rows=True, aggregations=(name,)),
         )
         def mean(subject: Subject, case: LossCase, judge: Judge, over: str = over) -> None:
-            loss.judge_value(subject, case, judge, note=f"the mean is over {over}")
+            """The case, and the same with every row repeated, which is longer than bytes and bfloat16 can count."""
+            for how_long in (case, case.repeated(107)):
+                loss.judge_value(subject, how_long, judge, note=f"the mean is over {over}")
 
     @check(
         f"{loss.kind}.micro-batches",
@@ -299,7 +305,7 @@ def _register_mask(loss: Loss) -> None:
         zeros = [[0.0] * len(row) for row in case.mask]
         judge.equal(answer.gradient, zeros, what="gradient of a batch without any action")
 
-    @check(f"{loss.kind}.mask-dtype", needs=loss.needs, cases=loss.cases(long=True))
+    @check(f"{loss.kind}.mask-dtype", needs=loss.needs, cases=loss.cases())
     def mask_dtype(subject: Subject, case: LossCase, judge: Judge) -> None:
         for dtype in (torch.bool, torch.int64, torch.int32, torch.float32):
             answer = subject.loss(loss.kind, case, mask=subject.tensor(case.mask, dtype))
@@ -319,6 +325,10 @@ def _counted_like(loss: Loss, case: LossCase, answer: LossAnswer) -> bool:
     return distance(True) < distance(False)
 
 
+def _detached(metric: Any) -> float:
+    return float(metric.detach() if isinstance(metric, torch.Tensor) else metric)
+
+
 def _value_and_gradient(answer: LossAnswer) -> list[Any]:
     return [answer.value, answer.gradient]
 
@@ -335,7 +345,7 @@ def _register_gradients(loss: Loss) -> None:
     def gradient(subject: Subject, case: LossCase, judge: Judge) -> None:
         loss.judge_gradient(subject, case, subject.loss(loss.kind, case), judge)
 
-    zones = ("above", "below", "inside", "far") if loss is POLICY else ("outside", "inside")
+    zones = ("between", "above", "below", "inside", "far") if loss is POLICY else ("outside", "inside")
     requires = () if loss is POLICY else (has_clip,)
 
     @check(
@@ -425,7 +435,7 @@ _policy_value(
     "policy-loss.asymmetric-clip",
     "eps_low bounds below, eps_high above",
     requires=(has_asymmetric_clip,),
-    zones=("above", "below"),
+    zones=("above", "below", "between"),
     unequal_eps=True,
 )
 _policy_value(
@@ -467,7 +477,7 @@ def first_step(subject: Subject, case: LossCase, judge: Judge) -> None:
 @check(
     "policy-loss.clip-fraction",
     needs=POLICY.needs,
-    cases=lambda s: POLICY.dressed(s, zones=("inside", "above", "below"), dual=None, unequal_eps=None),
+    cases=lambda s: POLICY.dressed(s, zones=("between", "inside", "above", "below"), dual=None, unequal_eps=None),
 )
 def clip_fraction(subject: Subject, case: DressedCase, judge: Judge) -> None:
     metric = subject.loss("policy-loss", case.dressed).result.clip_fraction
@@ -476,7 +486,7 @@ def clip_fraction(subject: Subject, case: DressedCase, judge: Judge) -> None:
     c, o = case.case, case.case.options
     bounds = {"clip_eps_low": o.clip_eps_low, "clip_eps_high": o.clip_eps_high}
     truth = policy.clip_fraction(c.new, c.old, c.target, c.mask, **bounds)
-    judge.close(float(metric), truth, 8 * budgets.unit(subject.dtype), what="clip fraction")
+    judge.close(_detached(metric), truth, 8 * budgets.unit(subject.dtype), what="clip fraction")
 
 
 @check("policy-loss.kl-metric", needs=POLICY.needs, cases=lambda s: POLICY.dressed(s))
@@ -489,7 +499,7 @@ def kl_metric(subject: Subject, case: DressedCase, judge: Judge) -> None:
     log_ratios = [c.new[i][j] - c.old[i][j] for i, j in _actions(c)]
     largest = max(math.exp(abs(x)) * (1 + abs(x)) for x in log_ratios)
     allowed = 2 * budgets.unit(subject.dtype) * (len(log_ratios) + 8) * largest
-    judge.close(float(metric), truth, allowed, what=f"approximate KL ({estimator})")
+    judge.close(_detached(metric), truth, allowed, what=f"approximate KL ({estimator})")
 
 
 # --- the value loss alone -----------------------------------------------------------------------------------------

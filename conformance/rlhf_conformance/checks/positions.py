@@ -75,6 +75,7 @@ def left_padding(subject: Subject, case: ModelCase, judge: Judge) -> None:
             place=ACTOR.place,
             note="positions must count tokens, not columns: cumsum(attention_mask) - 1",
         )
+    ACTOR.judge_truth(subject, case, judge, note="each row counts its own tokens, whatever the pads of the others")
 
 
 @check(
