@@ -1,6 +1,6 @@
 """The same trainer a month later: someone added a dual clip, and forgot that it is for negative advantages only.
 
-Check it with `rlhf-conformance check examples/dual_clip_bug.py:InHouse --only policy-loss.dual`.
+Check it with `rlhf-conformance check examples/dual_clip_bug.py:InHouse --only policy-loss.dual-clip-sign`.
 """
 
 from __future__ import annotations

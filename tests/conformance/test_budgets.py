@@ -23,7 +23,7 @@ BUDGETS = {
     "log_prob": lambda d, t: budgets.log_prob(d.draw(logits), d.draw(temperature), t),
     "entropy": lambda d, t: budgets.entropy(d.draw(logits), d.draw(temperature), t),
     "log_prob_gradient": lambda d, t: budgets.log_prob_gradient(d.draw(logits), d.draw(temperature), t),
-    "policy_token": lambda d, t: budgets.policy_token(1 + abs(d.draw(number)), d.draw(number), t),
+    "policy_token": lambda d, t: budgets.policy_token(1 + abs(d.draw(number)), d.draw(number), d.draw(number), t),
     "value_token": lambda d, t: budgets.value_token(d.draw(number), d.draw(number), d.draw(number), t),
     "value_token_gradient": lambda d, t: budgets.value_token_gradient(
         d.draw(number), d.draw(number), d.draw(number), t
@@ -135,5 +135,5 @@ def test_a_temperature_of_one_instead_of_another_is_outside(row):
 
 @pytest.mark.parametrize("ratio", [0.5, 0.9, 1.0, 1.1, 2.0])
 def test_a_loss_off_by_a_thousandth_is_outside(ratio):
-    assert budgets.policy_token(1.0, math.log(ratio), torch.float32) * 100 < 1e-3
+    assert budgets.policy_token(1.0, math.log(ratio), 1.0, torch.float32) * 100 < 1e-3
     assert budgets.value_token(ratio, 1.0, 0.0, torch.float32) * 10 < 1e-3

@@ -145,7 +145,13 @@ def test_the_messages_in_full_are_those_of_the_suite(blocks, clause):
     adapter, _ = VERDICTS[message]
     said = describe(check(adapter(), profile="smoke", only=[clause]).result(clause)).splitlines()
     (shown,) = (block for block in blocks(GUIDE, "text") if f"ERROR {clause} " in block)
-    assert [line for line in said if line.startswith(("ERROR", "  what"))] == shown.splitlines()
+    lines = [line for line in said if line.startswith(("ERROR", "  what"))]
+    assert [_shapeless(line) for line in lines] == [_shapeless(line) for line in shown.splitlines()]
+
+
+def _shapeless(line: str) -> str:
+    """Without the sizes and the layout of the case that happened to be found."""
+    return re.sub(r"'(padded|left)'", "LAYOUT", re.sub(r"\d+", "N", line))
 
 
 def test_the_other_messages_of_the_guide_stand_in_the_code(table):

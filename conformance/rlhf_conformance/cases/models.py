@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from hypothesis import strategies as st
 
 from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.cases.evenly import evenly
 from rlhf_conformance.layouts import Presentation, Sample
 from rlhf_conformance.probes import VOCAB_SIZE, Probe
 
@@ -65,19 +64,6 @@ def model_cases(draw: Callable, adapter: Adapter, asked: Asked = Asked()) -> Mod
     how = Presentation(layout, tail=draw(st.integers(1, 4)), shards=draw(st.integers(2, 3)))
     temperature = draw(st.sampled_from(list(asked.temperatures)))
     return ModelCase(replace(probe, architecture=architecture), samples, how, temperature)
-
-
-def evenly(drawn: Any, *choices: Sequence[str]) -> list[str]:
-    """One of each of `choices`, as a hash of what was drawn decides.
-
-    Hypothesis prefers what is simple: drawn by itself, the first layout comes in half of the cases and another hardly
-    ever. A hash gives each its share, the same in every process, and leaves shrinking to the samples.
-    """
-    key, picked = zlib.crc32(repr(drawn).encode()), []
-    for options in choices:
-        key, index = divmod(key, len(options))
-        picked.append(options[index])
-    return picked
 
 
 @st.composite

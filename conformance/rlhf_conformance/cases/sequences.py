@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
+from rlhf_conformance.cases.evenly import evenly
 from rlhf_conformance.layouts import Sample
 
 IDS = 10
@@ -64,7 +65,9 @@ def generated(draw: Callable, shape: GeneratedShape = GeneratedShape()) -> Gener
     stops, pad = draw(_special_ids(shape))
     plain = [i for i in range(IDS) if i not in stops and i != pad]
     width = draw(st.integers(2 if shape.sampled_pad else 1, 6))
-    count = draw(st.integers(1, 4) | st.just(width))  # a square hides a wrong axis, and another bug shows only in one
+    count = draw(st.integers(1, 4))
+    (square,) = evenly((stops, width, count), (False, False, False, True))
+    count = width if square else count  # a square hides one wrong axis and shows another
     samples = []
     for row in range(count):
         prompt = draw(_prompts(shape, plain, stops, pad))

@@ -95,7 +95,9 @@ class Role:
     def scale(self, subject: Subject, case: ModelCase) -> float:
         """The largest magnitude of what the answers are read from."""
         if self.head:
-            return max(abs(x) for s in case.samples for x in subject.truth.scores(case.probe, s.tokens))
+            seen = max(abs(x) for s in case.samples for x in subject.truth.scores(case.probe, s.tokens))
+            # A score near 0 is a sum of terms that cancel: it rounds as one of the head's usual size does.
+            return max(seen, 2.0 * case.probe.head_scale)
         return max(abs(x) for s in case.samples for row in subject.truth.logits(case.probe, s.tokens) for x in row)
 
     def judge_truth(self, subject: Subject, case: ModelCase, judge: Judge, *, note: str = "") -> None:
