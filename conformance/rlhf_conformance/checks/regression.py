@@ -74,7 +74,9 @@ def truncated(subject: Subject, case: ModelCase, judge: Judge) -> None:
 @check(
     "reward.unclamped",
     needs=REWARD.needs,
-    cases=lambda s: model_cases(s.adapter, REWARD.asked(probe=Probe(head_scale=64.0), pad_is_eos=False)),
+    cases=lambda s: model_cases(
+        s.adapter, REWARD.asked(probe=Probe(head_scale=64.0), pad_is_eos=False, specials=False)
+    ),
     effort=REWARD.effort,
 )
 def unclamped(subject: Subject, case: ModelCase, judge: Judge) -> None:
