@@ -235,6 +235,7 @@ def _register_aggregation(loss: Loss) -> None:
             needs=loss.needs,
             requires=(aggregates(name),),
             cases=loss.cases(unequal_rows=True, aggregations=(name,)),
+            effort=2,
         )
         def mean(subject: Subject, case: LossCase, judge: Judge, over: str = over) -> None:
             """The case, and the same with every row repeated, which is longer than bytes and bfloat16 can count."""
