@@ -68,7 +68,7 @@ def check(session: nox.Session, *arguments: str) -> None:
 def tests(session: nox.Session) -> None:
     """The project's own tests. `nox -s tests -- tests/project -x` runs some of them."""
     install(session, "-e", ".[bnb]", "hatchling", "editables", "jsonschema")
-    session.run("python", "-m", "pytest", "-n", "auto", *session.posargs, env=ENVIRONMENT)
+    session.run("python", "-m", "pytest", "-n", "auto", "--dist", "worksteal", *session.posargs, env=ENVIRONMENT)
 
 
 @nox.session
