@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_conformance._lazy import torch
@@ -62,7 +62,6 @@ class Judge:
 
     margin: float | None = None
     comparisons: int = 0
-    _notes: list[str] = field(default_factory=list)
 
     def close(
         self,
@@ -116,8 +115,6 @@ class Judge:
 
 
 def _with_count(mismatch: Mismatch, bad: int, total: int) -> Mismatch:
-    from dataclasses import replace
-
     return replace(mismatch, count=f"{bad} of {total} numbers differ") if total > 1 else mismatch
 
 

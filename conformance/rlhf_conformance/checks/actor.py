@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from rlhf_conformance import budgets
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.cases.models import Asked, ModelCase, PromptCase, model_cases, prompts
-from rlhf_conformance.checks import check, declares
-from rlhf_conformance.checks.roles import ACTOR, TEMPERATURES, known_temperatures
+from rlhf_conformance.checks import check
+from rlhf_conformance.checks.roles import ACTOR, TEMPERATURES, known_temperatures, temperature_declared
 from rlhf_conformance.judge import Judge, sample_action, sample_position
 from rlhf_conformance.layouts import present_prompts
 from rlhf_conformance.probes import VOCAB_SIZE, Probe
 from rlhf_conformance.subject import Subject
 
-temperature_declared = declares("temperature", "temperature = False: the adapter knows no temperature")
 GENERATE = ("load_actor", "generate")
 
 

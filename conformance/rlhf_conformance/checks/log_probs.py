@@ -9,14 +9,13 @@ from rlhf_conformance import budgets
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.cases.logits import ODD_SIZES, TEMPERATURES, LogitsCase, logits_cases, long_logits_cases
 from rlhf_conformance.checks import check, declares, side_effects
-from rlhf_conformance.checks.roles import known_temperatures
+from rlhf_conformance.checks.roles import known_temperatures, temperature_declared
 from rlhf_conformance.judge import Judge
 from rlhf_conformance.subject import Subject
 
 LOG_PROBS = ("token_log_probs",)
 ENTROPY = ("token_entropy",)
 HALF_DTYPES = ("bfloat16", "float16")
-temperature_declared = declares("temperature", "temperature = False: the adapter knows no temperature")
 
 
 def dtype_name(subject: Subject) -> str:

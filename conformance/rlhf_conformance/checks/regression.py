@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -48,23 +48,19 @@ def pad_equals_eos(subject: Subject, case: ModelCase, judge: Judge) -> None:
     REWARD.judge_truth(subject, case, judge, note="an EOS inside the prompt, equal to the pad id, is not the end")
 
 
-@dataclass(frozen=True)
-class Full:
-    """Samples of one shape, so that no cell is padded."""
-
-    @staticmethod
-    def of(case: ModelCase) -> ModelCase:
-        shortest = min(len(s.prompt) for s in case.samples), min(len(s.response) for s in case.samples)
-        samples = tuple(
-            replace(s, prompt=s.prompt[-shortest[0] :], response=s.response[: shortest[1]]) for s in case.samples
-        )
-        return replace(case, samples=samples)
+def without_padding(case: ModelCase) -> ModelCase:
+    """The samples cut to one shape, so that no cell is padded."""
+    prompt, response = min(len(s.prompt) for s in case.samples), min(len(s.response) for s in case.samples)
+    samples = tuple(replace(s, prompt=s.prompt[-prompt:], response=s.response[:response]) for s in case.samples)
+    return replace(case, samples=samples)
 
 
 @check(
     "reward.truncated",
     needs=REWARD.needs,
-    cases=lambda s: model_cases(s.adapter, REWARD.asked(ends="cut", prompt_eos=False, specials=False)).map(Full.of),
+    cases=lambda s: model_cases(s.adapter, REWARD.asked(ends="cut", prompt_eos=False, specials=False)).map(
+        without_padding
+    ),
     effort=REWARD.effort,
 )
 def truncated(subject: Subject, case: ModelCase, judge: Judge) -> None:

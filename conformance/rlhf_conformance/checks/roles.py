@@ -10,12 +10,16 @@ from rlhf_conformance import budgets
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.cases.logits import TEMPERATURES
 from rlhf_conformance.cases.models import Asked, ModelCase
+from rlhf_conformance.checks import declares
 from rlhf_conformance.judge import Judge, Place, sample_action
 from rlhf_conformance.layouts import Sample
 from rlhf_conformance.subject import Subject
 from rlhf_conformance.truth import Truth
 
 Rows = list[list[float]]
+
+
+temperature_declared = declares("temperature", "temperature = False: the adapter knows no temperature")
 
 
 def known_temperatures(adapter: Adapter) -> tuple[float, ...]:
