@@ -6,8 +6,11 @@ travels with its report (`user_properties`), which is how the command line gets 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,18 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: Any) -> Any:
     if isinstance(obj, Suite):
         return ClauseCollector.from_parent(collector, name=name, suite=obj)
     return None
+
+
+def pytest_configure(config: Any) -> None:
+    """A worker of the command ends without taking its libraries apart, which takes torch more than a second."""
+    if hasattr(config, "workerinput") and config.getoption(PLAN_OPTION) is not None:
+        atexit.register(_end_now)  # the first to be registered is the last to be called
+
+
+def _end_now() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def pytest_collect_file(file_path: Path, parent: Any) -> Any:

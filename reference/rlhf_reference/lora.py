@@ -40,10 +40,9 @@ def with_lora(model: nn.Module, lora: LoraOptions | str | Path | None) -> nn.Mod
 
 def save_weights(model: Any, folder: str | Path) -> None:
     """Write a transformers model in its own form, or of a model with LoRA the adapter alone, in peft's form."""
-    from peft import PeftModel
-
     # The embeddings are never trained here; without the option peft looks for the base model to compare vocabularies.
-    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    # A PeftModel is known by `peft_config`: importing peft takes seconds, for a model that may never have met it.
+    options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
     model.save_pretrained(str(folder), **options)
 
 

@@ -204,6 +204,15 @@ def test_other_processes_try_the_same_cases(tmp_path, strategy_subject):
     assert runs[0].stdout == runs[1].stdout
 
 
+@pytest.mark.parametrize("slug", ["actor.log-probs", "packing.equivalence", "policy-loss.token-mean"])
+def test_where_one_case_is_all_it_is_not_the_simplest(slug, strategy_subject):
+    """Hypothesis always begins with that one, and it is the same for every seed."""
+    assert PROFILES["smoke"].examples_of(checks()[slug]) == 1
+    drawn = [cases_of(slug, strategy_subject(), "smoke", seed) for seed in range(5)]
+    assert {len(cases) for cases in drawn} == {1}
+    assert len({cases[0] for cases in drawn}) == 5
+
+
 @pytest.mark.parametrize("slug", ["log-probs.definition", "actor.log-probs", "policy-loss.clip"])
 def test_another_seed_tries_other_cases(slug, strategy_subject):
     assert cases_of(slug, strategy_subject(), seed=0) != cases_of(slug, strategy_subject(), seed=1)
