@@ -36,7 +36,7 @@ class Profile:
     fraction        the least share of them that must have been valid for a pass
     deterministic   the same cases in every run with the same seed
     time_limit      seconds for a clause, after which its process is given up
-    shrinking       seconds for making a failing case smaller; afterwards the smallest so far stands
+    shrinking       seconds for making a failing case smaller; afterwards the smallest so far stands; 0: not at all
     """
 
     name: str
@@ -75,6 +75,7 @@ class _Trial:
     examples: int = 0
     failures: dict[Any, BaseException] = field(default_factory=dict)
     gave_up: float | None = None
+    found_after: int | None = None
 
     def attempt(self, case: Any) -> None:
         """One case. After some seconds of shrinking, only cases already known to fail fail again, so that it ends."""
@@ -91,7 +92,7 @@ class _Trial:
             error.case = case  # type: ignore[union-attr]
             self.failures[repr(case)] = error
             if self.gave_up is None:
-                self.gave_up = time.monotonic() + self.shrinking
+                self.gave_up, self.found_after = time.monotonic() + self.shrinking, self.examples + 1
             raise
         self.examples += 1
 
@@ -103,12 +104,30 @@ def seed_of(slug: str, seed: int) -> int:
 
 def run_clause(slug: str, subject: Subject, profile: Profile, seed: int, database: Any = None) -> Result:
     """Try one clause on the subject. Whatever the adapter does short of ending the process becomes a verdict."""
+    return try_clause(slug, subject, profile, seed, database).result
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A clause that was tried: the result, and for those who measure the suite, how it came about.
+
+    found_after     the cases that it took to find the failure, that one included; None where there is none
+    case            the smallest failing case; None where there is none
+    """
+
+    result: Result
+    found_after: int | None = None
+    case: Any = None
+
+
+def try_clause(slug: str, subject: Subject, profile: Profile, seed: int, database: Any = None) -> Tried:
+    """`run_clause` with what led to the result."""
     clause, check = rlhf_spec.clauses.clause(slug), checks()[slug]
     floor = profile.floor_of(check)
     blank = Result(clause.slug, clause.level, PASS, floor=floor)
     reason = check.not_provided(subject.adapter)
     if reason:
-        return replace(blank, verdict=NOT_PROVIDED, reason=reason, floor=0)
+        return Tried(replace(blank, verdict=NOT_PROVIDED, reason=reason, floor=0))
     started = time.perf_counter()
     subject.forget_models()
     trial = _Trial(check, subject, profile.shrinking)
@@ -119,12 +138,12 @@ def run_clause(slug: str, subject: Subject, profile: Profile, seed: int, databas
         margin=trial.judge.margin,
         seconds=round(time.perf_counter() - started, 3),
     )
-    return _judged(done, trial, outcome)
+    return Tried(_judged(done, trial, outcome), trial.found_after, getattr(outcome, "case", None))
 
 
 def _explore(trial: _Trial, profile: Profile, seed: int, database: Any) -> BaseException | None:
     """Let Hypothesis look for a failing case; the exception of the smallest one, or None."""
-    phases = [Phase.reuse, Phase.generate, Phase.shrink] if database is not None else [Phase.generate, Phase.shrink]
+    phases = [Phase.generate] + [Phase.reuse] * (database is not None) + [Phase.shrink] * (trial.shrinking > 0)
     wanted = profile.examples_of(trial.check)
     # Hypothesis begins with the simplest case there is: one token of one sample. Where one case is all, it is another.
     trial.skipping = 1 if wanted == 1 and not trial.check.single else 0

@@ -1,0 +1,64 @@
+"""`python -m tests.proof faults | twins | bench | pages`: see the modules."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+CORES = os.cpu_count() or 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.proof", description=__doc__)
+    parser.add_argument("-n", dest="workers", type=int, default=CORES, help="processes (default: one a core)")
+    what = parser.add_subparsers(required=True)
+
+    faults = what.add_parser("faults", help="the kill matrix and the power of each clause")
+    faults.add_argument("names", nargs="*", metavar="FAULT")
+    faults.add_argument("--seeds", type=int, default=20)
+    faults.add_argument("--missing", action="store_true", help="only faults that have no row yet")
+    faults.set_defaults(run=run_faults)
+
+    twins = what.add_parser("twins", help="false alarms")
+    twins.add_argument("--examples", type=int, default=200_000, help="at least so many for each dtype")
+    twins.add_argument("--dtype", nargs="*", default=["float32", "float64", "bfloat16"])
+    twins.set_defaults(run=run_twins)
+
+    bench = what.add_parser("bench", help="where the time of the gate goes")
+    bench.add_argument("adapter", nargs="?", default="reference")
+    bench.set_defaults(run=run_bench)
+
+    pages = what.add_parser("pages", help="the documents, from what was measured")
+    pages.set_defaults(run=run_pages)
+
+    arguments = parser.parse_args()
+    return arguments.run(arguments)
+
+
+def run_faults(arguments: argparse.Namespace) -> int:
+    from . import faults
+
+    return faults.run(arguments.names, seeds=arguments.seeds, workers=arguments.workers, missing=arguments.missing)
+
+
+def run_twins(arguments: argparse.Namespace) -> int:
+    from . import twins
+
+    return twins.run(arguments.dtype, examples=arguments.examples, workers=arguments.workers)
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    from . import bench
+
+    return bench.run(arguments.adapter)
+
+
+def run_pages(arguments: argparse.Namespace) -> int:
+    from . import pages
+
+    pages.write()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

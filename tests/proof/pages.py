@@ -1,0 +1,217 @@
+"""The documents that are made from the measurements: docs/faults.md and docs/twins.md.
+
+python -m tests.proof pages
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import rlhf_spec.clauses
+from rlhf_conformance.faults import faults
+
+from . import faults as matrix
+from . import twins as alarms
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def write() -> None:
+    for name, text in pages().items():
+        (DOCS / name).write_text(text)
+
+
+def pages() -> dict[str, str]:
+    """The documents by file name, from what lies in docs/proof."""
+    return {"faults.md": faults_page(matrix.read()), "twins.md": twins_page(json.loads(alarms.NUMBERS.read_text()))}
+
+
+# --- faults -------------------------------------------------------------------------------------------------------
+
+
+def faults_page(rows: dict[str, matrix.Row]) -> str:
+    return (
+        "\n\n".join(
+            [
+                "# What the suite catches",
+                FAULTS_INTRODUCTION,
+                "## In numbers",
+                _table(("what", "measured"), _numbers(rows)),
+                "## Known bugs, and what stops them",
+                _table(("known bug", "re-enacted by", "stopped by"), _known_bugs(rows)),
+                "## Clauses, and what they catch",
+                CLAUSES_INTRODUCTION,
+                _table(("clause", "own faults", "all", "smallest error / budget"), _clauses(rows)),
+                *_chapters(rows),
+            ]
+        )
+        + "\n"
+    )
+
+
+FAULTS_INTRODUCTION = """\
+A *fault* is the reference with one lie in it: one overridden method, a line that says the lie, and the clause that must catch it.
+Any of them can be checked like a trainer, and fails: `rlhf-conformance check fault:critic-values-shifted`.
+
+This page is made by `python -m nox -s faults`, which tries every fault on every clause that could tell it from the reference, in
+the gate in float32 on the CPU, and its own clause again with each of the seeds below. The session is red if a fault survives, if
+its own clause misses it with any seed, or if a clause catches nothing. Rows, with the shrunk cases: `docs/proof/faults.json`."""
+
+CLAUSES_INTRODUCTION = """\
+*Own faults* name the clause as the one that must catch them; *all* counts every fault that turns it red. The last column is how
+far off the first wrong number was, as a multiple of what the clause allows, for the own fault and the seed where that was least.
+Where it is empty the clause compares exactly, or judges something else than numbers."""
+
+
+def _numbers(rows: dict[str, matrix.Row]) -> Iterable[tuple[str, str]]:
+    found = [after for row in rows.values() for after in row["found_after"]]
+    hits = [after for after in found if after is not None]
+    low, high = wilson(len(hits), len(found))
+    seeds = max(len(row["found_after"]) for row in rows.values())
+    small = sum(row["samples"] <= 2 and row["tokens"] <= 6 for row in rows.values())
+    seconds = [row["seconds"] for row in rows.values()]
+    slowest = max(rows, key=lambda name: _worst(rows[name]))
+    largest = max(rows, key=lambda name: rows[name]["tokens"])
+    yield "faults", str(len(rows))
+    yield "clauses that catch at least one", str(len({slug for row in rows.values() for slug in row["killed_by"]}))
+    yield "clauses that catch a fault (median, most)", _spread([len(row["killed_by"]) for row in rows.values()])
+    yield f"found by the own clause, over {seeds} seeds", f"{len(hits)} of {len(found)}"
+    yield "of these, with the 95 % interval (Wilson)", f"{len(hits) / len(found):.4f} ({low:.4f} to {high:.4f})"
+    yield "faults missed with some seed", str(sum(None in row["found_after"] for row in rows.values()))
+    yield "examples until found (median, most)", f"{_spread(hits)} (`{slowest}`)"
+    yield "seconds until found, on one core (median, most)", f"{statistics.median(seconds):.2f}, {max(seconds):.2f}"
+    yield "shrunk to two samples and six tokens or less", f"{small} of {len(rows)} ({small / len(rows):.1%})"
+    yield "tokens of the shrunk case (median, most)", f"{_spread([r['tokens'] for r in rows.values()])} (`{largest}`)"
+
+
+def _worst(row: matrix.Row) -> int:
+    return max(after or 0 for after in row["found_after"])
+
+
+def _spread(numbers: Sequence[float]) -> str:
+    return f"{statistics.median(numbers):g}, {max(numbers):g}"
+
+
+def wilson(hits: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """The interval of Wilson (1927) for a proportion.
+
+    >>> [round(bound, 3) for bound in wilson(9, 10)]
+    [0.596, 0.982]
+    """
+    share, spread = hits / trials, z * z / trials
+    middle = share + spread / 2
+    reach = z * math.sqrt(share * (1 - share) / trials + spread / trials / 4)
+    return (middle - reach) / (1 + spread), min(1.0, (middle + reach) / (1 + spread))
+
+
+def _known_bugs(rows: dict[str, matrix.Row]) -> Iterable[tuple[str, str, str]]:
+    """Only the clauses that the faults name: what else turns red is in the rows."""
+    enacted = collections.defaultdict(list)
+    for name, fault in faults().items():
+        if fault.bug:
+            enacted[fault.bug].append(name)
+    for bug in sorted(enacted):
+        stopped = sorted(
+            {faults()[name].clause for name in enacted[bug] if faults()[name].clause in rows[name]["killed_by"]}
+        )
+        yield bug, _codes(enacted[bug]), _codes(stopped)
+
+
+def _clauses(rows: dict[str, matrix.Row]) -> Iterable[tuple[str, str, str, str]]:
+    for clause in rlhf_spec.clauses.clauses():
+        own = [row for row in rows.values() if row["clause"] == clause.slug]
+        every = [row for row in rows.values() if clause.slug in row["killed_by"]]
+        excesses = [row["excess"] for row in own if row["excess"] is not None]
+        yield f"`{clause.slug}`", str(len(own)), str(len(every)), f"{min(excesses):.3g}" if excesses else ""
+
+
+def _chapters(rows: dict[str, matrix.Row]) -> Iterable[str]:
+    for chapter in rlhf_spec.clauses.chapters():
+        yield f"## Faults of {chapter.slug}"
+        yield _table(
+            ("fault", "the lie", "must be caught by", "also", "examples (median, most)", "shrunk to"),
+            (_fault(name, row) for name, row in rows.items() if row["clause"].startswith(chapter.slug + ".")),
+        )
+
+
+def _fault(name: str, row: matrix.Row) -> tuple[str, ...]:
+    found = [after for after in row["found_after"] if after is not None]
+    size = f"{row['samples']} x {row['tokens']}" if row["samples"] == 1 else f"{row['samples']}, {row['tokens']} in all"
+    lie = faults()[name].lie.rstrip(".").replace("|", "\\|")
+    return f"`{name}`", lie, f"`{row['clause']}`", str(len(row["killed_by"]) - 1), _spread(found), size
+
+
+# --- twins --------------------------------------------------------------------------------------------------------
+
+
+def twins_page(numbers: dict[str, dict]) -> str:
+    dtypes = list(numbers)
+    margins = {dtype: numbers[dtype]["margins"] for dtype in dtypes}
+    slugs = [c.slug for c in rlhf_spec.clauses.clauses() if any(margins[d].get(c.slug) for d in dtypes)]
+    excess = collections.defaultdict(list)
+    for row in matrix.read().values():
+        if row["excess"] is not None:
+            excess[row["clause"]].append(row["excess"])
+    return (
+        "\n\n".join(
+            [
+                "# What the suite lets pass",
+                TWINS_INTRODUCTION,
+                _table(
+                    ("dtype", "twins", "seeds", "examples", "false alarms", "largest error / budget"),
+                    (
+                        (
+                            dtype,
+                            str(numbers[dtype]["twins"]),
+                            str(numbers[dtype]["rounds"]),
+                            f"{numbers[dtype]['examples']:,}",
+                            str(len(numbers[dtype]["alarms"])),
+                            f"{max(margins[dtype].values()):.2f}",
+                        )
+                        for dtype in dtypes
+                    ),
+                ),
+                "## Budgets from both sides",
+                BUDGETS_INTRODUCTION,
+                _table(
+                    ("clause", *(f"twins, {dtype}" for dtype in dtypes), "faults, float32"),
+                    (
+                        (
+                            f"`{slug}`",
+                            *(f"{margins[d][slug]:.2g}" if margins[d].get(slug) else "" for d in dtypes),
+                            f"{min(excess[slug]):.3g}" if excess[slug] else "",
+                        )
+                        for slug in slugs
+                    ),
+                ),
+            ]
+        )
+        + "\n"
+    )
+
+
+TWINS_INTRODUCTION = """\
+A *twin* does what the reference does by another way: another order of summation, chunks, another layout, float64 inside, half
+precision with float32 accumulation. Whatever the suite says against one is a false alarm. `rlhf-conformance check twin:textbook`.
+
+This page is made by `python -m nox -s twins`, which takes every twin through the clauses that could tell it from the reference, in
+the gate, with one seed after the other, until at least so many examples were tried in each dtype."""
+
+BUDGETS_INTRODUCTION = """\
+Errors as a share of what a clause allows: the largest of any twin, which has to stay below 1, and the smallest at which a fault of the
+clause was found, which is above 1. Clauses that compare exactly are left out, and where no fault of a clause is about numbers the
+last column is empty."""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _codes(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
