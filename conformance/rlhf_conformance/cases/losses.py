@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from rlhf_conformance import budgets
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter, PolicyLossOptions, ValueLossOptions
+from rlhf_conformance.cases.picks import Picks, outward, picked
 
 Rows = tuple[tuple[float, ...], ...]
 CLIP_EPS = (0.1, 0.2, 0.3)
@@ -71,6 +73,7 @@ class LossShape:
     empty_row: bool = False
     unequal_rows: bool = False
     min_rows: int = 1
+    single_row: bool = False
 
 
 Token = tuple[float, float, float]
@@ -89,80 +92,89 @@ def exactly(x: float, dtype: torch.dtype) -> float:
     return float(struct.unpack("f", struct.pack("I", bits))[0])
 
 
-@st.composite
+Builder = Callable[[Picks], LossCase]
+ROWS, WIDTH = 4, 6
+TOKEN_PICKS = 7
+ROW_PICKS = 3 + WIDTH * (1 + TOKEN_PICKS)
+CASE_PICKS = 16 + ROWS * ROW_PICKS
+"""How many choices are read, at most: for a token, for a row with its mask, for a case."""
+
+
 def loss_cases(
-    draw: Callable,
-    adapter: Adapter,
-    dtype: torch.dtype,
-    kind: str,
-    shape: LossShape = LossShape(),
-) -> LossCase:
+    adapter: Adapter, dtype: torch.dtype, kind: str, shape: LossShape = LossShape()
+) -> st.SearchStrategy[LossCase]:
     """Up to 4 rows of up to 6 tokens, masks with holes, every row with an action (unless one is asked to be empty)."""
-    options = draw(_OPTIONS[kind](adapter, shape))
-    draw_token = _TOKENS[kind](dtype, options, shape)
-    mask = draw(_masks(shape))
-    tokens = [[draw(draw_token) if m else (0.0, 0.0, 0.0) for m in row] for row in mask]
-    new, old, target = (tuple(tuple(t[i] for t in row) for row in tokens) for i in range(3))
-    return LossCase(new, old, target, mask, options)
+    return picked(CASE_PICKS, loss_builder(adapter, dtype, kind, shape))
 
 
-@st.composite
-def _masks(draw: Callable, shape: LossShape) -> tuple[tuple[int, ...], ...]:
-    least = 2 if shape.empty_row or shape.unequal_rows else shape.min_rows
-    count, width = draw(st.integers(least, 4)), draw(st.integers(2 if shape.unequal_rows else 1, 6))
-    rows = []
-    for _ in range(count):
-        if draw(st.booleans()):
-            length = draw(st.integers(1, width))
-            row = [1] * length + [0] * (width - length)
-        else:
-            row = draw(st.lists(st.integers(0, 1), min_size=width, max_size=width))
-        if not any(row):
-            row[draw(st.integers(0, width - 1))] = 1
-        rows.append(row)
+def loss_builder(adapter: Adapter, dtype: torch.dtype, kind: str, shape: LossShape) -> Builder:
+    """What makes a case from CASE_PICKS choices."""
+
+    def build(picks: Picks) -> LossCase:
+        head = picks.part(CASE_PICKS - ROWS * ROW_PICKS)
+        options = _OPTIONS[kind](head, adapter, shape)
+        width = 2 + head.below(WIDTH - 1) if shape.unequal_rows else 1 + head.below(WIDTH)
+        least = 2 if shape.empty_row or shape.unequal_rows else shape.min_rows
+        empty = head.below(ROWS)
+        slots = [picks.part(ROW_PICKS) for _ in range(ROWS)]
+        rows = slots[:1] if shape.single_row else [slots[i] for i in head.some(ROWS, least)]
+        mask = _masks([_mask(row.part(3 + WIDTH), width) for row in rows], shape, empty)
+        tokens = [
+            [_TOKENS[kind](row.part(TOKEN_PICKS), dtype, options, shape) if m else (0.0, 0.0, 0.0) for m in marks]
+            for row, marks in zip(rows, mask, strict=True)
+        ]
+        new, old, target = (tuple(tuple(t[i] for t in row) for row in tokens) for i in range(3))
+        return LossCase(new, old, target, mask, options)
+
+    return build
+
+
+def _mask(picks: Picks, width: int) -> list[int]:
+    """At least one action: from the left without a hole in one half of the cases, anywhere in the other."""
+    anywhere, length, one = picks.chance(1, 2), 1 + picks.below(width), picks.below(width)
+    if not anywhere:
+        return [1] * length + [0] * (width - length)
+    cells = [picks.below(2) for _ in range(width)]
+    return cells if any(cells) else [int(i == one) for i in range(width)]
+
+
+def _masks(rows: list[list[int]], shape: LossShape, empty: int) -> tuple[tuple[int, ...], ...]:
+    """The rows, with what the shape asks of them together."""
+    width = len(rows[0])
     if shape.unequal_rows and len({sum(row) for row in rows}) == 1:
         rows[0] = [1, *([0] * (width - 1))] if sum(rows[0]) > 1 else [1] * width
     if shape.empty_row:
-        rows[draw(st.integers(0, count - 1))] = [0] * width
+        rows[empty % len(rows)] = [0] * width
     return tuple(tuple(row) for row in rows)
 
 
-def _aggregations(adapter: Adapter, shape: LossShape) -> st.SearchStrategy[str]:
-    return st.sampled_from([a for a in shape.aggregations or adapter.aggregations if a in adapter.aggregations])
+def _aggregation(picks: Picks, adapter: Adapter, shape: LossShape) -> str:
+    return picks.of([a for a in shape.aggregations or adapter.aggregations if a in adapter.aggregations])
 
 
-@st.composite
-def _policy_options(draw: Callable, adapter: Adapter, shape: LossShape) -> PolicyLossOptions:
-    low = draw(st.sampled_from(CLIP_EPS))
-    high = low
-    either = adapter.asymmetric_clip and draw(st.integers(0, 2)) > 0
-    unequal = either if shape.unequal_eps is None else shape.unequal_eps
-    if unequal:
-        high = draw(st.sampled_from([eps for eps in CLIP_EPS if eps != low]))
-    dual = draw(st.booleans()) if shape.dual is None and adapter.dual_clip else bool(shape.dual)
-    return PolicyLossOptions(
-        low, high, draw(st.sampled_from(DUAL_CLIP)) if dual else None, draw(_aggregations(adapter, shape))
-    )
+def _policy_options(picks: Picks, adapter: Adapter, shape: LossShape) -> PolicyLossOptions:
+    low, either, other = picks.of(CLIP_EPS), picks.chance(2, 3), picks.below(len(CLIP_EPS) - 1)
+    unequal = either and adapter.asymmetric_clip if shape.unequal_eps is None else shape.unequal_eps
+    high = [eps for eps in CLIP_EPS if eps != low][other] if unequal else low
+    has_dual, bound = picks.chance(1, 2), picks.of(DUAL_CLIP)
+    dual = has_dual and adapter.dual_clip if shape.dual is None else shape.dual
+    return PolicyLossOptions(low, high, bound if dual else None, _aggregation(picks, adapter, shape))
 
 
-@st.composite
-def _value_options(draw: Callable, adapter: Adapter, shape: LossShape) -> ValueLossOptions:
-    eps = draw(st.sampled_from(CLIP_EPS)) if shape.clipped and adapter.value_clip else None
-    return ValueLossOptions(eps, draw(_aggregations(adapter, shape)))
+def _value_options(picks: Picks, adapter: Adapter, shape: LossShape) -> ValueLossOptions:
+    eps = picks.of(CLIP_EPS)
+    return ValueLossOptions(eps if shape.clipped and adapter.value_clip else None, _aggregation(picks, adapter, shape))
 
 
-@st.composite
-def _policy_token(draw: Callable, dtype: torch.dtype, options: PolicyLossOptions, shape: LossShape) -> Token:
-    """(log_prob, old_log_prob, advantage) of a zone of the log-ratio (`_log_ratio`)."""
-    zone = draw(st.sampled_from(list(shape.zones)))
-    sign = draw(st.sampled_from(list(shape.advantage_signs)))
-    usual = st.integers(1, 20).map(lambda k: 0.13 * k)
-    rare = st.sampled_from((6.3, 17.0, 40.0) if zone == "overflow" else (0.0, 6.3, 17.0, 40.0))
-    advantage = exactly(sign * draw(st.one_of(usual, usual, usual, rare)), dtype)
-    log_ratio = draw(_log_ratio(zone, options))
+def _policy_token(picks: Picks, dtype: torch.dtype, options: PolicyLossOptions, shape: LossShape) -> Token:
+    """(log_prob, old_log_prob, advantage) of a zone of the log-ratio (`_log_ratios`)."""
+    zone, sign, base = picks.of(shape.zones), picks.of(shape.advantage_signs), 0.11 * (1 + picks.below(30))
+    rare = picks.chance(1, 4)
+    advantages = (RARE_ADVANTAGES if zone == "overflow" else (0.0, *RARE_ADVANTAGES)) if rare else USUAL_ADVANTAGES
+    advantage = exactly(sign * picks.of(advantages), dtype)
+    log_ratio = picks.of(_log_ratios(zone, options))
     if zone == "far":  # where no bound holds the ratio: up for A < 0, down for A > 0
         log_ratio = math.copysign(min(log_ratio, 8.0 if dtype == torch.float16 else 18.0), -sign)
-    base = draw(st.integers(1, 30)) * 0.11
     old = -base - max(0.0, log_ratio)
     step = 0.02 if zone != "overflow" else 0.0
     for attempt in range(40):
@@ -174,25 +186,27 @@ def _policy_token(draw: Callable, dtype: torch.dtype, options: PolicyLossOptions
     raise AssertionError(f"no token away from the kinks near log-ratio {log_ratio} with {options}")
 
 
-def _log_ratio(zone: str, options: PolicyLossOptions) -> st.SearchStrategy[float]:
+USUAL_ADVANTAGES = tuple(0.13 * k for k in range(1, 21))
+RARE_ADVANTAGES = (6.3, 17.0, 40.0)
+
+
+@lru_cache(1024)
+def _log_ratios(zone: str, options: PolicyLossOptions) -> tuple[float, ...]:
+    """What the log-ratio may be in a zone, the simplest first."""
     low, high = math.log(1 - options.clip_eps_low), math.log(1 + options.clip_eps_high)
-    return {
-        "inside": st.integers(-8, 8).map(lambda k: 0.1 * k * (high if k > 0 else -low)),
-        "above": st.integers(1, 12).map(lambda k: high + 0.1 * k),
-        "below": st.integers(1, 12).map(lambda k: low - 0.1 * k),
-        "anywhere": st.integers(-20, 20).map(lambda k: 0.1 * k + 0.013),
-        "between": _between(options),
-        "far": st.integers(0, 31).map(lambda k: 2.5 + 0.5 * k),
-        "equal": st.just(0.0),
-        "overflow": st.integers(90, 400).map(float),
-    }[zone]
-
-
-def _between(options: PolicyLossOptions) -> st.SearchStrategy[float]:
-    """Between the two bounds' distances from 1, on either side: where one bound holds and the other would not."""
-    least, most = sorted((options.clip_eps_low, options.clip_eps_high))
-    middle = (least + most) / 2
-    return st.sampled_from((math.log(1 + middle), math.log(1 - middle)))
+    # Between the two bounds' distances from 1, on either side: where one bound holds and the other would not.
+    between = (options.clip_eps_low + options.clip_eps_high) / 2
+    zones: dict[str, tuple[float, ...]] = {
+        "inside": tuple(0.1 * k * (high if k > 0 else -low) for k in outward(8)),
+        "above": tuple(high + 0.1 * k for k in range(1, 13)),
+        "below": tuple(low - 0.1 * k for k in range(1, 13)),
+        "anywhere": tuple(0.1 * k + 0.013 for k in outward(20)),
+        "between": (math.log(1 + between), math.log(1 - between)),
+        "far": tuple(2.5 + 0.5 * k for k in range(32)),
+        "equal": (0.0,),
+        "overflow": tuple(float(90 + 2 * k) for k in range(156)),
+    }
+    return zones[zone]
 
 
 def _far_from_kinks(new: float, old: float, advantage: float, options: PolicyLossOptions, dtype: torch.dtype) -> bool:
@@ -207,23 +221,31 @@ def _far_from_kinks(new: float, old: float, advantage: float, options: PolicyLos
     return all(abs(ratio - kink) > guard * kink for kink in kinks)
 
 
-@st.composite
-def _value_token(draw: Callable, dtype: torch.dtype, options: ValueLossOptions, shape: LossShape) -> Token:
+def _value_token(picks: Picks, dtype: torch.dtype, options: ValueLossOptions, shape: LossShape) -> Token:
     """(value, old_value, return); zones: inside the band, outside it (anywhere means either)."""
-    zone = draw(st.sampled_from(list(shape.zones)))
-    old = exactly(draw(st.integers(-20, 20)) * 0.11, dtype)
-    usual = st.integers(-20, 20).map(lambda k: 0.13 * k + 0.007)
-    large = st.sampled_from((-50.3, -9.1, 12.7, 48.9)) if budgets.unit(dtype) == budgets.FLOAT32 else usual
-    return_ = exactly(draw(st.one_of(usual, usual, usual, large)), dtype)
-    eps = options.clip_eps or 0.2
-    inside = st.integers(-8, 8).map(lambda k: 0.1 * k * eps)
-    outside = st.integers(1, 12).flatmap(lambda k: st.sampled_from((eps + 0.1 * k, -eps - 0.1 * k)))
-    move = draw({"inside": inside, "outside": outside}.get(zone, st.one_of(inside, outside)))
+    zone, either = picks.of(shape.zones), picks.of(("inside", "outside"))
+    zone = either if zone == "anywhere" else zone
+    old = exactly(0.11 * picks.of(outward(20)), dtype)
+    rare = picks.chance(1, 4) and budgets.unit(dtype) == budgets.FLOAT32
+    return_ = exactly(picks.of(RARE_RETURNS if rare else USUAL_RETURNS), dtype)
+    move = picks.of(_moves(zone, options.clip_eps or 0.2))
     for attempt in range(40):
         new = exactly(old + move + math.copysign(0.02 * attempt, move), dtype)
         if _value_far_from_kinks(new, old, return_, options, dtype):
             return new, old, return_
     raise AssertionError(f"no value away from the kinks near {old} + {move} with {options}")
+
+
+USUAL_RETURNS = tuple(0.13 * k + 0.007 for k in outward(20))
+RARE_RETURNS = (-50.3, -9.1, 12.7, 48.9)
+
+
+@lru_cache(1024)
+def _moves(zone: str, eps: float) -> tuple[float, ...]:
+    """How far the value has moved since it was old, the simplest first."""
+    if zone == "inside":
+        return tuple(0.1 * k * eps for k in outward(8))
+    return tuple(sign * (eps + 0.1 * k) for k in range(1, 13) for sign in (1, -1))
 
 
 def _value_far_from_kinks(
@@ -252,22 +274,21 @@ class DressedCase:
     dressed: LossCase
 
 
-@st.composite
-def under_mask(draw: Callable, cases: st.SearchStrategy[LossCase], filler: Sequence[float], dtype: Any) -> DressedCase:
-    """Masked cells filled with draws from `filler`, in each of the three inputs."""
-    case = draw(cases)
-    if all(all(row) for row in case.mask):
-        case = _with_masked_column(case)
-    value = st.sampled_from([exactly(x, dtype) for x in filler])
-    fields = {}
-    for name in ("new", "old", "target"):
-        rows = zip(getattr(case, name), case.mask, strict=True)
-        fields[name] = tuple(tuple(x if m else draw(value) for x, m in zip(*row, strict=True)) for row in rows)
-    return DressedCase(case, replace(case, **fields))
+def under_mask(build: Builder, filler: Sequence[float], dtype: Any) -> st.SearchStrategy[DressedCase]:
+    """Masked cells filled from `filler`, in each of the three inputs."""
+    values = [exactly(x, dtype) for x in filler]
 
+    def dress(picks: Picks) -> DressedCase:
+        case = build(picks.part(CASE_PICKS))
+        if all(all(row) for row in case.mask):
+            case = widened(case, 1)
+        fields: dict[str, Any] = {}
+        for name in ("new", "old", "target"):
+            rows = zip(getattr(case, name), case.mask, strict=True)
+            fields[name] = tuple(tuple(x if m else picks.of(values) for x, m in zip(*row, strict=True)) for row in rows)
+        return DressedCase(case, replace(case, **fields))
 
-def _with_masked_column(case: LossCase) -> LossCase:
-    return widened(case, 1)
+    return picked(CASE_PICKS + 3 * ROWS * (WIDTH + 1), dress)
 
 
 def widened(case: LossCase, columns: int, *, left: bool = False) -> LossCase:
@@ -303,10 +324,12 @@ class SplitCase:
         return [self.case.rows(range(a, b)) for a, b in itertools.pairwise(edges)]
 
 
-@st.composite
-def split(draw: Callable, cases: st.SearchStrategy[LossCase]) -> SplitCase:
+def split(build: Builder) -> st.SearchStrategy[SplitCase]:
     """At least two micro-batches; the case has at least two rows."""
-    case = draw(cases)
-    count = len(case.mask)
-    cuts = draw(st.lists(st.integers(1, count - 1), min_size=1, max_size=count - 1, unique=True))
-    return SplitCase(case, tuple(sorted(cuts)))
+
+    def cut(picks: Picks) -> SplitCase:
+        case = build(picks.part(CASE_PICKS))
+        cuts = [i for i in range(1, len(case.mask)) if picks.chance(1, 2)]
+        return SplitCase(case, tuple(cuts) or (1 + picks.below(len(case.mask) - 1),))
+
+    return picked(CASE_PICKS + ROWS, cut)

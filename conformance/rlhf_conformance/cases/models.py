@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
 from rlhf_conformance.adapter import Adapter
-from rlhf_conformance.cases.evenly import evenly
+from rlhf_conformance.cases.picks import Picks, picked
 from rlhf_conformance.layouts import Presentation, Sample
 from rlhf_conformance.probes import VOCAB_SIZE, Probe
 
@@ -51,69 +52,94 @@ def offered(adapter: Adapter, layouts: Sequence[str]) -> list[str]:
     return [layout for layout in layouts if layout in adapter.layouts]
 
 
-@st.composite
-def model_cases(draw: Callable, adapter: Adapter, asked: Asked = Asked()) -> ModelCase:
+SAMPLES, LENGTH = 4, 6
+SAMPLE_PICKS = 6 + 4 * LENGTH
+CASE_PICKS = 12 + SAMPLES * SAMPLE_PICKS
+"""How many choices are read, at most: for a sample, for a case."""
+
+
+def model_cases(adapter: Adapter, asked: Asked = Asked()) -> st.SearchStrategy[ModelCase]:
     """Up to 4 samples, prompts and responses of up to 6 tokens; lengths differ more often than not."""
-    pad_is_eos = draw(st.booleans()) if asked.pad_is_eos is None else asked.pad_is_eos
-    head_name = adapter.head_names[0] if asked.head else None
-    probe = replace(asked.probe, head_name=head_name, pad_is_eos=pad_is_eos)
-    samples = draw(_samples(adapter, asked, probe))
-    architecture, layout = evenly(
-        samples, [a for a in asked.architectures if a in adapter.architectures], offered(adapter, asked.layouts)
+    return picked(CASE_PICKS, lambda picks: _model_case(picks, adapter, asked))
+
+
+def _model_case(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
+    head = picks.part(CASE_PICKS - SAMPLES * SAMPLE_PICKS)
+    pad_is_eos = head.chance(1, 2)
+    probe = replace(
+        asked.probe,
+        architecture=head.of([a for a in asked.architectures if a in adapter.architectures]),
+        head_name=adapter.head_names[0] if asked.head else None,
+        pad_is_eos=pad_is_eos if asked.pad_is_eos is None else asked.pad_is_eos,
     )
-    how = Presentation(layout, tail=draw(st.integers(1, 4)), shards=draw(st.integers(2, 3)))
-    temperature = draw(st.sampled_from(list(asked.temperatures)))
-    return ModelCase(replace(probe, architecture=architecture), samples, how, temperature)
+    how = Presentation(head.of(offered(adapter, asked.layouts)), tail=1 + head.below(4), shards=2 + head.below(2))
+    temperature = head.of(asked.temperatures)
+    slots = [picks.part(SAMPLE_PICKS) for _ in range(SAMPLES)]
+    samples = tuple(_sample(slots[i], adapter, asked, probe) for i in head.some(SAMPLES, asked.min_samples))
+    return ModelCase(probe, samples, how, temperature)
 
 
-@st.composite
-def _samples(draw: Callable, adapter: Adapter, asked: Asked, probe: Probe) -> tuple[Sample, ...]:
+def _sample(picks: Picks, adapter: Adapter, asked: Asked, probe: Probe) -> Sample:
     eos, pad = probe.eos_token_id, probe.pad_token_id
-    plain = st.integers(2, VOCAB_SIZE - 1)
     pad_allowed = adapter.takes_attention_mask and asked.specials
     eos_allowed = asked.prompt_eos is not False and (eos != pad or pad_allowed)
-    specials = [t for t, allowed in ((pad, pad_allowed), (eos, eos_allowed)) if allowed]
-    inside_prompt = st.one_of(plain, plain, st.sampled_from(specials)) if specials else plain
-    inside_response = st.one_of(plain, plain, plain, st.just(pad)) if pad_allowed and pad != eos else plain
-    ends_in_eos = (
-        st.booleans() if asked.ends == "any" and (eos != pad or adapter.takes_attention_mask) else st.just(False)
-    )
-    samples = []
-    for _ in range(draw(st.integers(asked.min_samples, 4))):
-        prompt = draw(st.lists(inside_prompt, min_size=1, max_size=6))
-        if asked.prompt_eos:
-            prompt.insert(draw(st.integers(0, len(prompt) - 1)) if len(prompt) > 1 else 1, eos)
-            prompt = [draw(plain), *prompt]
-        response = draw(st.lists(inside_response, min_size=1, max_size=6))
-        if draw(ends_in_eos):
-            response[-1] = eos
-        samples.append(Sample(tuple(prompt), tuple(response)))
-    return tuple(samples)
+    ends_in_eos = asked.ends == "any" and (eos != pad or adapter.takes_attention_mask)
+    in_prompt = [t for t, allowed in ((pad, pad_allowed), (eos, eos_allowed)) if allowed]
+    in_response = [pad] if pad_allowed and pad != eos else []
+
+    ends = picks.chance(1, 2)
+    prompt = _tokens(picks.part(1 + 2 * LENGTH), 1, 3, in_prompt)
+    response = _tokens(picks.part(1 + 2 * LENGTH), 1, 4, in_response)
+    where, first = picks.below(max(1, len(prompt) - 1)), _plain(picks)
+    if asked.prompt_eos:
+        prompt.insert(where if len(prompt) > 1 else 1, eos)
+        prompt = [first, *prompt]
+    if ends and ends_in_eos:
+        response[-1] = eos
+    return Sample(tuple(prompt), tuple(response))
 
 
-@st.composite
-def padded_more(draw: Callable, adapter: Adapter, asked: Asked) -> ModelCase:
+def _plain(picks: Picks) -> int:
+    """A token that is neither pad nor EOS."""
+    return 2 + picks.below(VOCAB_SIZE - 2)
+
+
+def _tokens(picks: Picks, k: int, n: int, specials: Sequence[int] = ()) -> list[int]:
+    """One to six tokens, k in n of them among the `specials`, where there are any."""
+    length = 1 + picks.below(LENGTH)
+    drawn = [(picks.chance(k, n), picks.part(1)) for _ in range(length)]
+    return [token.of(specials) if special and specials else _plain(token) for special, token in drawn]
+
+
+def padded_more(adapter: Adapter, asked: Asked) -> st.SearchStrategy[ModelCase]:
     """A case in a padded layout with one to four pad columns too many."""
-    case = draw(model_cases(adapter, asked))
+    return picked(CASE_PICKS + 2, lambda picks: _padded_more(picks, adapter, asked))
+
+
+def _padded_more(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
+    case = _model_case(picks.part(CASE_PICKS), adapter, asked)
     layout = case.how.layout
-    left = draw(st.integers(0, 3)) if layout != "right" else 0
-    right = draw(st.integers(0, 3)) if layout != "left" else 0
+    left, right = picks.below(4), picks.below(4)
+    left, right = 0 if layout == "right" else left, 0 if layout == "left" else right
     if left + right == 0:
         left, right = (0, 1) if layout == "right" else (1, 0)
     return case.shown(replace(case.how, extra_left=left, extra_right=right))
 
 
-@st.composite
-def garbage_under_mask(draw: Callable, adapter: Adapter, asked: Asked) -> ModelCase:
+def garbage_under_mask(adapter: Adapter, asked: Asked) -> st.SearchStrategy[ModelCase]:
     """A padded case with at least one masked cell, and ordinary ids in all of them."""
-    case = draw(padded_more(adapter, asked))
-    garbage = draw(st.lists(st.integers(2, VOCAB_SIZE - 1), min_size=1, max_size=5))
-    return case.shown(replace(case.how, garbage=tuple(garbage)))
+    return picked(CASE_PICKS + 8, lambda picks: _garbage_under_mask(picks, adapter, asked))
+
+
+def _garbage_under_mask(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
+    case = _padded_more(picks.part(CASE_PICKS + 2), adapter, asked)
+    garbage = tuple(_plain(picks) for _ in range(1 + picks.below(5)))
+    return case.shown(replace(case.how, garbage=garbage))
 
 
 def with_statistics(cases: st.SearchStrategy[ModelCase]) -> st.SearchStrategy[ModelCase]:
     """With a mean that is not 0 and a standard deviation that is not 1, exact in bfloat16."""
-    pairs = st.tuples(st.sampled_from((-1.5, 0.5, 2.0)), st.sampled_from((0.5, 2.0, 4.0)))
+    pairs = st.sampled_from(tuple(itertools.product((-1.5, 0.5, 2.0), (0.5, 2.0, 4.0))))
     return st.builds(
         lambda case, pair: replace(case, probe=replace(case.probe, mean=pair[0], std=pair[1])), cases, pairs
     )
@@ -142,14 +168,16 @@ class EditedCase:
         return replace(self.case, samples=tuple(samples))
 
 
-@st.composite
-def edited(draw: Callable, adapter: Adapter, asked: Asked) -> EditedCase:
-    case = draw(model_cases(adapter, replace(asked, min_samples=2)))
-    index = draw(st.integers(0, len(case.samples) - 1))
-    token = st.integers(2, VOCAB_SIZE - 1)
-    prompt = draw(st.lists(token, min_size=1, max_size=6))
-    response = draw(st.lists(token, min_size=1, max_size=6))
-    return EditedCase(case, index, Sample(tuple(prompt), tuple(response)))
+def edited(adapter: Adapter, asked: Asked) -> st.SearchStrategy[EditedCase]:
+    asked = replace(asked, min_samples=2)
+
+    def build(picks: Picks) -> EditedCase:
+        case = _model_case(picks.part(CASE_PICKS), adapter, asked)
+        index = picks.below(len(case.samples))
+        prompt, response = (tuple(_tokens(picks.part(1 + 2 * LENGTH), 0, 1)) for _ in range(2))
+        return EditedCase(case, index, Sample(prompt, response))
+
+    return picked(CASE_PICKS + 3 + 4 * LENGTH, build)
 
 
 @dataclass(frozen=True)
@@ -164,14 +192,16 @@ class PermutedCase:
         return replace(self.case, samples=tuple(self.case.samples[i] for i in self.order))
 
 
-@st.composite
-def permuted(draw: Callable, adapter: Adapter, asked: Asked) -> PermutedCase:
-    case = draw(model_cases(adapter, replace(asked, min_samples=2)))
-    count = len(case.samples)
-    order = draw(st.permutations(range(count)))
-    if tuple(order) == tuple(range(count)):
-        order = [*range(1, count), 0]
-    return PermutedCase(case, tuple(order))
+def permuted(adapter: Adapter, asked: Asked) -> st.SearchStrategy[PermutedCase]:
+    asked = replace(asked, min_samples=2)
+
+    def build(picks: Picks) -> PermutedCase:
+        case = _model_case(picks.part(CASE_PICKS), adapter, asked)
+        rest = list(range(len(case.samples)))
+        order = tuple(rest.pop(picks.below(len(rest))) for _ in case.samples)
+        return PermutedCase(case, order if list(order) != sorted(order) else (*order[1:], order[0]))
+
+    return picked(CASE_PICKS + SAMPLES, build)
 
 
 @dataclass(frozen=True)
@@ -182,13 +212,19 @@ class WeightedCase:
     weights: tuple[tuple[float, ...], ...]
 
 
-@st.composite
-def weighted(draw: Callable, adapter: Adapter, asked: Asked, per_sample: bool) -> WeightedCase:
+def weighted(adapter: Adapter, asked: Asked, per_sample: bool) -> st.SearchStrategy[WeightedCase]:
     """Weights of both signs, never zero: one for each action, or one for each sample."""
-    case = draw(model_cases(adapter, replace(asked, specials=False, prompt_eos=False, ends="cut")))
-    weight = st.sampled_from((-1.5, -0.7, 0.4, 1.0, 2.2))
-    counts = [1 if per_sample else len(s.response) for s in case.samples]
-    return WeightedCase(case, tuple(tuple(draw(weight) for _ in range(count)) for count in counts))
+    asked = replace(asked, specials=False, prompt_eos=False, ends="cut")
+
+    def build(picks: Picks) -> WeightedCase:
+        case = _model_case(picks.part(CASE_PICKS), adapter, asked)
+        counts = [1 if per_sample else len(s.response) for s in case.samples]
+        return WeightedCase(case, tuple(tuple(picks.of(WEIGHTS) for _ in range(count)) for count in counts))
+
+    return picked(CASE_PICKS + SAMPLES * LENGTH, build)
+
+
+WEIGHTS = (1.0, -1.5, -0.7, 0.4, 2.2)
 
 
 @dataclass(frozen=True)
@@ -201,17 +237,23 @@ class PromptCase:
     stop_token_ids: tuple[int, ...]
 
 
-@st.composite
-def prompts(draw: Callable, adapter: Adapter, *, stops: st.SearchStrategy[bool]) -> PromptCase:
-    """One to four prompts of one to six tokens, continued by up to five; with `stops`, more stop ids than the EOS."""
-    token = st.integers(2, VOCAB_SIZE - 1)
-    rows = draw(st.lists(st.lists(token, min_size=1, max_size=6).map(tuple), min_size=1, max_size=4))
-    (architecture,) = evenly(rows, list(adapter.architectures))
-    probe = Probe(architecture, pad_is_eos=draw(st.booleans()))
-    if not draw(stops):
-        ids: tuple[int, ...] = (probe.eos_token_id,)
-    elif adapter.stop_ids == "one":
-        ids = (draw(token),)
-    else:
-        ids = (probe.eos_token_id, *draw(st.lists(token, min_size=4, max_size=16, unique=True)))
-    return PromptCase(probe, tuple(rows), draw(st.integers(1, 5)), ids)
+def prompts(adapter: Adapter, *, more_stops: bool | None = None) -> st.SearchStrategy[PromptCase]:
+    """One to four prompts of one to six tokens, continued by up to five; with `more_stops`, which None leaves open, not
+    the EOS alone ends a row."""
+
+    def build(picks: Picks) -> PromptCase:
+        either, pad_is_eos, architecture = picks.chance(1, 2), picks.chance(1, 2), picks.of(list(adapter.architectures))
+        max_new_tokens, present = 1 + picks.below(5), picks.some(SAMPLES, 1)
+        probe = Probe(architecture, pad_is_eos=pad_is_eos)
+        slots = [picks.part(1 + 2 * LENGTH) for _ in range(SAMPLES)]
+        rows = tuple(tuple(_tokens(slots[i], 0, 1)) for i in present)
+        if not (either if more_stops is None else more_stops):
+            ids: tuple[int, ...] = (probe.eos_token_id,)
+        elif adapter.stop_ids == "one":
+            ids = (_plain(picks),)
+        else:
+            wanted = 4 + picks.below(13)
+            ids = (probe.eos_token_id, *dict.fromkeys(_plain(picks) for _ in range(wanted)))
+        return PromptCase(probe, rows, max_new_tokens, ids)
+
+    return picked(8 + SAMPLES * (1 + 2 * LENGTH) + 17, build)

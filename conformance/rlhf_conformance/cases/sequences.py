@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from rlhf_conformance.cases.evenly import evenly
+from rlhf_conformance.cases.picks import Picks, picked
 from rlhf_conformance.layouts import Sample
 
 IDS = 10
@@ -59,66 +58,72 @@ class GeneratedShape:
     truncated: bool = False  # at least one row
 
 
-@st.composite
-def generated(draw: Callable, shape: GeneratedShape = GeneratedShape()) -> GeneratedCase:
-    """Rows of a generation: up to 4 prompts of up to 5 tokens, responses of up to 6."""
-    stops, pad = draw(_special_ids(shape))
-    plain = [i for i in range(IDS) if i not in stops and i != pad]
-    width = draw(st.integers(2 if shape.sampled_pad else 1, 6))
-    count = draw(st.integers(1, 4))
-    (square,) = evenly((stops, width, count), (False, False, False, True))
-    count = width if square else count  # a square hides one wrong axis and shows another
+ROWS, WIDTH, PROMPT = 6, 6, 4
+ROW_PICKS = 4 + 2 * PROMPT + 4 + WIDTH
+CASE_PICKS = 20 + ROWS * ROW_PICKS
+"""How many choices are read, at most: for a row, for a case."""
+
+
+def generated(shape: GeneratedShape = GeneratedShape()) -> st.SearchStrategy[GeneratedCase]:
+    """Rows of a generation: up to 6 prompts of up to 6 tokens, responses of up to 6."""
+    return picked(CASE_PICKS, lambda picks: _generated(picks, shape))
+
+
+def _generated(picks: Picks, shape: GeneratedShape) -> GeneratedCase:
+    head = picks.part(CASE_PICKS - ROWS * ROW_PICKS)
+    stops, pad = _special_ids(head, shape)
+    width = 2 + head.below(WIDTH - 1) if shape.sampled_pad else 1 + head.below(WIDTH)
+    # A square hides one wrong axis and shows another.
+    square, present, cut = head.chance(1, 4), head.some(4, 1), head.below(256)
+    slots = [picks.part(ROW_PICKS) for _ in range(ROWS)]
+    rows = slots[:width] if square else [slots[i] for i in present]
     samples = []
-    for row in range(count):
-        prompt = draw(_prompts(shape, plain, stops, pad))
-        must_be_cut = shape.truncated and row == 0
-        samples.append(Sample(prompt, draw(_responses(shape, plain, stops, pad, width, must_be_cut))))
-    order = draw(st.permutations(samples)) if shape.truncated else samples
-    return GeneratedCase(tuple(order), width, tuple(stops), pad)
+    for i, row in enumerate(rows):
+        must_be_cut = shape.truncated and i == cut % len(rows)
+        prompt = _prompt(row.part(4 + 2 * PROMPT), shape, stops, pad)
+        samples.append(Sample(prompt, _response(row, shape, stops, pad, width, must_be_cut)))
+    return GeneratedCase(tuple(samples), width, tuple(stops), pad)
 
 
-@st.composite
-def _special_ids(draw: Callable, shape: GeneratedShape) -> tuple[list[int], int]:
-    fewest = min(2, shape.max_stops) if shape.max_stops > 2 else 1
-    stops = draw(st.lists(st.integers(0, IDS - 1), min_size=fewest, max_size=min(shape.max_stops, 3), unique=True))
+def _special_ids(picks: Picks, shape: GeneratedShape) -> tuple[list[int], int]:
+    """The stop ids and the pad id."""
+    most = min(shape.max_stops, 3)
+    fewest = 2 if most > 2 else 1
+    count, ids = fewest + picks.below(most - fewest + 1), list(range(IDS))
+    stops = [ids.pop(picks.below(len(ids))) for _ in range(3)][:count]
     if shape.stop_zero:
         stops = [0, *(s for s in stops if s != 0)][: max(1, shape.max_stops)]
     either = shape.pad_is_stop is None and (shape.pad_in_prompt or not shape.specials_in_prompt)
-    pad_is_stop = draw(st.booleans()) if either else bool(shape.pad_is_stop)
-    if pad_is_stop:
-        return stops, stops[0]
-    return stops, draw(st.sampled_from([i for i in range(IDS) if i not in stops]))
+    pad_is_stop, pad = picks.chance(1, 2), picks.of([i for i in range(IDS) if i not in stops])
+    return stops, stops[0] if (pad_is_stop if either else shape.pad_is_stop) else pad
 
 
-@st.composite
-def _prompts(draw: Callable, shape: GeneratedShape, plain: list[int], stops: list[int], pad: int) -> tuple[int, ...]:
-    anything = st.sampled_from(plain)
-    specials = st.sampled_from([*stops, pad] if shape.pad_in_prompt else stops)
-    inner = st.one_of(anything, specials) if shape.specials_in_prompt else anything
-    first = st.just(pad) if shape.pad_first else anything
-    prompt = [draw(first), *draw(st.lists(inner, min_size=2 if shape.specials_in_prompt else 0, max_size=4))]
-    if shape.specials_in_prompt and not set(prompt[1:]) & {*stops, pad}:
-        prompt[-1] = draw(specials)
-    if shape.prompt_ends_in_stop:
-        prompt.append(draw(st.sampled_from(stops)))
-    return tuple(prompt)
+def _prompt(picks: Picks, shape: GeneratedShape, stops: list[int], pad: int) -> tuple[int, ...]:
+    plain = [i for i in range(IDS) if i not in stops and i != pad]
+    specials = [*stops, pad] if shape.pad_in_prompt else stops
+    first, last, one = picks.of(plain), picks.of(stops), picks.of(specials)
+    more = 2 + picks.below(PROMPT - 1) if shape.specials_in_prompt else picks.below(PROMPT + 1)
+    inner = [(picks.chance(1, 2), picks.part(1)) for _ in range(more)]
+    tokens = [
+        token.of(specials) if special and shape.specials_in_prompt else token.of(plain) for special, token in inner
+    ]
+    if shape.specials_in_prompt and not set(tokens) & set(specials):
+        tokens[-1] = one
+    return (pad if shape.pad_first else first, *tokens, *([last] if shape.prompt_ends_in_stop else []))
 
 
-@st.composite
-def _responses(
-    draw: Callable, shape: GeneratedShape, plain: list[int], stops: list[int], pad: int, width: int, must_be_cut: bool
+def _response(
+    picks: Picks, shape: GeneratedShape, stops: list[int], pad: int, width: int, must_be_cut: bool
 ) -> tuple[int, ...]:
-    token = st.sampled_from(plain)
-    if must_be_cut or draw(st.integers(0, 3)) == 0:
-        cut = draw(st.lists(token, min_size=width, max_size=width))
-        if shape.sampled_pad:  # anywhere but at the end, where only lengths could tell it from padding
-            cut[draw(st.integers(0, width - 2))] = pad
-        return tuple(cut)
-    length = draw(st.integers(2 if shape.sampled_pad else 1, width))
-    body = draw(st.lists(token, min_size=length - 1, max_size=length - 1))
-    if shape.sampled_pad:
-        body[draw(st.integers(0, length - 2))] = pad
-    return (*body, draw(st.sampled_from(stops)))
+    """Ends in a stop token, or fills the width without one."""
+    plain = [i for i in range(IDS) if i not in stops and i != pad]
+    is_cut, stop, hole = picks.chance(1, 4) or must_be_cut, picks.of(stops), picks.part(1)
+    least = 2 if shape.sampled_pad else 1
+    length = least + picks.below(width - least + 1)
+    body = [picks.of(plain) for _ in range(width if is_cut else length - 1)]
+    if shape.sampled_pad:  # anywhere but at the end, where only lengths could tell it from padding
+        body[hole.below(len(body) - 1 if is_cut else len(body))] = pad
+    return tuple(body) if is_cut else (*body, stop)
 
 
 @dataclass(frozen=True)
@@ -132,16 +137,21 @@ class MaskCase:
         return [[0] * left + [1] * tokens + [0] * right for left, tokens, right in self.spans]
 
 
-@st.composite
-def masks(draw: Callable) -> MaskCase:
+def masks() -> st.SearchStrategy[MaskCase]:
     """Up to 4 rows, up to 8 columns or more than bytes and bfloat16 can count, at least one token in each row."""
-    width = draw(st.integers(1, 8) | st.sampled_from((130, 300)))
-    spans = []
-    for _ in range(draw(st.integers(1, 4))):
-        tokens = draw(st.integers(1, width))
-        left = draw(st.integers(0, width - tokens))
-        spans.append((left, tokens, width - tokens - left))
-    return MaskCase(tuple(spans))
+
+    def build(picks: Picks) -> MaskCase:
+        is_long, long, short = picks.chance(1, 2), picks.of((130, 300)), 1 + picks.below(8)
+        width = long if is_long else short
+        slots = [picks.part(2) for _ in range(4)]
+        spans = []
+        for row in [slots[i] for i in picks.some(4, 1)]:
+            tokens = width - row.below(40) if is_long else 1 + row.below(width)
+            left = row.below(width - tokens + 1)
+            spans.append((left, tokens, width - tokens - left))
+        return MaskCase(tuple(spans))
+
+    return picked(16, build)
 
 
 @dataclass(frozen=True)
@@ -153,5 +163,10 @@ class PackCase:
 
 def packs() -> st.SearchStrategy[PackCase]:
     """Two to four sequences of one to six tokens."""
-    sequence = st.lists(st.integers(0, IDS - 1), min_size=1, max_size=6).map(tuple)
-    return st.lists(sequence, min_size=2, max_size=4).map(tuple).map(PackCase)
+
+    def build(picks: Picks) -> PackCase:
+        slots = [picks.part(1 + WIDTH) for _ in range(4)]
+        rows = [slots[i] for i in picks.some(4, 2)]
+        return PackCase(tuple(tuple(row.below(IDS) for _ in range(1 + row.below(WIDTH))) for row in rows))
+
+    return picked(4 + 4 * (1 + WIDTH), build)

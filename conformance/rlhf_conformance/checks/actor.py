@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import strategies as st
-
 from rlhf_conformance import budgets
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.cases.models import Asked, ModelCase, PromptCase, model_cases, prompts
@@ -68,7 +66,7 @@ def raw_output(subject: Subject, case: ModelCase, judge: Judge) -> None:
     judge.close(answer, truth, allowed, what="logit", place=sample_position)
 
 
-@check("actor.generate", needs=GENERATE, cases=lambda s: prompts(s.adapter, stops=st.booleans()), effort=5)
+@check("actor.generate", needs=GENERATE, cases=lambda s: prompts(s.adapter), effort=5)
 def generate(subject: Subject, case: PromptCase, judge: Judge) -> None:
     """Each row is compared up to the first step at which two tokens are so near that rounding decides."""
     case = _with_a_stop_that_comes(subject, case)
@@ -125,7 +123,7 @@ def _generated(subject: Subject, case: PromptCase) -> tuple[list[list[int]], int
     return subject.generate(model, batch).tolist(), batch.input_ids.shape[1]
 
 
-@check("actor.generate-layout", needs=GENERATE, cases=lambda s: prompts(s.adapter, stops=st.just(True)), effort=5)
+@check("actor.generate-layout", needs=GENERATE, cases=lambda s: prompts(s.adapter, more_stops=True), effort=5)
 def generate_layout(subject: Subject, case: PromptCase, judge: Judge) -> None:
     case = _with_a_stop_that_comes(subject, case)
     rows, width = _generated(subject, case)

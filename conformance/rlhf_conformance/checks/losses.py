@@ -16,11 +16,13 @@ from rlhf_conformance import budgets
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import AGGREGATIONS, Adapter
 from rlhf_conformance.cases.losses import (
+    Builder,
     DressedCase,
     LossCase,
     LossShape,
     SplitCase,
     WidenedCase,
+    loss_builder,
     loss_cases,
     split,
     under_mask,
@@ -55,10 +57,13 @@ class Loss:
         """Cases of this loss, of the shape asked for."""
         return lambda s: loss_cases(s.adapter, s.dtype, self.kind, LossShape(**shape))
 
+    def builder(self, subject: Subject, **shape: Any) -> Builder:
+        return loss_builder(subject.adapter, subject.dtype, self.kind, LossShape(**shape))
+
     def dressed(self, subject: Subject, filler: Sequence[float] = (), **shape: Any) -> st.SearchStrategy[DressedCase]:
         """Cases with numbers under the mask: `filler`, or finite ones of any size that the dtype can take."""
         garbage = SMALL_GARBAGE if subject.dtype == torch.float16 else GARBAGE
-        return under_mask(self.cases(**shape)(subject), filler or garbage, subject.dtype)
+        return under_mask(self.builder(subject, **shape), filler or garbage, subject.dtype)
 
     def weights(self, case: LossCase, count_empty_rows: bool = False) -> list[list[float]]:
         """The weight of each token in the aggregate."""
@@ -188,7 +193,7 @@ def aggregates(aggregation: str) -> Requirement:
 
 def token_mean_first(loss: Loss, **shape: Any) -> Callable[[Subject], st.SearchStrategy[LossCase]]:
     """Cases with a single row, in which all aggregations agree: what is at stake is the token, not the mean."""
-    return lambda s: loss_cases(s.adapter, s.dtype, loss.kind, LossShape(**shape)).map(lambda c: c.rows([0]))
+    return loss.cases(single_row=True, **shape)
 
 
 has_clip = declares("value_clip", "value_clip = False: the value loss cannot be clipped")
@@ -246,7 +251,7 @@ def _register_aggregation(loss: Loss) -> None:
         f"{loss.kind}.micro-batches",
         needs=loss.needs,
         requires=(has_global_count,),
-        cases=lambda s: split(loss_cases(s.adapter, s.dtype, loss.kind, LossShape(unequal_rows=True, min_rows=2))),
+        cases=lambda s: split(loss.builder(s, unequal_rows=True, min_rows=2)),
     )
     def micro_batches(subject: Subject, case: SplitCase, judge: Judge) -> None:
         whole = case.case

@@ -1,0 +1,56 @@
+"""Many small choices for the price of one draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from hypothesis import strategies as st
+
+Choice = TypeVar("Choice")
+Case = TypeVar("Case")
+
+
+class Picks:
+    """Choices read off drawn bytes, one byte each, in equal shares.
+
+    A draw of its own for every number of a batch takes Hypothesis longer than a trainer takes to answer, and lets it
+    spend most cases on mutants of the others. Bytes are one draw, and shrink byte by byte towards zero, which stands
+    for the first of the choices: write the simplest one there. After their end there are only zeros.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._next = data, 0
+
+    def below(self, n: int) -> int:
+        """One of 0, ..., n - 1, for n up to 256."""
+        self._next += 1
+        return self._data[self._next - 1] * n >> 8 if self._next <= len(self._data) else 0
+
+    def of(self, choices: Sequence[Choice]) -> Choice:
+        return choices[self.below(len(choices))]
+
+    def chance(self, k: int, n: int) -> bool:
+        """True in k of n cases, and not in the simplest."""
+        return self.below(n) >= n - k
+
+    def some(self, n: int, least: int) -> list[int]:
+        """Which of n places are taken, at least so many of them: each in five cases of eight, the simplest in none."""
+        taken = {i for i in range(n) if self.chance(5, 8)}
+        spare = [i for i in range(n) if i not in taken]
+        return sorted(taken | set(spare[: max(0, least - len(taken))]))
+
+    def part(self, count: int) -> Picks:
+        """The next `count` choices, so that what reads fewer of them leaves the places of the others alone."""
+        self._next += count
+        return Picks(self._data[self._next - count : self._next])
+
+
+def picked(count: int, build: Callable[[Picks], Case]) -> st.SearchStrategy[Case]:
+    """Cases that `build` makes from `count` choices."""
+    return st.binary(min_size=count, max_size=count).map(lambda data: build(Picks(data)))
+
+
+def outward(n: int) -> tuple[int, ...]:
+    """0, 1, -1, 2, -2, ..., n, -n: whole numbers, the simplest first."""
+    return (0, *(sign * k for k in range(1, n + 1) for sign in (1, -1)))
