@@ -13,7 +13,9 @@ else:
 
     class _Lazy(ModuleType):
         def __getattr__(self, name: str) -> Any:
-            return getattr(importlib.import_module(self.__name__), name)
+            value = getattr(importlib.import_module(self.__name__), name)
+            setattr(self, name, value)  # found at once the next time
+            return value
 
     torch = _Lazy("torch")
     transformers = _Lazy("transformers")

@@ -7,7 +7,7 @@ near the others came (`margin`, observed error over budget).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,16 +71,16 @@ class Judge:
         *,
         what: str,
         place: Place = row_column,
-        note: str = "",
+        note: str | Callable[[], str] = "",
     ) -> None:
-        """Every number of `actual` within `budget` of `expected`.
+        """Every number of `actual` within `budget` of `expected`. A note that takes work is a function.
 
         All three are numbers, tensors or (ragged) nested lists of them; a budget may be one number for all, or one
         number for each sample. NaN and infinity are only close to themselves.
         """
-        got, want = list(_leaves(actual)), list(_leaves(expected))
+        got, want = _leaves(actual), _leaves(expected)
         if [i for i, _ in got] != [i for i, _ in want]:
-            self.fail(what, expected=f"{len(want)} numbers", actual=f"{len(got)} numbers", note=note)
+            self.fail(what, expected=f"{len(want)} numbers", actual=f"{len(got)} numbers", note=_said(note))
         bad: list[tuple[float, Mismatch]] = []
         self.comparisons += len(want)
         for (index, a), (_, e) in zip(got, want, strict=True):
@@ -92,12 +92,12 @@ class Judge:
             ratio = error / allowed if allowed > 0 else (0.0 if error == 0 else math.inf)
             if not ratio <= 1.0:
                 severity = ratio if not math.isnan(ratio) else math.inf
-                mismatch = Mismatch(what, place(index), _show(e), _show(a), error, allowed, note=note)
+                mismatch = Mismatch(what, place(index), _show(e), _show(a), error, allowed)
                 bad.append((severity, mismatch))
             elif self.margin is None or ratio > self.margin:
                 self.margin = ratio
         if bad:
-            first = bad[0][1]
+            first = replace(bad[0][1], note=_said(note))
             raise ClauseFailure(_with_count(first, len(bad), len(want)))
 
     def equal(self, actual: Any, expected: Any, *, what: str, place: Place = row_column, note: str = "") -> None:
@@ -114,24 +114,37 @@ class Judge:
         raise ClauseFailure(Mismatch(what, place, expected, actual, note=note))
 
 
+def _said(note: str | Callable[[], str]) -> str:
+    return note if isinstance(note, str) else note()
+
+
 def _with_count(mismatch: Mismatch, bad: int, total: int) -> Mismatch:
     return replace(mismatch, count=f"{bad} of {total} numbers differ") if total > 1 else mismatch
 
 
-def _leaves(value: Any, index: tuple[int, ...] = ()) -> Any:
-    """(index, float) for every number of a nested list, a list of tensors, a tensor or a number."""
+def _leaves(value: Any) -> list[tuple[tuple[int, ...], float]]:
+    """(index, number) for every number of a nested list, a list of tensors, a tensor or a number."""
+    found: list[tuple[tuple[int, ...], float]] = []
+    _gather(value, (), found)
+    return found
+
+
+def _gather(value: Any, index: tuple[int, ...], found: list[tuple[tuple[int, ...], float]]) -> None:
     if isinstance(value, torch.Tensor):
         value = value.detach().double().tolist() if value.dtype != torch.bool else value.long().tolist()
-    if isinstance(value, Sequence):
+    if isinstance(value, list | tuple):
         for i, item in enumerate(value):
-            yield from _leaves(item, (*index, i))
+            if type(item) is float:
+                found.append(((*index, i), item))
+            else:
+                _gather(item, (*index, i), found)
     else:
-        yield index, float(value)
+        found.append((index, float(value)))
 
 
 def _budget_at(budget: Any, index: tuple[int, ...]) -> float:
     for i in index:
-        if not isinstance(budget, Sequence):
+        if not isinstance(budget, list | tuple):
             break
         budget = budget[i]
     return float(budget)

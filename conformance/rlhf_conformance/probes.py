@@ -160,7 +160,8 @@ def build(probe: Probe, folder: Path) -> None:
     from safetensors.torch import save_file
 
     with _isolated_rng():
-        skeleton = transformers.AutoModelForCausalLM.from_config(config_of(replace(probe, head_name=None)))
+        with torch.device("meta"):  # only the names and the shapes of the weights
+            skeleton = transformers.AutoModelForCausalLM.from_config(config_of(replace(probe, head_name=None)))
         weights = {name: _draw(name, tensor) for name, tensor in sorted(skeleton.state_dict().items())}
     head = weights.pop("lm_head.weight")
     if probe.head_name is None:

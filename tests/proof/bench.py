@@ -1,4 +1,4 @@
-"""Where the gate's time goes, in one run in one process: a sample of the stack every few milliseconds.
+"""Where the gate's time goes, in one run in one process.
 
     python -m tests.proof bench [ADAPTER]
 
@@ -9,79 +9,112 @@ the share outside adapter, oracle and imports is more than 25 %.
 from __future__ import annotations
 
 import collections
-import sys
-import threading
+import functools
+import inspect
+import pkgutil
 import time
-from types import FrameType
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
+from rlhf_conformance.adapter import METHODS
 from rlhf_conformance.results import Result
 from rlhf_conformance.suite import Plan, Suite
 
-INTERVAL = 0.002
 ALLOWED = 0.25
 
-PLACES = (
-    ("adapter", "subject.py", ("uncopied", "gradients")),
-    ("oracle", "truth.py", ()),
-    ("oracle", "/rlhf_spec/", ()),
-    ("oracle", "budgets.py", ()),
-    ("probes", "probes.py", ()),
-    ("drawing cases", "hypothesis/control.py", ("prep_args_kwargs_from_strategies",)),
-    ("judging", "judge.py", ()),
-    ("isolation", "subject.py", ()),
-    ("checks", "/checks/", ()),
-    ("Hypothesis", "/hypothesis/", ()),
-)
-"""What a frame of the stack says about the time: the outermost row that fits it. (part, in the file's path, functions)"""
 
-
-def part_of(frame: FrameType | None) -> str:
-    """Which part of the suite a stack belongs to: the first row of PLACES that fits any of its frames."""
-    stack = []
-    while frame is not None:
-        code = frame.f_code
-        stack.append((getattr(code, "co_filename", ""), getattr(code, "co_name", "")))  # compiled frames may lack them
-        frame = frame.f_back
-    for part, file, functions in PLACES:
-        if any(file in name and (not functions or function in functions) for name, function in stack):
-            return part
-    return "the rest"
-
-
-class Sampler(threading.Thread):
-    """Counts, for the thread that made it, which part it is in."""
+class Clock:
+    """Seconds by part. Whoever is entered last has the time, until it is left."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.watched = threading.get_ident()
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.over = threading.Event()
+        self.seconds: collections.Counter[str] = collections.Counter()
+        self._inside = ["Hypothesis"]
+        self._since = time.perf_counter()
 
-    def run(self) -> None:
-        while not self.over.wait(INTERVAL):
-            self.counts[part_of(sys._current_frames().get(self.watched))] += 1
+    def _turn(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self._inside[-1]] += now - self._since
+        self._since = now
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose time counts for `part`."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._turn()
+            self._inside.append(part)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._turn()
+                self._inside.pop()
+
+        return call
+
+    def watch(self, owner: Any, part: str, *names: str) -> None:
+        """Time these functions of a class, an object or a module."""
+        for name in names:
+            setattr(owner, name, self.timed(part, getattr(owner, name)))
 
 
-def run(adapter: str = "reference") -> int:
-    sys.setswitchinterval(INTERVAL / 4)
-    suite = Suite(Plan(adapter=adapter))
+def watched(suite: Suite) -> Clock:
+    """A clock at everything that has a part of its own."""
+    from hypothesis.control import BuildContext
+
+    import rlhf_spec
+    from rlhf_conformance import budgets
+    from rlhf_conformance.checks.losses import Loss
+    from rlhf_conformance.checks.roles import Role
+    from rlhf_conformance.judge import Judge
+    from rlhf_conformance.probes import ProbeStore
+    from rlhf_conformance.runner import _Trial
+    from rlhf_conformance.subject import Subject
+    from rlhf_conformance.truth import Truth
+
+    clock = Clock()
+    clock.watch(suite.adapter, "adapter", *(name for name in METHODS if hasattr(suite.adapter, name)))
+    clock.watch(Subject, "adapter", "gradients")
+    clock.watch(Truth, "oracle", *functions(Truth))
+    for module in (
+        *(pkgutil.resolve_name(f"rlhf_spec.{m.name}") for m in pkgutil.iter_modules(rlhf_spec.__path__)),
+        budgets,
+    ):
+        clock.watch(module, "oracle", *functions(module))
+    clock.watch(Loss, "oracle", "value", "gradient", "value_budget", "gradient_budgets")
+    clock.watch(Role, "oracle", "expected", "budget")
+    clock.watch(BuildContext, "drawing cases", "prep_args_kwargs_from_strategies")
+    clock.watch(_Trial, "checks", "attempt")
+    clock.watch(ProbeStore, "making probes", "path")
+    clock.watch(Judge, "judging", "close", "that")
+    clock.watch(Subject, "isolating and validating", *set(functions(Subject)) - {"gradients"})
+    return clock
+
+
+def functions(owner: type | ModuleType) -> list[str]:
+    """Its own public functions."""
+    own = vars(owner).items()
+    home = owner.__name__ if isinstance(owner, ModuleType) else owner.__module__
+    return [n for n, f in own if inspect.isfunction(f) and f.__module__ == home and not n.startswith("_")]
+
+
+def run(name: str = "reference") -> int:
+    suite = Suite(Plan(adapter=name))
     suite.prepare()
-    sampler, started = Sampler(), time.perf_counter()
-    sampler.start()
+    clock, started = watched(suite), time.perf_counter()
     results = [suite.run(slug) for slug in suite.slugs]
-    sampler.over.set()
-    wall = time.perf_counter() - started
-    return show(results, sampler.counts, wall, suite.import_seconds)
+    clock._turn()
+    return show(results, clock.seconds, time.perf_counter() - started, suite.import_seconds)
 
 
-def show(results: list[Result], counts: collections.Counter[str], wall: float, imports: float) -> int:
+def show(results: list[Result], seconds: collections.Counter[str], wall: float, imports: float) -> int:
     tried = [result for result in results if result.examples]
-    print(f"gate of {len(tried)} clauses on one core: {wall:.1f} s after {imports:.1f} s of imports")
-    print(f"{sum(r.examples for r in tried)} examples, {sum(r.examples for r in tried) / wall:.0f} a second")
-    total = sum(counts.values())
-    for part, count in counts.most_common():
-        print(f"  {part:14}{count / total:7.1%}")
-    rest = 1 - (counts["adapter"] + counts["oracle"]) / total
+    examples = sum(result.examples for result in tried)
+    print(f"the gate, {len(tried)} clauses on one core: {wall:.1f} s after {imports:.1f} s of imports")
+    print(f"{examples} examples, {examples / wall:.0f} a second")
+    for part, spent in seconds.most_common():
+        print(f"  {part:26}{spent:6.1f} s {spent / wall:7.1%}")
+    rest = 1 - (seconds["adapter"] + seconds["oracle"]) / wall
     print(f"outside adapter and oracle: {rest:.1%} (allowed {ALLOWED:.0%})")
     print("examples a second:")
     for result in sorted(tried, key=lambda r: r.examples / max(r.seconds, 1e-3)):

@@ -94,7 +94,7 @@ def exactly(x: float, dtype: torch.dtype) -> float:
 
 Builder = Callable[[Picks], LossCase]
 ROWS, WIDTH = 4, 6
-TOKEN_PICKS = 7
+TOKEN_PICKS = 6
 ROW_PICKS = 3 + WIDTH * (1 + TOKEN_PICKS)
 CASE_PICKS = 16 + ROWS * ROW_PICKS
 """How many choices are read, at most: for a token, for a row with its mask, for a case."""

@@ -107,8 +107,13 @@ class Loss:
     ) -> LossAnswer:
         """Ask for the loss and compare it with the formula."""
         answer = subject.loss(self.kind, case)
-        note += self._other_mean(case, answer.value, subject.dtype)
-        judge.close(answer.value, self.value(case), self.value_budget(case, subject.dtype), what=what, note=note)
+        judge.close(
+            answer.value,
+            self.value(case),
+            self.value_budget(case, subject.dtype),
+            what=what,
+            note=lambda: note + self._other_mean(case, answer.value, subject.dtype),
+        )
         return answer
 
     def _other_mean(self, case: LossCase, came: float, dtype: Any) -> str:
