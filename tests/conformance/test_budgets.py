@@ -127,9 +127,10 @@ def test_a_log_prob_from_bfloat16_logits_is_outside_of_float32(row):
 
 @given(logits)
 def test_a_temperature_of_one_instead_of_another_is_outside(row):
+    """Of the likeliest token, unless it shares its place: two that are equal and far above the rest keep their half."""
     label = max(range(len(row)), key=row.__getitem__)
     wrong, truth = spec.token_log_prob(row, label, 1.0), spec.token_log_prob(row, label, 1.3)
-    if len(set(row)) > 1 and max(row) - min(row) > 0.5 and truth < -1e-3:
+    if row.count(row[label]) == 1 and truth < -1e-3:
         assert abs(wrong - truth) > budgets.log_prob(row, 1.3, torch.float32)
 
 
