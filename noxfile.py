@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,15 +83,28 @@ def conformance(session: nox.Session) -> None:
 @nox.parametrize("trainer", [nox.param(trainer, id=trainer.name) for trainer in TRAINERS])
 def trainers(session: nox.Session, trainer: Trainer) -> None:
     """Judge the real trainers, each in an environment of its own; red where a verdict is not the documented one."""
+    install_trainer(session, trainer)
+    # Failures that docs/trainers.md explains. --strict, so that a new warning is a difference too.
+    documented = ROOT / "docs" / "known-failures" / f"{trainer.name}.toml"
+    known = ("--known-failures", str(documented)) if documented.exists() else ()
+    check(session, trainer.name, "--strict", "--report", f"reports/{trainer.name}", *known, *session.posargs)
+
+
+def install_trainer(session: nox.Session, trainer: Trainer) -> None:
+    """The project and the trainer, in an environment of the trainer's own."""
     install(session, ".")
     if trainer.built_with:
         session.install(*trainer.built_with)
     isolation = ("--no-build-isolation",) if trainer.built_with else ()
     session.install("--no-deps", *isolation, "-r", f"requirements/{trainer.name}.txt", env=trainer.settings)
-    # Failures that docs/trainers.md explains. --strict, so that a new warning is a difference too.
-    documented = ROOT / "docs" / "known-failures" / f"{trainer.name}.toml"
-    known = ("--known-failures", str(documented)) if documented.exists() else ()
-    check(session, trainer.name, "--strict", "--report", f"reports/{trainer.name}", *known, *session.posargs)
+
+
+@nox.session
+@nox.parametrize("trainer", [nox.param(trainer, id=trainer.name) for trainer in TRAINERS])
+def mutants(session: nox.Session, trainer: Trainer) -> None:
+    """One slip at a time in the source of a real trainer, each of which must be caught; writes docs/mutants.md."""
+    install_trainer(session, trainer)
+    session.run("python", "tests/proof/mutants.py", trainer.name, *session.posargs, env=ENVIRONMENT)
 
 
 @nox.session
@@ -105,12 +119,60 @@ def cuda(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-m", "cuda", env=ENVIRONMENT)
 
 
+def prove(session: nox.Session, what: str) -> None:
+    """Measure the suite itself, and write it down: half an hour and more on four cores, so not part of CI."""
+    install(session, "-e", ".")
+    session.run("python", "-m", "tests.proof", what, *session.posargs, env=ENVIRONMENT)
+    session.run("python", "-m", "tests.proof", "pages", env=ENVIRONMENT)
+
+
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Every fault is caught by its clause, every twin passes everything: half an hour and more, not part of CI."""
-    install(session, "-e", ".")
-    arguments = ("-n", "auto", "-m", "library", "tests/faults", *session.posargs)
-    session.run("python", "-m", "pytest", *arguments, env=ENVIRONMENT)
+    """Every fault against every clause that could see it, and 20 seeds of its own clause; writes docs/faults.md."""
+    prove(session, "faults")
+
+
+@nox.session
+def twins(session: nox.Session) -> None:
+    """200,000 examples of honest variants in each dtype, none of which may fail; writes docs/twins.md."""
+    prove(session, "twins")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Where the gate's time goes; red where more than a quarter goes anywhere but into adapter and oracle."""
+    install(session, ".")
+    session.run("python", "-m", "tests.proof", "bench", *session.posargs, env=ENVIRONMENT)
+
+
+MUTATION = """
+[mutmut]
+source_paths=rlhf_reference/
+tests_dir=tests/
+"""
+REFERENCE_IS_CONFORMANT = """
+from rlhf_conformance import conformance_suite
+from rlhf_conformance.adapters.reference import Reference
+
+test_conformance = conformance_suite(Reference(), strict=True)
+"""
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """mutmut on the reference, with the gate as its tests; `-- "rlhf_reference.policy_loss*"` for some of it.
+
+    The package is put at the root of a project of its own, since mutmut derives a module's name from its path.
+    """
+    install(session, ".", "mutmut")
+    folder = Path(session.create_tmp())
+    shutil.copytree(ROOT / "reference" / "rlhf_reference", folder / "rlhf_reference", dirs_exist_ok=True)
+    (folder / "tests").mkdir(exist_ok=True)
+    (folder / "tests" / "test_reference.py").write_text(REFERENCE_IS_CONFORMANT)
+    (folder / "setup.cfg").write_text(MUTATION)
+    session.chdir(folder)
+    session.run("mutmut", "run", "--max-children", WORKERS, *session.posargs, env=ENVIRONMENT)
+    session.run("mutmut", "results", env=ENVIRONMENT)
 
 
 @nox.session

@@ -11,6 +11,7 @@ import types
 import pytest
 
 import rlhf_spec.clauses
+from proof import faults as matrix
 from rlhf_conformance import check
 from rlhf_conformance.results import (
     CONFORMANT_STATUS,
@@ -18,6 +19,7 @@ from rlhf_conformance.results import (
     INCOMPLETE_STATUS,
     USAGE_STATUS,
 )
+from rlhf_conformance.twins import twins
 
 README = "README.md"
 NUMBERS = {9: "nine", 10: "ten", 11: "eleven", 12: "twelve"}
@@ -109,6 +111,13 @@ def test_the_table_of_chapters_is_the_specification(table):
 def test_the_number_of_clauses_is_that_of_the_specification(text):
     chapters = NUMBERS[len(rlhf_spec.clauses.chapters())]
     assert f"{len(rlhf_spec.clauses.clauses())} clauses in {chapters} chapters." in text(README)
+
+
+def test_the_numbers_of_faults_and_twins_are_those_that_were_measured(text):
+    """That each fault is caught with each of 20 seeds is in tests/faults/test_library.py."""
+    said = text(README).replace("\n", " ")
+    assert f"[{len(matrix.read())} faults](docs/faults.md), all caught by their clause with each of 20 seeds." in said
+    assert f"[{len(twins())} honest variants](docs/twins.md)" in said
 
 
 def test_the_exit_codes_are_those_of_the_code(table):

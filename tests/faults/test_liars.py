@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 import rlhf_spec.clauses
+from proof.trying import touched
 from rlhf_conformance.faults import faults
 from rlhf_conformance.results import ERROR, FAIL, NOT_PROVIDED, PASS
-
-from .conftest import touched
 
 LIARS = {
     "argmax-token": "log-probs.definition",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 import rlhf_spec.clauses
+from proof.trying import touched
 from rlhf_conformance.results import NOT_PROVIDED, PASS
 from rlhf_conformance.twins import twins
-
-from .conftest import touched
 
 FORMULAS = (
     "log-softmax-then-gather",

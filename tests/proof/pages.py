@@ -55,17 +55,19 @@ def faults_page(rows: dict[str, matrix.Row]) -> str:
 
 
 FAULTS_INTRODUCTION = """\
-A *fault* is the reference with one lie in it: one overridden method, a line that says the lie, and the clause that must catch it.
-Any of them can be checked like a trainer, and fails: `rlhf-conformance check fault:critic-values-shifted`.
+A *fault* is the reference with one lie in it: one overridden method, a line that says the lie, and the clause that
+must catch it. Any of them can be checked like a trainer, and fails: `rlhf-conformance check
+fault:critic-values-shifted`.
 
-This page is made by `python -m nox -s faults`, which tries every fault on every clause that could tell it from the reference, in
-the gate in float32 on the CPU, and its own clause again with each of the seeds below. The session is red if a fault survives, if
-its own clause misses it with any seed, or if a clause catches nothing. Rows, with the shrunk cases: `docs/proof/faults.json`."""
+This page is made by `python -m nox -s faults`, which tries every fault on every clause that could tell it from the
+reference, in the gate in float32 on the CPU, and its own clause again with each of the seeds below. The session is
+red if a fault survives, if its own clause misses it with any seed, or if a clause catches nothing. Rows, with the
+shrunk cases: `docs/proof/faults.json`."""
 
 CLAUSES_INTRODUCTION = """\
-*Own faults* name the clause as the one that must catch them; *all* counts every fault that turns it red. The last column is how
-far off the first wrong number was, as a multiple of what the clause allows, for the own fault and the seed where that was least.
-Where it is empty the clause compares exactly, or judges something else than numbers."""
+*Own faults* name the clause as the one that must catch them; *all* counts every fault that turns it red. The last
+column is how far off the first wrong number was, as a multiple of what the clause allows, for the own fault and the
+seed where that was least. Where it is empty the clause compares exactly, or judges something else than numbers."""
 
 
 def _numbers(rows: dict[str, matrix.Row]) -> Iterable[tuple[str, str]]:
@@ -196,16 +198,17 @@ def twins_page(numbers: dict[str, dict]) -> str:
 
 
 TWINS_INTRODUCTION = """\
-A *twin* does what the reference does by another way: another order of summation, chunks, another layout, float64 inside, half
-precision with float32 accumulation. Whatever the suite says against one is a false alarm. `rlhf-conformance check twin:textbook`.
+A *twin* does what the reference does by another way: another order of summation, chunks, another layout, float64
+inside, half precision with float32 accumulation. Whatever the suite says against one is a false alarm.
+`rlhf-conformance check twin:textbook`.
 
-This page is made by `python -m nox -s twins`, which takes every twin through the clauses that could tell it from the reference, in
-the gate, with one seed after the other, until at least so many examples were tried in each dtype."""
+This page is made by `python -m nox -s twins`, which takes every twin through the clauses that could tell it from
+the reference, in the gate, with one seed after the other, until at least so many examples were tried in each dtype."""
 
 BUDGETS_INTRODUCTION = """\
-Errors as a share of what a clause allows: the largest of any twin, which has to stay below 1, and the smallest at which a fault of the
-clause was found, which is above 1. Clauses that compare exactly are left out, and where no fault of a clause is about numbers the
-last column is empty."""
+Errors as a share of what a clause allows: the largest of any twin, which has to stay below 1, and the smallest at
+which a fault of the clause was found, which is above 1. Clauses that compare exactly are left out, and where no
+fault of a clause is about numbers the last column is empty."""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

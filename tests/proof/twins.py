@@ -27,14 +27,13 @@ def measure(name: str, dtype: str, seed: int) -> dict[str, Any]:
     kind = twins()[name]
     adapter = kind()
     tries = [attempt(adapter, slug, dtype=dtype, seed=seed) for slug in touched(kind)]
+    wrong = [t for t in tries if t.verdict not in (PASS, NOT_PROVIDED)]
     return {
         "twin": name,
         "seed": seed,
         "dtype": dtype,
         "examples": sum(t.examples for t in tries),
-        "alarms": {
-            t.clause: f"{t.verdict}: {t.reason} {t.case}" for t in tries if t.verdict not in (PASS, NOT_PROVIDED)
-        },
+        "alarms": {t.clause: f"{t.verdict}: {t.reason} {t.case}" for t in wrong},
         "margins": {t.clause: t.margin for t in tries if t.margin is not None},
     }
 

@@ -74,6 +74,7 @@ class LossShape:
     unequal_rows: bool = False
     min_rows: int = 1
     single_row: bool = False
+    square: bool = False  # in one case of four, since only a square lets a wrong axis pass
 
 
 Token = tuple[float, float, float]
@@ -118,6 +119,8 @@ def loss_builder(adapter: Adapter, dtype: torch.dtype, kind: str, shape: LossSha
         empty = head.below(ROWS)
         slots = [picks.part(ROW_PICKS) for _ in range(ROWS)]
         rows = slots[:1] if shape.single_row else [slots[i] for i in head.some(ROWS, least)]
+        if shape.square and head.chance(1, 4):
+            width = len(rows)
         mask = _masks([_mask(row.part(3 + WIDTH), width) for row in rows], shape, empty)
         tokens = [
             [_TOKENS[kind](row.part(TOKEN_PICKS), dtype, options, shape) if m else (0.0, 0.0, 0.0) for m in marks]
@@ -272,6 +275,9 @@ class DressedCase:
 
     case: LossCase
     dressed: LossCase
+
+    def with_options(self, **changes: Any) -> DressedCase:
+        return DressedCase(self.case.with_options(**changes), self.dressed.with_options(**changes))
 
 
 def under_mask(build: Builder, filler: Sequence[float], dtype: Any) -> st.SearchStrategy[DressedCase]:

@@ -169,15 +169,20 @@ class EditedCase:
 
 
 def edited(adapter: Adapter, asked: Asked) -> st.SearchStrategy[EditedCase]:
+    """Mostly with a sample behind the one that is exchanged, in a third of the cases with prompts of one token: what
+    leaks into the first token of a sequence shows in the action that it predicts."""
     asked = replace(asked, min_samples=2)
 
     def build(picks: Picks) -> EditedCase:
         case = _model_case(picks.part(CASE_PICKS), adapter, asked)
-        index = picks.below(len(case.samples))
+        short, last = picks.chance(1, 3), picks.chance(1, 5)
+        if short:
+            case = replace(case, samples=tuple(replace(s, prompt=s.prompt[-1:]) for s in case.samples))
+        index = len(case.samples) - 1 if last else picks.below(len(case.samples) - 1)
         prompt, response = (tuple(_tokens(picks.part(1 + 2 * LENGTH), 0, 1)) for _ in range(2))
         return EditedCase(case, index, Sample(prompt, response))
 
-    return picked(CASE_PICKS + 3 + 4 * LENGTH, build)
+    return picked(CASE_PICKS + 5 + 4 * LENGTH, build)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Picks:
         self._data, self._next = data, 0
 
     def below(self, n: int) -> int:
-        """One of 0, ..., n - 1, for n up to 256."""
+        """One of 0, ..., n - 1; of more than 256, some never."""
         self._next += 1
         return self._data[self._next - 1] * n >> 8 if self._next <= len(self._data) else 0
 

@@ -72,6 +72,10 @@ class Loss:
             case.mask, options.aggregation, global_count=options.global_count, count_empty_rows=count_empty_rows
         )
 
+    def count(self, case: LossCase) -> float:
+        """The denominator of the case's aggregate, as the global count of a step that is this batch alone."""
+        return float(sum(case.counts) if case.options.aggregation == "token-mean" else len(case.mask))
+
     def value(self, case: LossCase, count_empty_rows: bool = False) -> float:
         weights = self.weights(case, count_empty_rows)
         return math.fsum(weights[i][j] * self.token(case, i, j) for i, j in _actions(case))
@@ -244,7 +248,7 @@ def _register_aggregation(loss: Loss) -> None:
             f"{loss.kind}.{name}",
             needs=loss.needs,
             requires=(aggregates(name),),
-            cases=loss.cases(unequal_rows=True, aggregations=(name,)),
+            cases=loss.cases(unequal_rows=True, square=True, aggregations=(name,)),
             effort=2,
         )
         def mean(subject: Subject, case: LossCase, judge: Judge, over: str = over) -> None:
@@ -260,8 +264,7 @@ def _register_aggregation(loss: Loss) -> None:
     )
     def micro_batches(subject: Subject, case: SplitCase, judge: Judge) -> None:
         whole = case.case
-        by_token = whole.options.aggregation == "token-mean"
-        count = float(sum(whole.counts) if by_token else len(whole.mask))
+        count = loss.count(whole)
         parts = [part.with_options(global_count=count) for part in case.parts]
         answers = [subject.loss(loss.kind, part) for part in parts]
         note = "one mean over the whole step, not a mean of means"
@@ -283,6 +286,9 @@ def _register_mask(loss: Loss) -> None:
     )
     def mask(subject: Subject, case: DressedCase, judge: Judge) -> None:
         _judge_dressed(loss, subject, case, judge, "finite numbers under the mask do not matter")
+        if subject.adapter.global_count:  # with another denominator, as trainers ask in micro-batches
+            counted = case.with_options(global_count=loss.count(case.case))
+            _judge_dressed(loss, subject, counted, judge, "nor do they with a global count")
 
     @check(
         f"{loss.kind}.nan-under-mask",
@@ -488,7 +494,9 @@ def first_step(subject: Subject, case: LossCase, judge: Judge) -> None:
 @check(
     "policy-loss.clip-fraction",
     needs=POLICY.needs,
-    cases=lambda s: POLICY.dressed(s, zones=("between", "inside", "above", "below"), dual=None, unequal_eps=None),
+    cases=lambda s: POLICY.dressed(
+        s, zones=("between", "inside", "above", "below", "far"), dual=None, unequal_eps=None
+    ),
 )
 def clip_fraction(subject: Subject, case: DressedCase, judge: Judge) -> None:
     metric = subject.loss("policy-loss", case.dressed).result.clip_fraction

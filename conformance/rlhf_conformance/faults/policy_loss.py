@@ -393,6 +393,17 @@ class MaskInDenominatorOnly(Reference):
 
 
 @fault("policy-loss.mask")
+class MaskForgottenWithGlobalCount(Reference):
+    "With a global count as denominator the sum runs over all cells."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        if options.global_count is None or options.aggregation != "token-mean":
+            return super().policy_loss(new, old, advantages, mask, options)
+        losses = plain.policy_losses(new, old, advantages, torch.ones_like(mask), options)
+        return losses.sum() / options.global_count
+
+
+@fault("policy-loss.mask")
 class MaskIsLength(Reference):
     "Only the number of ones of a row counts, and its first cells are taken; right for masks without holes."
 

@@ -72,7 +72,7 @@ class PositionsAfterPadId(_Positions):
         return mask.cumsum(-1) + 1
 
 
-@fault("actor.log-probs", bug="positions-ignore-left-pad", also=("positions.", "packing."))
+@fault("positions.left-padding", bug="positions-ignore-left-pad", also=("actor.", "packing."))
 class PositionsOfTheLongestRow(_Positions):
     """Each row is numbered as the longest row of the batch would be: right for a single sample."""
 

@@ -208,6 +208,17 @@ class ValueMaskInDenominatorOnly(Reference):
 
 
 @fault("value-loss.mask")
+class ValueMaskForgottenWithGlobalCount(Reference):
+    "With a global count as denominator the sum runs over all cells."
+
+    def value_loss(self, values, old, returns, mask, options):
+        if options.global_count is None or options.aggregation != "token-mean":
+            return super().value_loss(values, old, returns, mask, options)
+        losses = plain.value_losses(values, old, returns, torch.ones_like(mask), options)
+        return losses.sum() / options.global_count
+
+
+@fault("value-loss.mask")
 class ReturnsUnmasked(Reference):
     "Values are masked before the difference, returns are not: every pad costs R^2 / 2."
 

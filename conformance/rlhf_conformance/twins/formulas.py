@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
@@ -418,6 +419,36 @@ class TextbookValueLoss(Reference):
             clipped = old + torch.clamp(values - old, -options.clip_eps, options.clip_eps)
             losses = torch.max(losses, (clipped - returns) ** 2)
         return averaged(0.5 * losses, mask, options)
+
+
+@twin
+class Compiled(Reference):
+    "Log-probs and losses traced by torch.compile and run by its eager backend."
+
+    def token_log_probs(self, logits, labels, temperature):
+        return _compiled(_scaled_log_softmax)(logits, labels, temperature)
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        return _compiled(TextbookPolicyLoss.policy_loss)(self, new, old, advantages, mask, options)
+
+    def value_loss(self, new, old, returns, mask, options):
+        return _compiled(TextbookValueLoss.value_loss)(self, new, old, returns, mask, options)
+
+
+def _scaled_log_softmax(logits, labels, temperature):
+    return at_labels((upcast(logits) / temperature).log_softmax(-1), labels)
+
+
+@cache
+def _compiled(function):
+    """With sizes as symbols, and a trace for each combination of options and dtypes."""
+    compiled = torch.compile(function, backend="eager", dynamic=True)
+
+    def call(*args):
+        with torch._dynamo.config.patch(recompile_limit=100):
+            return compiled(*args)
+
+    return call
 
 
 @twin

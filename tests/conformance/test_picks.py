@@ -1,0 +1,61 @@
+"""Choices read off bytes: every one comes, the simplest comes from zeros, and parts do not disturb each other."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import find, given
+from hypothesis import strategies as st
+
+from rlhf_conformance.cases.picks import Picks, outward, picked
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 10, 46, 255, 256])
+def test_each_choice_has_its_share(n):
+    picks = Picks(bytes(range(256)))
+    counts = [0] * n
+    for _ in range(256):
+        counts[picks.below(n)] += 1
+    assert set(counts) <= {256 // n, -(-256 // n)}
+
+
+def test_the_simplest_is_the_first():
+    picks = Picks(bytes(10))
+    assert (picks.below(7), picks.of("abc"), picks.chance(1, 2), picks.chance(7, 8)) == (0, "a", False, False)
+    assert picks.some(3, 1) == [0]
+
+
+def test_after_the_end_there_is_only_the_simplest():
+    picks = Picks(b"\xff")
+    assert [picks.below(5) for _ in range(3)] == [4, 0, 0]
+
+
+@pytest.mark.parametrize("k, n", [(1, 2), (1, 3), (1, 4), (2, 3), (5, 8)])
+def test_a_chance_is_what_it_says(k, n):
+    picks = Picks(bytes(range(256)))
+    assert sum(picks.chance(k, n) for _ in range(256)) == pytest.approx(256 * k / n, abs=1)
+
+
+@given(st.binary(min_size=8, max_size=8), st.integers(1, 8), st.integers(0, 8))
+def test_places_are_taken_in_order_and_often_enough(data, n, least):
+    taken = Picks(data).some(n, min(least, n))
+    assert taken == sorted(set(taken))
+    assert set(taken) <= set(range(n))
+    assert len(taken) >= min(least, n)
+
+
+@given(st.binary(min_size=6, max_size=6), st.integers(0, 3))
+def test_who_reads_less_of_a_part_leaves_the_next_alone(data, read):
+    picks = Picks(data)
+    first, second = picks.part(3), picks.part(3)
+    for _ in range(read):
+        first.below(256)
+    assert [second.below(256) for _ in range(3)] == list(data[3:])
+
+
+def test_outward():
+    assert outward(2) == (0, 1, -1, 2, -2)
+
+
+def test_a_case_shrinks_to_what_matters():
+    rows = picked(12, lambda picks: tuple(picks.below(10) for _ in range(12)))
+    assert find(rows, lambda row: row[7] >= 4) == (0,) * 7 + (4,) + (0,) * 4

@@ -1,0 +1,35 @@
+"""The documents that are made from measurements are those of the measurements, and these hold what they must."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from proof import pages, twins
+from rlhf_conformance.twins import twins as library
+
+DTYPES = ("float32", "float64", "bfloat16")
+
+
+@pytest.mark.parametrize("name", ["faults.md", "twins.md"])
+def test_a_page_is_what_the_measurements_make_of_it(name):
+    """`python -m tests.proof pages` writes them."""
+    assert (pages.DOCS / name).read_text() == pages.pages()[name]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_twin_failed_over_two_hundred_thousand_examples(dtype):
+    numbers = json.loads(twins.NUMBERS.read_text())[dtype]
+    assert numbers["alarms"] == []
+    assert numbers["examples"] >= 200_000
+    assert numbers["twins"] == len(library())
+    assert max(numbers["margins"].values()) <= 1
+
+
+def test_the_interval_of_a_proportion():
+    """Wilson's, against published values: 9 of 10 (0.596, 0.982), and all of many is not certainty."""
+    assert [round(bound, 3) for bound in pages.wilson(9, 10)] == [0.596, 0.982]
+    low, high = pages.wilson(9500, 9500)
+    assert 0.999 < low < 1
+    assert high == 1

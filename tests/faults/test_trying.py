@@ -1,0 +1,34 @@
+"""What the measurements stand on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from proof.trying import size_of, touched
+from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.checks import checks
+from rlhf_conformance.faults import faults
+from rlhf_conformance.runner import PROFILES, _explore, _Trial, seed_of
+
+
+@pytest.mark.parametrize("slug", checks())
+def test_the_size_of_every_case_is_known(slug):
+    """Samples and tokens; nothing of either where the case is a checkpoint alone."""
+    subject, sizes = SimpleNamespace(adapter=Reference(), dtype=torch.float32, device="cpu"), []
+    recording = replace(checks()[slug], function=lambda subject, case, judge: sizes.append(size_of(case)))
+    assert _explore(_Trial(recording, subject, 1), PROFILES["smoke"], seed_of(slug, 0), None) is None
+    assert sizes
+    for samples, tokens in sizes:
+        assert tokens >= samples >= (0 if slug.endswith("missing-head") else 1)
+
+
+def test_what_a_fault_touches():
+    loss, model = faults()["half-dropped"].adapter, faults()["critic-values-shifted"].adapter
+    assert {slug.split(".")[0] for slug in touched(loss)} == {"value-loss"}
+    assert {slug.split(".")[0] for slug in touched(model)} <= {"critic", "packing", "positions"}
+    assert "critic.state-before" in touched(model)
+    assert touched(Reference) == []

@@ -1,0 +1,411 @@
+"""Slips in TRL 1.16.0, in the functions that its adapter comes to. See mutants.py.
+
+GPT-2 fails most clauses of the actor already, for want of position ids. What only those clauses see is tried with an
+adapter that declares Llama alone, which passes them.
+"""
+
+from __future__ import annotations
+
+from .mutants import Edit, Mutant
+
+UTILS = "trl.trainer.utils"
+GRPO = "trl.trainer.grpo_trainer:GRPOTrainer"
+SCORE = f"{GRPO}._get_per_token_logps_and_entropies"
+GENERATE = f"{GRPO}._generate_single_turn"
+LOSS = f"{GRPO}._compute_loss"
+FUSED = f"{UTILS}:add_fused_lm_head._fused_forward"
+KERNELS = "trl.kernels.chunked_logprob"
+COLLATOR = "trl.trainer.sft_trainer:DataCollatorForLanguageModeling.torch_call"
+EXPERIMENTAL = "trl.experimental.utils"
+LLAMA = {"architectures": ["llama"]}
+GPT2 = {"architectures": ["gpt2"]}
+SEQUENCE_MEAN = {"loss_type": "grpo"}
+BATCH_MEAN = {"loss_type": "bnpo"}
+GET_REWARD = {"get_reward": True}
+
+LOG_PROBS = (
+    Mutant(
+        "log-prob-multiplied-by-temperature",
+        f"{UTILS}:selective_log_softmax",
+        Edit("logits / temperature", "logits * temperature"),
+        "log-probs.temperature",
+    ),
+    Mutant(
+        "log-prob-turned-round",
+        f"{UTILS}:selective_log_softmax",
+        Edit("selected_logits - _a", "_a - selected_logits"),
+        "log-probs.definition",
+    ),
+    Mutant(
+        "logsumexp-over-positions",
+        f"{UTILS}:selective_log_softmax",
+        Edit("torch.logsumexp(_a, dim=-1)", "torch.logsumexp(_a, dim=0)"),
+        "log-probs.definition",
+    ),
+    Mutant(
+        "entropy-negative",
+        f"{UTILS}:entropy_from_logits",
+        Edit("-_a.sum(-1)", "_a.sum(-1)"),
+        "log-probs.entropy",
+    ),
+    Mutant(
+        "entropy-of-logits",
+        f"{UTILS}:entropy_from_logits",
+        Edit("torch.exp(logps) * logps", "torch.exp(logps) * chunk"),
+        "log-probs.entropy",
+    ),
+    Mutant(
+        "entropy-without-temperature",
+        f"{UTILS}:selective_log_softmax_and_entropy",
+        Edit("logits / temperature", "logits"),
+        "log-probs.entropy",
+    ),
+)
+
+FUSED_HEAD = (
+    Mutant(
+        "hidden-states-one-column-late",
+        FUSED,
+        Edit("_a.last_hidden_state[:, :-1]", "_a.last_hidden_state[:, 1:]"),
+        "positions.start-at-zero",
+    ),
+    Mutant(
+        "labels-not-shifted",
+        FUSED,
+        Edit("labels[:, 1:]", "labels[:, :-1]"),
+        "positions.start-at-zero",
+    ),
+    Mutant(
+        "scored-positions-emptied",
+        FUSED,
+        Edit("_a.masked_fill(~mask, 0)", "_a.masked_fill(mask, 0)"),
+        "positions.start-at-zero",
+    ),
+    Mutant(
+        "fused-head-forgets-temperature",
+        FUSED,
+        Edit("temperature", "1.0"),
+        "actor.temperature",
+        declares=LLAMA,
+    ),
+    Mutant(
+        "tile-divided-by-inverse-temperature",
+        f"{KERNELS}:_torch_transform",
+        Edit("z * inv_t", "z / inv_t"),
+        "actor.temperature",
+        declares=LLAMA,
+    ),
+    Mutant(
+        "tile-without-its-maximum",
+        f"{KERNELS}:_forward_tile",
+        Edit("z - new_m.unsqueeze(-1)", "z"),
+        "positions.start-at-zero",
+    ),
+    Mutant(
+        "fused-entropy-added",
+        f"{KERNELS}:ChunkedLogProbFunction.forward",
+        Edit("log_z - _a", "log_z + _a"),
+        "actor.entropy",
+        declares=LLAMA,
+    ),
+    Mutant(
+        "softmax-added-in-backward",
+        f"{KERNELS}:_backward_tile",
+        Edit("is_target.float() - p", "is_target.float() + p"),
+        "actor.gradient",
+        declares=LLAMA,
+    ),
+    Mutant(
+        "temperature-forgotten-in-backward",
+        f"{KERNELS}:_backward_tile",
+        Edit("grad * inv_t", "grad"),
+        "actor.gradient",
+        declares=LLAMA,
+    ),
+    Mutant(
+        "entropy-subtracted-in-backward",
+        f"{KERNELS}:_backward_tile",
+        Edit("log_p + _a", "log_p - _a"),
+        "actor.entropy",
+        declares=LLAMA,
+        why="no clause asks for the gradient of an entropy, which a bonus on it would train with: `log-probs.entropy` "
+        "and `actor.entropy` judge its value",
+    ),
+)
+
+SCORING = (
+    Mutant(
+        "padding-scored-and-tokens-not",
+        SCORE,
+        Edit("attention_mask_batch == 0", "attention_mask_batch != 0"),
+        "positions.start-at-zero",
+    ),
+    Mutant(
+        "first-action-not-scored",
+        SCORE,
+        Edit("labels[:, :-logits_to_keep]", "labels[:, :-logits_to_keep + 1]"),
+        "positions.start-at-zero",
+    ),
+    Mutant(
+        "log-probs-from-the-front",
+        SCORE,
+        Edit("outputs.log_probs[:, -logits_to_keep:]", "outputs.log_probs[:, :logits_to_keep]"),
+        "positions.start-at-zero",
+    ),
+    Mutant(
+        "entropy-from-the-front",
+        SCORE,
+        Edit("outputs.entropy[:, -logits_to_keep:]", "outputs.entropy[:, :logits_to_keep]"),
+        "actor.entropy",
+        declares=LLAMA,
+    ),
+    Mutant(
+        "attention-mask-all-ones",
+        SCORE,
+        Edit("attention_mask_batch", "torch.ones_like(input_ids_batch)", nth=2, of=3),
+        "actor.garbage-under-mask",
+    ),
+    Mutant(
+        "wrong-dropout-removed",
+        f"{UTILS}:disable_dropout_in_model",
+        Edit("torch.nn.Dropout", "torch.nn.Dropout1d"),
+        "actor.dropout-off",
+        options={"disable_dropout": True},
+        declares=GPT2,
+    ),
+)
+
+SEQUENCES = (
+    Mutant(
+        "prompts-padded-right",
+        GENERATE,
+        Edit("'left'", "'right'", nth=1, of=3),
+        "actor.generate",
+    ),
+    Mutant(
+        "prompt-pads-attended",
+        GENERATE,
+        Edit("torch.ones_like(t)", "torch.zeros_like(t)"),
+        "actor.generate",
+    ),
+    Mutant(
+        "completion-one-column-early",
+        GENERATE,
+        Edit("prompt_completion_ids[:, prompt_length:]", "prompt_completion_ids[:, prompt_length - 1:]"),
+        "actor.generate",
+    ),
+    Mutant(
+        "eos-cut-off",
+        GENERATE,
+        Edit("sequence_indices <= _a", "sequence_indices < _a"),
+        "actor.generate",
+    ),
+    Mutant(
+        "last-eos-instead-of-first",
+        GENERATE,
+        Edit("is_eos.int().argmax(dim=1)", "is_eos.size(1) - 1 - is_eos.int().fliplr().argmax(dim=1)"),
+        "actor.generate",
+        why="it shows only where the pad id is a stop id, as a longer completion that ends in pads, and the adapter's "
+        "`generate` fills every row with pads: the mask that GRPO makes of its completions is not asked for",
+    ),
+    Mutant(
+        "truncated-before-the-stop",
+        f"{EXPERIMENTAL}:truncate_right",
+        Edit("idxs > trunc_idxs", "idxs >= trunc_idxs", nth=1, of=2),
+        "sequences.tokens-unchanged",
+    ),
+    Mutant(
+        "stop-not-in-the-mask",
+        f"{EXPERIMENTAL}:truncate_right",
+        Edit("idxs > trunc_idxs", "idxs >= trunc_idxs", nth=2, of=2),
+        "sequences.action-mask",
+    ),
+    Mutant(
+        "one-token-after-the-stop",
+        f"{EXPERIMENTAL}:truncate_right",
+        Edit("idxs > trunc_idxs", "idxs > trunc_idxs + 1", nth=2, of=2),
+        "sequences.action-mask",
+    ),
+    Mutant(
+        "last-stop-instead-of-first",
+        f"{EXPERIMENTAL}:first_true_indices",
+        Edit("row_len * (~bools).type(dtype) + _a", "row_len * (~bools).type(dtype) - _a"),
+        "sequences.truncation",
+    ),
+)
+
+REWARDS_AND_PACKS = (
+    Mutant(
+        "padded-with-zeros",
+        f"{UTILS}:pad",
+        Edit("padding_value", "0"),
+        "reward.batch-independence",
+    ),
+    Mutant(
+        "rows-one-column-late",
+        f"{UTILS}:pad",
+        Edit("output_shape[0] - t.shape[0]", "0"),
+        "actor.generate",
+    ),
+    Mutant(
+        "reward-at-the-first-pad",
+        f"{EXPERIMENTAL}:get_reward",
+        Edit("_a - 1 + context_length", "_a + context_length"),
+        "reward.last-attended",
+        options=GET_REWARD,
+    ),
+    Mutant(
+        "reward-index-without-the-prompt",
+        f"{EXPERIMENTAL}:get_reward",
+        Edit("_a - 1 + context_length", "_a - 1"),
+        "reward.last-attended",
+        options=GET_REWARD,
+    ),
+    Mutant(
+        "reward-positions-inclusive",
+        f"{EXPERIMENTAL}:get_reward",
+        Edit("_a.cumsum(1) - _b", "_a.cumsum(1)"),
+        "reward.last-attended",
+        options=GET_REWARD,
+    ),
+    Mutant(
+        "pack-positions-from-one",
+        COLLATOR,
+        Edit("torch.arange(len(ids))", "torch.arange(len(ids)) + 1"),
+        "positions.restart",
+    ),
+    Mutant(
+        "pack-boundary-scored",
+        COLLATOR,
+        Edit("output['position_ids'] == 0", "output['position_ids'] < 0"),
+        "packing.boundary",
+    ),
+    Mutant(
+        "pack-second-tokens-not-scored",
+        COLLATOR,
+        Edit("output['position_ids'] == 0", "output['position_ids'] == 1"),
+        "packing.boundary",
+    ),
+    Mutant(
+        "pack-in-reverse",
+        COLLATOR,
+        Edit("torch.cat(input_ids, dim=0)", "torch.cat(input_ids[::-1], dim=0)"),
+        "packing.tokens",
+    ),
+)
+
+LOSSES = (
+    Mutant(
+        "ratio-turned-round",
+        LOSS,
+        Edit("_a - old_per_token_logps", "old_per_token_logps - _a"),
+        "policy-loss.ratio",
+    ),
+    Mutant(
+        "ratio-detached",
+        LOSS,
+        Edit("torch.exp(log_importance_weights)", "torch.exp(log_importance_weights.detach())"),
+        "policy-loss.gradient",
+    ),
+    Mutant(
+        "lower-bound-from-above",
+        LOSS,
+        Edit("1 - self.epsilon_low", "1 - self.epsilon_high", nth=1, of=2),
+        "policy-loss.asymmetric-clip",
+    ),
+    Mutant(
+        "upper-bound-from-below",
+        LOSS,
+        Edit("1 + self.epsilon_high", "1 + self.epsilon_low", nth=1, of=2),
+        "policy-loss.asymmetric-clip",
+    ),
+    Mutant(
+        "clip-without-lower-bound",
+        LOSS,
+        Edit("torch.clamp(coef_1, 1 - _a, 1 + _b)", "torch.clamp(coef_1, max=1 + _b)"),
+        "policy-loss.clip",
+    ),
+    Mutant(
+        "larger-surrogate",
+        LOSS,
+        Edit("torch.min", "torch.max"),
+        "policy-loss.clip",
+    ),
+    Mutant(
+        "sign-forgotten",
+        LOSS,
+        Edit("-torch.min(_a, _b)", "torch.min(_a, _b)"),
+        "policy-loss.first-step",
+    ),
+    Mutant(
+        "dual-clip-from-below",
+        LOSS,
+        Edit("torch.clamp(coef_1, max=self.args.delta)", "torch.clamp(coef_1, min=self.args.delta)"),
+        "policy-loss.dual-clip",
+    ),
+    Mutant(
+        "dual-clip-of-the-clipped-ratio",
+        LOSS,
+        Edit("torch.clamp(coef_1, max=self.args.delta)", "torch.clamp(coef_2, max=self.args.delta)"),
+        "policy-loss.dual-clip",
+    ),
+    Mutant(
+        "mask-dropped-in-token-mean",
+        LOSS,
+        Edit("(_a * mask).sum() / normalizer", "_a.sum() / normalizer"),
+        "policy-loss.mask",
+    ),
+    Mutant(
+        "normalizer-counts-cells",
+        LOSS,
+        Edit("inputs['num_items_in_batch'].clamp(min=1.0)", "mask.numel()"),
+        "policy-loss.token-mean",
+    ),
+    Mutant(
+        "normalizer-counts-this-batch",
+        LOSS,
+        Edit("inputs['num_items_in_batch'].clamp(min=1.0)", "mask.sum().clamp(min=1.0)"),
+        "policy-loss.micro-batches",
+    ),
+    Mutant(
+        "normalizer-not-clamped",
+        LOSS,
+        Edit("inputs['num_items_in_batch'].clamp(min=1.0)", "inputs['num_items_in_batch']"),
+        "policy-loss.empty-batch",
+    ),
+    Mutant(
+        "sequence-mean-over-columns",
+        LOSS,
+        Edit("(_a.sum(-1) / _b.sum(-1).clamp(min=1.0)).mean()", "(_a.sum(0) / _b.sum(0).clamp(min=1.0)).mean()"),
+        "policy-loss.sequence-mean",
+        options=SEQUENCE_MEAN,
+    ),
+    Mutant(
+        "sequence-sum",
+        LOSS,
+        Edit("(_a / mask.sum(-1).clamp(min=1.0)).mean()", "_a.mean()"),
+        "policy-loss.sequence-mean",
+        options=SEQUENCE_MEAN,
+    ),
+    Mutant(
+        "batch-mean-over-cells",
+        LOSS,
+        Edit("_a.sum() / mask.sum().clamp(min=1.0)", "_a.mean()"),
+        "policy-loss.token-mean",
+        options=BATCH_MEAN,
+    ),
+    Mutant(
+        "low-clip-counted-for-good-actions",
+        LOSS,
+        Edit("advantages < 0", "advantages > 0"),
+        "policy-loss.clip-fraction",
+    ),
+    Mutant(
+        "clip-fraction-over-cells",
+        f"{LOSS}.global_masked_mean",
+        Edit("mask.sum().float()", "torch.tensor(float(mask.numel()))"),
+        "policy-loss.clip-fraction",
+    ),
+)
+
+MUTANTS = LOG_PROBS + FUSED_HEAD + SCORING + SEQUENCES + REWARDS_AND_PACKS + LOSSES
