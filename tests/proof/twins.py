@@ -40,7 +40,7 @@ def measure(name: str, dtype: str, seed: int) -> dict[str, Any]:
 
 def run(dtypes: Sequence[str], *, examples: int, workers: int, first_seed: int = 1000) -> int:
     """Rounds of all twins, each round with the next seed, until `examples` were tried in every dtype."""
-    numbers = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+    numbers = {}
     for dtype in dtypes:
         tried, rounds, alarms, margins = 0, 0, [], {}
         while tried < examples:
@@ -59,7 +59,8 @@ def run(dtypes: Sequence[str], *, examples: int, workers: int, first_seed: int =
             "alarms": sorted(alarms),
             "margins": {clause: float(f"{margins[clause]:.3g}") for clause in sorted(margins)},
         }
-        NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n")
+        known = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+        NUMBERS.write_text(json.dumps({**known, dtype: numbers[dtype]}, indent=1) + "\n")
         largest = max(margins.values(), default=math.nan)
         print(f"{dtype}: {tried} examples in {rounds} rounds, {len(alarms)} alarms, largest margin {largest:.2f}")
     wrong = [alarm for dtype in dtypes for alarm in numbers[dtype]["alarms"]]
