@@ -9,8 +9,7 @@ import pytest
 from proof import pages, twins
 from rlhf_conformance.twins import twins as library
 
-LEAST = {"float32": 200_000, "bfloat16": 200_000, "float64": 60_000}
-"""Examples of twins by dtype, none of which may fail."""
+DTYPES = ("float32", "bfloat16", "float64")
 
 
 @pytest.mark.parametrize("name", ["faults.md", "twins.md"])
@@ -19,11 +18,11 @@ def test_a_page_is_what_the_measurements_make_of_it(name):
     assert (pages.DOCS / name).read_text() == pages.pages()[name]
 
 
-@pytest.mark.parametrize("dtype", LEAST)
-def test_no_twin_failed(dtype):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_twin_failed_over_two_hundred_thousand_examples(dtype):
     numbers = json.loads(twins.NUMBERS.read_text())[dtype]
     assert numbers["alarms"] == []
-    assert numbers["examples"] >= LEAST[dtype]
+    assert numbers["examples"] >= 200_000
     assert numbers["twins"] == len(library())
     assert max(numbers["margins"].values()) <= 1
 
