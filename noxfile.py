@@ -104,7 +104,8 @@ def install_trainer(session: nox.Session, trainer: Trainer) -> None:
 def mutants(session: nox.Session, trainer: Trainer) -> None:
     """One slip at a time in the source of a real trainer, each of which must be caught; writes docs/mutants.md."""
     install_trainer(session, trainer)
-    session.run("python", "tests/proof/mutants.py", trainer.name, *session.posargs, env=ENVIRONMENT)
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT / "tests")}
+    session.run("python", "-m", "proof.mutants", trainer.name, *session.posargs, env=environment)
 
 
 @nox.session

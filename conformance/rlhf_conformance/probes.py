@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,10 +158,9 @@ def build(probe: Probe, folder: Path) -> None:
     """Write the checkpoint into `folder`."""
     from safetensors.torch import save_file
 
-    with _isolated_rng():
-        with torch.device("meta"):  # only the names and the shapes of the weights
-            skeleton = transformers.AutoModelForCausalLM.from_config(config_of(replace(probe, head_name=None)))
-        weights = {name: _draw(name, tensor) for name, tensor in sorted(skeleton.state_dict().items())}
+    with torch.device("meta"):  # only the names and the shapes of the weights
+        skeleton = transformers.AutoModelForCausalLM.from_config(config_of(replace(probe, head_name=None)))
+    weights = {name: _draw(name, tensor) for name, tensor in sorted(skeleton.state_dict().items())}
     head = weights.pop("lm_head.weight")
     if probe.head_name is None:
         weights["lm_head.weight"] = head
@@ -184,13 +182,6 @@ def _draw(name: str, like: torch.Tensor) -> torch.Tensor:
         return (1.0 + 0.2 * noise if name.endswith("weight") else 0.2 * noise).bfloat16().float()
     spread = 1.0 if ("embed" in name or "wte" in name or "wpe" in name) else 1.25 / HIDDEN_SIZE**0.5
     return (spread * noise).bfloat16().float()
-
-
-@contextlib.contextmanager
-def _isolated_rng() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 @dataclass(frozen=True)

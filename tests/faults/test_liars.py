@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import rlhf_spec.clauses
-from proof.trying import touched
+from proof.trying import attempt, touched
 from rlhf_conformance.faults import faults
 from rlhf_conformance.results import ERROR, FAIL, NOT_PROVIDED, PASS
 
@@ -43,26 +43,27 @@ def test_every_chapter_has_a_liar():
 
 
 @pytest.mark.parametrize("name", LIARS)
-def test_a_liar_is_caught_at_its_clause(name, try_clause):
+def test_a_liar_is_caught_at_its_clause(name):
     fault = faults()[name]
     assert fault.clause == LIARS[name]
-    result = try_clause(fault.adapter(), fault.clause)
+    result = attempt(fault.adapter(), fault.clause, shrinking=None).result
     assert result.verdict == FAIL, result
 
 
 @pytest.mark.parametrize("name", LIARS)
-def test_nothing_unrelated_turns_red(name, try_clause):
+def test_nothing_unrelated_turns_red(name):
     fault = faults()[name]
-    verdicts = {slug: try_clause(fault.adapter(), slug, "glance").verdict for slug in touched(fault.adapter)}
+    slugs = touched(fault.adapter)
+    verdicts = {slug: attempt(fault.adapter(), slug, profile="smoke").result.verdict for slug in slugs}
     red = {slug for slug, verdict in verdicts.items() if verdict in (FAIL, ERROR)}
     assert {slug for slug in red if not fault.may_fail(slug)} == set()
     assert set(verdicts.values()) <= {PASS, FAIL, ERROR, NOT_PROVIDED}
 
 
 @pytest.mark.parametrize("name", ["critic-values-shifted", "dual-clip-everywhere"])
-def test_a_failure_is_shrunk_to_a_glance(name, try_clause):
+def test_a_failure_is_shrunk_to_a_glance(name):
     """At most two samples, or rows, of a few tokens."""
     fault = faults()[name]
-    case = try_clause(fault.adapter(), fault.clause).failure.case
+    case = attempt(fault.adapter(), fault.clause, shrinking=None).result.failure.case
     assert case.count("Sample(") <= 2
     assert len(case) < 500

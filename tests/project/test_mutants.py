@@ -30,7 +30,7 @@ if True:
         x[:, :-1] = 1
         return x - 1
 """
-ALL = [(trainer, mutant) for trainer in mutants.TRAINERS for mutant in mutants.table(trainer)]
+ALL = [(trainer, mutant) for trainer in mutants.TRAINERS for mutant in mutants.mutants_of(trainer)]
 
 
 def changes(function, edit, source=TOY):
@@ -156,13 +156,13 @@ def test_a_package_that_is_not_the_copy_is_refused(toy, tmp_path):
 
 @pytest.mark.parametrize("trainer", mutants.TRAINERS)
 def test_a_trainer_has_enough_mutants_of_different_names(trainer):
-    names = [mutant.name for mutant in mutants.table(trainer)]
+    names = [mutant.name for mutant in mutants.mutants_of(trainer)]
     assert len(set(names)) == len(names) >= 22
 
 
 @pytest.mark.parametrize("trainer", mutants.TRAINERS)
 def test_no_mutation_is_made_twice(trainer):
-    made = [(mutant.function, mutant.edit) for mutant in mutants.table(trainer)]
+    made = [(mutant.function, mutant.edit) for mutant in mutants.mutants_of(trainer)]
     assert len(set(made)) == len(made)
 
 
@@ -190,7 +190,7 @@ def test_a_table_is_data(trainer):
 def test_every_mutant_was_tried_as_it_stands(trainer):
     rows = mutants.read(trainer)["mutants"]
     assert {name: (row["function"], row["edit"], row["clause"], row["why"]) for name, row in rows.items()} == {
-        m.name: (m.function, str(m.edit), m.clause, m.why or None) for m in mutants.table(trainer)
+        m.name: (m.function, str(m.edit), m.clause, m.why or None) for m in mutants.mutants_of(trainer)
     }
 
 

@@ -12,15 +12,15 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import rlhf_spec.clauses
 from rlhf_conformance.faults import faults
 
-from .trying import attempt, each, touched
+from .files import MEASURED, by_line
+from .trying import attempt, each, excess, is_odd, is_red, size_of, touched
 
-ROWS = Path(__file__).parents[2] / "docs" / "proof" / "faults.json"
+ROWS = MEASURED / "faults.json"
 Row = dict[str, Any]
 
 
@@ -31,18 +31,17 @@ def measure(name: str, seeds: int) -> tuple[str, Row]:
     tries = [attempt(adapter, slug) for slug in touched(fault.adapter) if slug != fault.clause]
     small = attempt(adapter, fault.clause, shrinking=None)
     found = [attempt(adapter, fault.clause, seed=seed) for seed in range(seeds)]
-    excesses = [try_.excess for try_ in found if try_.excess is not None]
+    samples, tokens = size_of(small.case) if small.case is not None else (0, 0)
+    excesses = [by for by in map(excess, found) if by is not None]
     return name, {
         "clause": fault.clause,
-        "killed_by": sorted(t.clause for t in (small, *tries) if t.red),
-        "odd": sorted(
-            f"{t.clause}: {t.verdict}" for t in tries if not t.red and t.verdict not in ("pass", "not-provided")
-        ),
-        "case": small.case,
-        "samples": small.samples,
-        "tokens": small.tokens,
-        "found_after": [t.examples if t.red else None for t in found],
-        "seconds": round(statistics.median(t.seconds for t in found), 2),
+        "killed_by": sorted(t.result.clause for t in (small, *tries) if is_red(t)),
+        "odd": sorted(f"{t.result.clause}: {t.result.verdict}" for t in tries if is_odd(t)),
+        "case": small.result.failure.case if small.result.failure else "",
+        "samples": samples,
+        "tokens": tokens,
+        "found_after": [t.found_after if is_red(t) else None for t in found],
+        "seconds": round(statistics.median(t.result.seconds for t in found), 2),
         "excess": _short(min(excesses)) if excesses else None,
     }
 
@@ -95,6 +94,4 @@ def read() -> dict[str, Row]:
 
 
 def write(rows: Mapping[str, Row]) -> None:
-    """One line for a fault, so that a difference is read by line."""
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(rows[name])}" for name in sorted(rows))
-    ROWS.write_text("{\n" + lines + "\n}\n")
+    ROWS.write_text(by_line(dict(sorted(rows.items()))) + "\n")

@@ -1,8 +1,8 @@
 """Mutations of real trainers: one slip in a copy of the installed package, and the clause that catches it.
 
-    python tests/proof/mutants.py openrlhf|trl [MUTANT ...]
+    PYTHONPATH=tests python -m proof.mutants openrlhf|trl [MUTANT ...]
 
-runs in the trainer's environment (as a file, since OpenRLHF installs a package `tests` of its own) and writes
+runs in the trainer's environment (not as `tests.proof`, since OpenRLHF installs a package `tests`) and writes
 docs/proof/mutants-NAME.json, from which docs/mutants.md is made. Red where a mutant goes uncaught that no reason is
 given for, or one with a reason is caught. With names only those rows are made anew. The mutants are tables of data:
 mutants_openrlhf.py and mutants_trl.py.
@@ -26,12 +26,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
+from .files import DOCS, MEASURED, ROOT, by_line, table
+from .trying import RED, attempt, settle
+
 TRAINERS = ("openrlhf", "trl")
 HOLE = re.compile(r"_[a-z]")
 Row = dict[str, Any]
@@ -237,9 +237,7 @@ def ask(task: Mapping[str, Any]) -> dict[str, str]:
     """In the mutant's own process: load the adapter, see that it drives the mutant, and try the clauses."""
     from rlhf_conformance.loading import load_adapter
 
-    from . import trying
-
-    trying._settle()
+    settle()
     adapter = load_adapter(task["adapter"], task["options"])
     for name, value in task["declares"].items():
         setattr(adapter, name, tuple(value) if isinstance(value, list) else value)
@@ -251,33 +249,21 @@ def ask(task: Mapping[str, Any]) -> dict[str, str]:
         raise MutationError(f"{task['outermost']} that was imported is not the mutated one")
     verdicts: dict[str, str] = {}
     for slug in task["clauses"]:
-        verdicts[slug] = _verdict(partial(trying.attempt, adapter, slug, profile="gate", shrinking=0))
+        verdicts[slug] = attempt(adapter, slug).result.verdict
         if verdicts[slug] in RED and not task["all"]:
             break
     return verdicts
 
 
-RED = ("fail", "error")
-
-
-def _verdict(attempt: Any) -> str:
-    try:
-        return attempt().verdict
-    except TypeError as error:  # only a failing case is measured, and one of a lone checkpoint has no size
-        if "the size of a Probe" not in str(error):
-            raise
-        return "fail"
-
-
 # --- all of them --------------------------------------------------------------------------------------------------
 
 
-def table(trainer: str) -> tuple[Mutant, ...]:
+def mutants_of(trainer: str) -> tuple[Mutant, ...]:
     return importlib.import_module(f"{__package__}.mutants_{trainer}").MUTANTS
 
 
 def rows_file(trainer: str) -> Path:
-    return DOCS / "proof" / f"mutants-{trainer}.json"
+    return MEASURED / f"mutants-{trainer}.json"
 
 
 def measure(trainer: str, mutant: Mutant, baseline: Iterable[str]) -> Row:
@@ -326,7 +312,7 @@ def red_without(trainer: str, mutant: Mutant) -> list[str]:
 
 def run(trainer: str, names: Sequence[str]) -> int:
     """Measure, write, and say what is wrong; the exit status."""
-    mutants = {mutant.name: mutant for mutant in table(trainer)}
+    mutants = {mutant.name: mutant for mutant in mutants_of(trainer)}
     if set(names) - set(mutants):
         raise SystemExit(f"no such mutant: {', '.join(sorted(set(names) - set(mutants)))}")
     known = read(trainer)
@@ -351,7 +337,7 @@ def run(trainer: str, names: Sequence[str]) -> int:
 
 def complaints(trainer: str, rows: Mapping[str, Row]) -> list[str]:
     """What makes the command red."""
-    said = [f"{mutant.name} has no row" for mutant in table(trainer) if mutant.name not in rows]
+    said = [f"{mutant.name} has no row" for mutant in mutants_of(trainer) if mutant.name not in rows]
     for name, row in rows.items():
         if not row["caught_by"] and not row["why"]:
             said.append(f"{name} goes uncaught, and no reason is given")
@@ -366,13 +352,7 @@ def read(trainer: str) -> dict[str, Any]:
 
 
 def write(trainer: str, baselines: Mapping[str, list[str]], rows: Mapping[str, Row]) -> None:
-    """One line for a mutant, so that a difference is read by line."""
-    without, mutants = (
-        ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in part.items())
-        for part in (baselines, rows)
-    )
-    text = f'{{"without": {{\n{without}\n}},\n"mutants": {{\n{mutants}\n}}}}\n'
-    rows_file(trainer).write_text(text)
+    rows_file(trainer).write_text(f'{{"without": {by_line(baselines)},\n"mutants": {by_line(rows)}}}\n')
 
 
 # --- the document -------------------------------------------------------------------------------------------------
@@ -404,11 +384,11 @@ def page() -> str:
     parts = [
         "# Slips in real trainers",
         INTRODUCTION,
-        _table(("trainer", "mutations", "caught", "why the rest is not"), (_summary(t, rows[t]) for t in TRAINERS)),
+        table(("trainer", "mutations", "caught", "why the rest is not"), (_summary(t, rows[t]) for t in TRAINERS)),
     ]
     for trainer in TRAINERS:
         parts.append(f"## {TITLES[trainer]}")
-        parts.append(_table(("mutation", "caught by"), (_line(*item) for item in rows[trainer].items())))
+        parts.append(table(("mutation", "caught by"), (_line(*item) for item in rows[trainer].items())))
     return "\n\n".join(parts) + "\n"
 
 
@@ -431,13 +411,8 @@ def _shown(value: Any) -> str:
     return "+".join(value) if isinstance(value, list | tuple) else json.dumps(value).strip('"')
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tests/proof/mutants.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m proof.mutants", description=__doc__)
     parser.add_argument("trainer", nargs="?", choices=TRAINERS)
     parser.add_argument("names", nargs="*", metavar="MUTANT")
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
@@ -453,5 +428,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT / "tests")
-    raise SystemExit(importlib.import_module("proof.mutants").main())
+    raise SystemExit(main())

@@ -10,15 +10,13 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import rlhf_spec.clauses
 from rlhf_conformance.faults import faults
 
 from . import faults as matrix
 from . import twins as alarms
-
-DOCS = Path(__file__).parents[2] / "docs"
+from .files import DOCS, table
 
 
 def write() -> None:
@@ -41,12 +39,12 @@ def faults_page(rows: dict[str, matrix.Row]) -> str:
                 "# What the suite catches",
                 FAULTS_INTRODUCTION,
                 "## In numbers",
-                _table(("what", "measured"), _numbers(rows)),
+                table(("what", "measured"), _numbers(rows)),
                 "## Known bugs, and what stops them",
-                _table(("known bug", "re-enacted by", "stopped by"), _known_bugs(rows)),
+                table(("known bug", "re-enacted by", "stopped by"), _known_bugs(rows)),
                 "## Clauses, and what they catch",
                 CLAUSES_INTRODUCTION,
-                _table(("clause", "own faults", "all", "smallest error / budget"), _clauses(rows)),
+                table(("clause", "own faults", "all", "smallest error / budget"), _clauses(rows)),
                 *_chapters(rows),
             ]
         )
@@ -135,7 +133,7 @@ def _clauses(rows: dict[str, matrix.Row]) -> Iterable[tuple[str, str, str, str]]
 def _chapters(rows: dict[str, matrix.Row]) -> Iterable[str]:
     for chapter in rlhf_spec.clauses.chapters():
         yield f"## Faults of {chapter.slug}"
-        yield _table(
+        yield table(
             ("fault", "the lie", "must be caught by", "also", "examples (median, most)", "shrunk to"),
             (_fault(name, row) for name, row in rows.items() if row["clause"].startswith(chapter.slug + ".")),
         )
@@ -144,7 +142,7 @@ def _chapters(rows: dict[str, matrix.Row]) -> Iterable[str]:
 def _fault(name: str, row: matrix.Row) -> tuple[str, ...]:
     found = [after for after in row["found_after"] if after is not None]
     size = f"{row['samples']} x {row['tokens']}" if row["samples"] == 1 else f"{row['samples']}, {row['tokens']} in all"
-    lie = faults()[name].lie.rstrip(".").replace("|", "\\|")
+    lie = faults()[name].lie.rstrip(".")
     return f"`{name}`", lie, f"`{row['clause']}`", str(len(row["killed_by"]) - 1), _spread(found), size
 
 
@@ -164,7 +162,7 @@ def twins_page(numbers: dict[str, dict]) -> str:
             [
                 "# What the suite lets pass",
                 TWINS_INTRODUCTION,
-                _table(
+                table(
                     ("dtype", "twins", "seeds", "examples", "false alarms", "largest error / budget"),
                     (
                         (
@@ -180,7 +178,7 @@ def twins_page(numbers: dict[str, dict]) -> str:
                 ),
                 "## Budgets from both sides",
                 BUDGETS_INTRODUCTION,
-                _table(
+                table(
                     ("clause", *(f"twins, {dtype}" for dtype in dtypes), "faults, float32"),
                     (
                         (
@@ -209,11 +207,6 @@ BUDGETS_INTRODUCTION = """\
 Errors as a share of what a clause allows: the largest of any twin, which has to stay below 1, and the smallest at
 which a fault of the clause was found, which is above 1. Clauses that compare exactly are left out, and where no
 fault of a clause is about numbers the last column is empty."""
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _codes(names: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,39 +15,13 @@ from typing import Any, TypeVar
 from rlhf_conformance.adapter import METHODS, Adapter
 from rlhf_conformance.checks import Check, checks
 from rlhf_conformance.probes import Probe
-from rlhf_conformance.results import ERROR, FAIL, Failure
-from rlhf_conformance.runner import PROFILES, try_clause
+from rlhf_conformance.results import ERROR, FAIL, NOT_PROVIDED, PASS
+from rlhf_conformance.runner import PROFILES, Tried, try_clause
 
 Answer = TypeVar("Answer")
+RED = (FAIL, ERROR)
 REMEMBERED = 20_000
 """So many outputs of the oracle are kept, which every adapter of the same dtype is compared with."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """How one clause went.
-
-    examples    cases tried, the failing one included
-    seconds     until the verdict
-    margin      where it passed: the largest error over its budget
-    excess      where it failed on a number: error over budget of the first one shown
-    case        where it failed: the case, as printed, with how many samples and tokens it has
-    """
-
-    clause: str
-    verdict: str
-    reason: str
-    examples: int
-    seconds: float
-    margin: float | None = None
-    excess: float | None = None
-    case: str = ""
-    samples: int = 0
-    tokens: int = 0
-
-    @property
-    def red(self) -> bool:
-        return self.verdict in (FAIL, ERROR)
 
 
 def attempt(
@@ -58,38 +32,40 @@ def attempt(
     dtype: str = "float32",
     seed: int = 0,
     shrinking: float | None = 0.0,
-) -> Attempt:
+) -> Tried:
     """Try a clause in this process. `shrinking`: seconds, None as the profile has it."""
     chosen = PROFILES[profile]
     if shrinking is not None:
         chosen = replace(chosen, shrinking=shrinking)
-    tried = try_clause(slug, _subject(adapter, dtype), chosen, seed)
-    result, failure = tried.result, tried.result.failure
-    done = Attempt(slug, result.verdict, result.reason, result.examples, result.seconds, result.margin)
-    if tried.case is None or failure is None:
-        return done
-    samples, tokens = size_of(tried.case)
-    return replace(
-        done,
-        examples=tried.found_after or 0,
-        excess=_excess(failure),
-        case=failure.case,
-        samples=samples,
-        tokens=tokens,
-    )
+    return try_clause(slug, _subject(adapter, dtype), chosen, seed)
 
 
-def _excess(failure: Failure) -> float | None:
-    if failure.error is None or not failure.budget:
-        return None
-    return failure.error / failure.budget
+def is_red(tried: Tried) -> bool:
+    return tried.result.verdict in RED
+
+
+def is_odd(tried: Tried) -> bool:
+    """Neither red nor green, where it should be either."""
+    return tried.result.verdict not in (*RED, PASS, NOT_PROVIDED)
+
+
+def excess(tried: Tried) -> float | None:
+    """Where it failed on a number: error over budget of the first one shown."""
+    failure = tried.result.failure
+    return failure.error / failure.budget if failure and failure.error is not None and failure.budget else None
 
 
 @cache
 def _store() -> Any:
     from rlhf_conformance.probes import ProbeStore
 
-    return ProbeStore(Path(os.environ.get(PROBES) or tempfile.mkdtemp()))
+    return ProbeStore(Path(os.environ.get(PROBES) or _own_folder().name))
+
+
+@cache
+def _own_folder() -> tempfile.TemporaryDirectory:
+    """Of a process that shares no probes; it goes when the process does."""
+    return tempfile.TemporaryDirectory(prefix="rlhf-proof-")
 
 
 @cache
@@ -115,9 +91,8 @@ def _subject(adapter: Adapter, dtype: str) -> Any:
 
 def size_of(case: Any) -> tuple[int, int]:
     """How many samples (or rows) a case has, and how many tokens (or numbers of a loss) in all of them."""
-    for name in ("case", "generated"):
-        if hasattr(case, name):
-            return size_of(getattr(case, name))
+    if hasattr(case, "case"):
+        return size_of(case.case)
     if hasattr(case, "samples"):
         return len(case.samples), sum(len(sample.tokens) for sample in case.samples)
     if hasattr(case, "batch_size"):
@@ -172,7 +147,7 @@ def each(function: Callable[..., Answer], tasks: Iterable[tuple[Any, ...]], work
     with tempfile.TemporaryDirectory(prefix="rlhf-proof-") as folder:
         os.environ[PROBES] = folder
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_settle) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=settle) as pool:
             try:
                 for done in as_completed([pool.submit(function, *task) for task in tasks]):
                     yield done.result()
@@ -180,7 +155,7 @@ def each(function: Callable[..., Answer], tasks: Iterable[tuple[Any, ...]], work
                 pool.shutdown(cancel_futures=True)  # where one has failed, nobody waits for the rest
 
 
-def _settle() -> None:
+def settle() -> None:
     import warnings
 
     import torch

@@ -11,30 +11,30 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rlhf_conformance.results import NOT_PROVIDED, PASS
 from rlhf_conformance.twins import twins
 
+from .files import MEASURED
 from .trying import attempt, each, touched
 
-NUMBERS = Path(__file__).parents[2] / "docs" / "proof" / "twins.json"
+NUMBERS = MEASURED / "twins.json"
 
 
 def measure(name: str, dtype: str, seed: int) -> dict[str, Any]:
     """One twin through the gate with one seed."""
     kind = twins()[name]
     adapter = kind()
-    tries = [attempt(adapter, slug, dtype=dtype, seed=seed) for slug in touched(kind)]
-    wrong = [t for t in tries if t.verdict not in (PASS, NOT_PROVIDED)]
+    results = [attempt(adapter, slug, dtype=dtype, seed=seed).result for slug in touched(kind)]
+    wrong = [r for r in results if r.verdict not in (PASS, NOT_PROVIDED)]
     return {
         "twin": name,
         "seed": seed,
         "dtype": dtype,
-        "examples": sum(t.examples for t in tries),
-        "alarms": {t.clause: f"{t.verdict}: {t.reason} {t.case}" for t in wrong},
-        "margins": {t.clause: t.margin for t in tries if t.margin is not None},
+        "examples": sum(r.examples for r in results),
+        "alarms": {r.clause: f"{r.verdict}: {r.reason} {r.failure.case if r.failure else ''}" for r in wrong},
+        "margins": {r.clause: r.margin for r in results if r.margin is not None},
     }
 
 

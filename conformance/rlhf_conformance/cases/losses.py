@@ -96,23 +96,19 @@ def exactly(x: float, dtype: torch.dtype) -> float:
 Builder = Callable[[Picks], LossCase]
 ROWS, WIDTH = 4, 6
 TOKEN_PICKS = 6
-ROW_PICKS = 3 + WIDTH * (1 + TOKEN_PICKS)
-CASE_PICKS = 16 + ROWS * ROW_PICKS
-"""How many choices are read, at most: for a token, for a row with its mask, for a case."""
-
-
-def loss_cases(
-    adapter: Adapter, dtype: torch.dtype, kind: str, shape: LossShape = LossShape()
-) -> st.SearchStrategy[LossCase]:
-    """Up to 4 rows of up to 6 tokens, masks with holes, every row with an action (unless one is asked to be empty)."""
-    return picked(CASE_PICKS, loss_builder(adapter, dtype, kind, shape))
+MASK_PICKS = 3 + WIDTH
+ROW_PICKS = MASK_PICKS + WIDTH * TOKEN_PICKS
+HEAD_PICKS = 16
+CASE_PICKS = HEAD_PICKS + ROWS * ROW_PICKS
+"""How many choices are read, at most: for a token, for a row's mask, for a row, for what rows share, for a case."""
 
 
 def loss_builder(adapter: Adapter, dtype: torch.dtype, kind: str, shape: LossShape) -> Builder:
-    """What makes a case from CASE_PICKS choices."""
+    """What makes a case from CASE_PICKS choices: up to 4 rows of up to 6 tokens, masks with holes, every row with an
+    action (unless one is asked to be empty)."""
 
     def build(picks: Picks) -> LossCase:
-        head = picks.part(CASE_PICKS - ROWS * ROW_PICKS)
+        head = picks.part(HEAD_PICKS)
         options = _OPTIONS[kind](head, adapter, shape)
         width = 2 + head.below(WIDTH - 1) if shape.unequal_rows else 1 + head.below(WIDTH)
         least = 2 if shape.empty_row or shape.unequal_rows else shape.min_rows
@@ -121,7 +117,7 @@ def loss_builder(adapter: Adapter, dtype: torch.dtype, kind: str, shape: LossSha
         rows = slots[:1] if shape.single_row else [slots[i] for i in head.some(ROWS, least)]
         if shape.square and head.chance(1, 4):
             width = len(rows)
-        mask = _masks([_mask(row.part(3 + WIDTH), width) for row in rows], shape, empty)
+        mask = _masks([_mask(row.part(MASK_PICKS), width) for row in rows], shape, empty)
         tokens = [
             [_TOKENS[kind](row.part(TOKEN_PICKS), dtype, options, shape) if m else (0.0, 0.0, 0.0) for m in marks]
             for row, marks in zip(rows, mask, strict=True)
@@ -130,6 +126,10 @@ def loss_builder(adapter: Adapter, dtype: torch.dtype, kind: str, shape: LossSha
         return LossCase(new, old, target, mask, options)
 
     return build
+
+
+def loss_cases(build: Builder) -> st.SearchStrategy[LossCase]:
+    return picked(CASE_PICKS, build)
 
 
 def _mask(picks: Picks, width: int) -> list[int]:

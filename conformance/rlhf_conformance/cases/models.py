@@ -54,8 +54,9 @@ def offered(adapter: Adapter, layouts: Sequence[str]) -> list[str]:
 
 SAMPLES, LENGTH = 4, 6
 SAMPLE_PICKS = 6 + 4 * LENGTH
-CASE_PICKS = 12 + SAMPLES * SAMPLE_PICKS
-"""How many choices are read, at most: for a sample, for a case."""
+HEAD_PICKS = 12
+CASE_PICKS = HEAD_PICKS + SAMPLES * SAMPLE_PICKS
+"""How many choices are read, at most: for a sample, for what samples share, for a case."""
 
 
 def model_cases(adapter: Adapter, asked: Asked = Asked()) -> st.SearchStrategy[ModelCase]:
@@ -64,7 +65,7 @@ def model_cases(adapter: Adapter, asked: Asked = Asked()) -> st.SearchStrategy[M
 
 
 def _model_case(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
-    head = picks.part(CASE_PICKS - SAMPLES * SAMPLE_PICKS)
+    head = picks.part(HEAD_PICKS)
     pad_is_eos = head.chance(1, 2)
     probe = replace(
         asked.probe,

@@ -60,8 +60,9 @@ class GeneratedShape:
 
 ROWS, WIDTH, PROMPT = 6, 6, 4
 ROW_PICKS = 4 + 2 * PROMPT + 4 + WIDTH
-CASE_PICKS = 20 + ROWS * ROW_PICKS
-"""How many choices are read, at most: for a row, for a case."""
+HEAD_PICKS = 20
+CASE_PICKS = HEAD_PICKS + ROWS * ROW_PICKS
+"""How many choices are read, at most: for a row, for what rows share, for a case."""
 
 
 def generated(shape: GeneratedShape = GeneratedShape()) -> st.SearchStrategy[GeneratedCase]:
@@ -70,7 +71,7 @@ def generated(shape: GeneratedShape = GeneratedShape()) -> st.SearchStrategy[Gen
 
 
 def _generated(picks: Picks, shape: GeneratedShape) -> GeneratedCase:
-    head = picks.part(CASE_PICKS - ROWS * ROW_PICKS)
+    head = picks.part(HEAD_PICKS)
     stops, pad = _special_ids(head, shape)
     width = 2 + head.below(WIDTH - 1) if shape.sampled_pad else 1 + head.below(WIDTH)
     # A square hides one wrong axis and shows another.

@@ -55,7 +55,7 @@ class Loss:
 
     def cases(self, **shape: Any) -> Callable[[Subject], st.SearchStrategy[LossCase]]:
         """Cases of this loss, of the shape asked for."""
-        return lambda s: loss_cases(s.adapter, s.dtype, self.kind, LossShape(**shape))
+        return lambda s: loss_cases(self.builder(s, **shape))
 
     def builder(self, subject: Subject, **shape: Any) -> Builder:
         return loss_builder(subject.adapter, subject.dtype, self.kind, LossShape(**shape))
