@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import rlhf_spec.clauses
 from rlhf_conformance.results import CONFORMANT_STATUS, INCOMPLETE_STATUS, USAGE_STATUS
@@ -44,6 +45,9 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     check.add_argument("--report", metavar="DIR", type=Path, help="write DIR/report.json")
     check.add_argument("--known-failures", metavar="FILE", type=Path, help="TOML file of accepted failures")
+    check.add_argument(
+        "--replay", metavar="FILE", type=Path, help="try the failing cases of a report again, or one stored case"
+    )
     check.add_argument("--time-limit", metavar="SECONDS", type=float, help="for a clause (default: by profile)")
     check.add_argument("--seed", metavar="N", type=int, help="of the cases (default: 0; drawn and printed for full)")
     check.set_defaults(run=run_check)
@@ -94,18 +98,20 @@ def run_check(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--report {arguments.report}: wanted a folder, this is a file")
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError(f"-n {arguments.workers}: at least one worker is needed")
+    cases = _replayed(arguments)
     plan = Plan(
         adapter=arguments.adapter,
         options=parse_options(arguments.options),
         device=arguments.device,
         dtype=arguments.dtype,
         profile=arguments.profile,
-        only=tuple(arguments.only),
+        only=tuple(cases or arguments.only),
         strict=arguments.strict,
         seed=seed,
         time_limit=arguments.time_limit or 0.0,
         database=str(Path(".rlhf-conformance").resolve()),
         known_failures=read_known_failures(arguments.known_failures) if arguments.known_failures else (),
+        cases=cases,
     )
     validate_plan(plan)
     require_device(plan.device)
@@ -116,6 +122,23 @@ def run_check(arguments: argparse.Namespace) -> int:
     if arguments.report is not None:
         console.print(f"report: {reporting.write(report, arguments.report)}", highlight=False)
     return report.exit_status
+
+
+def _replayed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The stored cases that are asked for, by slug; none where nothing is replayed."""
+    from rlhf_conformance.replaying import ReplayError, read_cases
+    from rlhf_conformance.suite import UsageError, selected
+
+    if arguments.replay is None:
+        return {}
+    try:
+        cases = read_cases(arguments.replay)
+    except ReplayError as error:
+        raise UsageError(f"--replay: {error}") from error
+    asked = {slug: cases[slug] for slug in selected(arguments.only) if slug in cases}
+    if not asked:
+        raise UsageError(f"--replay {arguments.replay}: it holds cases of {', '.join(cases)} only")
+    return asked
 
 
 def _repeat(plan: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 import time
@@ -20,10 +21,11 @@ from rlhf_conformance.plugin import (
     PLAN_OPTION,
     PROPERTY,
     UNUSABLE,
+    found_file,
     loaded_marker,
     stack_file,
 )
-from rlhf_conformance.results import LOST, KnownFailure, Report, Result
+from rlhf_conformance.results import LOST, KnownFailure, Report, Result, with_known_failures
 from rlhf_conformance.suite import (
     Plan,
     Suite,
@@ -89,6 +91,7 @@ def _run_of(plan: Plan, started: float, import_seconds: float, *, workers: int) 
         "profile": plan.profile,
         "seed": plan.seed,
         "only": list(plan.only),
+        "replayed": list(plan.cases),
         "strict": plan.strict,
         "workers": workers,
         "seconds": round(time.perf_counter() - started, 2),
@@ -207,9 +210,15 @@ class _Gathered:
             self.progress(result, len(self.results), self.total)
 
     def lost(self, slug: str, said: str = "") -> Result:
-        """The verdict on a clause whose worker died under it, with the reason where one is known."""
+        """The verdict on a clause whose worker died under it: the failure that it had found, or else the reason."""
+        kept, cause = found_file(self.plan, slug), self._cause(slug, said)
+        if kept.exists():
+            found = Result.from_json(json.loads(kept.read_text()))
+            return with_known_failures(
+                replace(found, reason=f"{found.reason}; afterwards {cause}"), self.plan.known_failures
+            )
         clause = rlhf_spec.clauses.clause(slug)
-        return Result(slug, clause.level, LOST, reason=self._cause(slug, said))
+        return Result(slug, clause.level, LOST, reason=cause)
 
     def _cause(self, slug: str, said: str) -> str:
         stack = stack_file(self.plan, slug)

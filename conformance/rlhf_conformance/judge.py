@@ -56,12 +56,34 @@ def row_column(index: tuple[int, ...]) -> str:
     return ", ".join(f"{name} {i}" for name, i in zip(("row", "column", "entry"), index, strict=False))
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """All numbers that were compared at once.
+
+    indices     of each number; what `place` makes words of
+    broken      the first difference that was too large, None where all held
+    """
+
+    what: str
+    indices: tuple[tuple[int, ...], ...]
+    actual: tuple[float, ...]
+    expected: tuple[float, ...]
+    allowed: tuple[float, ...]
+    place: Place
+    broken: Mismatch | None = None
+
+
 @dataclass
 class Judge:
-    """Collects the margin of a check and raises on the first broken comparison."""
+    """Collects the margin of a check and raises on the first broken comparison.
+
+    With a `record` every comparison is kept in it, and numbers that differ raise nothing: so that all of what a case
+    shows can be seen at once.
+    """
 
     margin: float | None = None
     comparisons: int = 0
+    record: list[Comparison] | None = None
 
     def close(
         self,
@@ -81,24 +103,26 @@ class Judge:
         got, want = _leaves(actual), _leaves(expected)
         if [i for i, _ in got] != [i for i, _ in want]:
             self.fail(what, expected=f"{len(want)} numbers", actual=f"{len(got)} numbers", note=_said(note))
-        bad: list[tuple[float, Mismatch]] = []
+        bad: list[Mismatch] = []
         self.comparisons += len(want)
-        for (index, a), (_, e) in zip(got, want, strict=True):
-            allowed = _budget_at(budget, index)
+        budgets = [_budget_at(budget, index) for index, _ in got]
+        for (index, a), (_, e), allowed in zip(got, want, budgets, strict=True):
             if a == e or (math.isnan(a) and math.isnan(e)):
                 error = 0.0
             else:
                 error = abs(a - e)
             ratio = error / allowed if allowed > 0 else (0.0 if error == 0 else math.inf)
             if not ratio <= 1.0:
-                severity = ratio if not math.isnan(ratio) else math.inf
-                mismatch = Mismatch(what, place(index), _show(e), _show(a), error, allowed)
-                bad.append((severity, mismatch))
+                bad.append(Mismatch(what, place(index), _show(e), _show(a), error, allowed))
             elif self.margin is None or ratio > self.margin:
                 self.margin = ratio
-        if bad:
-            first = replace(bad[0][1], note=_said(note))
-            raise ClauseFailure(_with_count(first, len(bad), len(want)))
+        first = _with_count(replace(bad[0], note=_said(note)), len(bad), len(want)) if bad else None
+        if self.record is not None:
+            places, wanted = tuple(i for i, _ in want), tuple(x for _, x in want)
+            came = tuple(x for _, x in got)
+            self.record.append(Comparison(what, places, came, wanted, tuple(budgets), place, first))
+        elif first is not None:
+            raise ClauseFailure(first)
 
     def equal(self, actual: Any, expected: Any, *, what: str, place: Place = row_column, note: str = "") -> None:
         """Every number of `actual` exactly `expected`."""

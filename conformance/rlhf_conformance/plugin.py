@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -134,7 +135,7 @@ class ClauseItem(pytest.Item):
                 if self.suite.plan.folder:
                     loaded_marker(self.suite.plan).touch()
             with _time_limit(self.suite, self.slug, self.suite.plan.limit):
-                result = self.suite.run(self.slug)
+                result = self.suite.run(self.slug, self._keep)
         except (LoadError, UsageError) as error:
             self.user_properties.append((UNUSABLE, str(error)))
             raise
@@ -148,6 +149,12 @@ class ClauseItem(pytest.Item):
         if result.verdict in (FAIL, ERROR, UNEXPECTED_PASS, INCONCLUSIVE):
             raise ClauseFailed(result)
         assert result.verdict == PASS
+
+    def _keep(self, result: Result) -> None:
+        """What was found stays found, whatever the adapter does while it is looked into."""
+        if self.suite.plan.folder:
+            path = found_file(self.suite.plan, self.slug)
+            path.write_text(json.dumps(result.to_json()))
 
     @property
     def _lenient(self) -> bool:
@@ -186,6 +193,11 @@ def _time_limit(suite: Suite, slug: str, seconds: float) -> Iterator[None]:
 def stack_file(plan: Plan, slug: str) -> Path:
     """Where the stack of a clause that ran out of time is written."""
     return Path(plan.folder) / f"{slug}.stack"
+
+
+def found_file(plan: Plan, slug: str) -> Path:
+    """Where the failure of a clause is kept until its result has been handed over."""
+    return Path(plan.folder) / f"{slug}.found.json"
 
 
 def loaded_marker(plan: Plan) -> Path:

@@ -23,8 +23,61 @@ CONFORMANT_STATUS, FAILED_STATUS, USAGE_STATUS, INCOMPLETE_STATUS = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong, where the evidence leaves no doubt.
+
+    kind        "place": the returned numbers are others of the batch; "fault", "convention": the answers are those of
+                a known bug or of an undeclared convention; "numbers": they are the right ones, transformed
+    name        of the fault or convention; of a place in a word ("shift", "swap", "pad", "neighbour", ...)
+    sentence    for the maintainer: what came, what should have, and how far that holds
+    """
+
+    kind: str
+    name: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a formula with the failing case put into it.
+
+    expected, actual    numbers as text; `actual` is empty where the adapter does not show it
+    parted              the first line at which the two differ
+    """
+
+    label: str
+    expected: str
+    actual: str = ""
+    parted: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a picture: a token, what it is ("pad", "prompt", "response", "eos", "action", "off"), and whether an
+    answer should be read here, or was."""
+
+    text: str
+    kind: str
+    expected: bool = False
+    read: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The batch of a failure as it lies before the trainer: rows of cells, each with a label and a remark."""
+
+    caption: str
+    rows: tuple[tuple[Cell, ...], ...]
+    labels: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Failure:
-    """What broke a clause: the quantity, where, what it should be, what it was, on which case."""
+    """What broke a clause: the quantity, where, what it should be, what it was, on which case.
+
+    case        the smallest failing case, for reading; `stored` the same for `--replay`
+    """
 
     what: str
     place: str
@@ -35,6 +88,25 @@ class Failure:
     count: str = ""
     note: str = ""
     case: str = ""
+    stored: Any = None
+    diagnoses: tuple[Diagnosis, ...] = ()
+    steps: tuple[Step, ...] = ()
+    picture: Picture | None = None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Failure:
+        drawn = data["picture"]
+        if drawn is not None:
+            rows = tuple(tuple(Cell(**cell) for cell in row) for row in drawn["rows"])
+            drawn = Picture(drawn["caption"], rows, tuple(drawn["labels"]), tuple(drawn["remarks"]))
+        return cls(
+            **{
+                **data,
+                "diagnoses": tuple(Diagnosis(**row) for row in data["diagnoses"]),
+                "steps": tuple(Step(**row) for row in data["steps"]),
+                "picture": drawn,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +140,7 @@ class Result:
     def from_json(cls, data: dict[str, Any]) -> Result:
         fields = {key: value for key, value in data.items() if key != "chapter"}
         failure = fields.pop("failure")
-        return cls(**fields, failure=Failure(**failure) if failure else None)
+        return cls(**fields, failure=Failure.from_json(failure) if failure else None)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis.errors import Flaky, FlakyFailure, Unsatisfiable
 
 import rlhf_spec.clauses
+from rlhf_conformance.cases import storing
 from rlhf_conformance.checks import Check, NotReturned, checks
 from rlhf_conformance.judge import ClauseFailure, Judge
 from rlhf_conformance.results import (
@@ -76,6 +78,7 @@ class _Trial:
     failures: dict[Any, BaseException] = field(default_factory=dict)
     gave_up: float | None = None
     found_after: int | None = None
+    found: Callable[[BaseException], None] = lambda error: None
 
     def attempt(self, case: Any) -> None:
         """One case. After some seconds of shrinking, only cases already known to fail fail again, so that it ends."""
@@ -92,6 +95,7 @@ class _Trial:
             error.case = case  # type: ignore[union-attr]
             self.failures[repr(case)] = error
             if self.gave_up is None:
+                self.found(error)
                 self.gave_up, self.found_after = time.monotonic() + self.shrinking, self.examples + 1
             raise
         self.examples += 1
@@ -100,11 +104,6 @@ class _Trial:
 def seed_of(slug: str, seed: int) -> int:
     """The seed of one clause's cases: different clauses see different cases, the same in every process."""
     return zlib.crc32(f"{slug}:{seed}".encode())
-
-
-def run_clause(slug: str, subject: Subject, profile: Profile, seed: int, database: Any = None) -> Result:
-    """Try one clause on the subject. Whatever the adapter does short of ending the process becomes a verdict."""
-    return try_clause(slug, subject, profile, seed, database).result
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,26 @@ class Tried:
     case: Any = None
 
 
-def try_clause(slug: str, subject: Subject, profile: Profile, seed: int, database: Any = None) -> Tried:
-    """`run_clause` with what led to the result."""
+Found = Callable[[Result], None]
+"""Told of a failure as soon as there is one, before anything else is tried on an adapter that may not survive it."""
+
+
+def try_clause(
+    slug: str,
+    subject: Subject,
+    profile: Profile,
+    seed: int,
+    database: Any = None,
+    *,
+    found: Found | None = None,
+    replayed: Any = None,
+) -> Tried:
+    """Try one clause on the subject. Whatever the adapter does short of ending the process becomes a verdict.
+
+    replayed    a case to try in place of all that could be drawn
+    """
     clause, check = rlhf_spec.clauses.clause(slug), checks()[slug]
-    floor = profile.floor_of(check)
+    floor = profile.floor_of(check) if replayed is None else 1
     blank = Result(clause.slug, clause.level, PASS, floor=floor)
     reason = check.not_provided(subject.adapter)
     if reason:
@@ -131,14 +146,18 @@ def try_clause(slug: str, subject: Subject, profile: Profile, seed: int, databas
     started = time.perf_counter()
     subject.forget_models()
     trial = _Trial(check, subject, profile.shrinking)
-    outcome = _explore(trial, profile, seed_of(slug, seed), database)
-    done = replace(
-        blank,
-        examples=trial.examples,
-        margin=trial.judge.margin,
-        seconds=round(time.perf_counter() - started, 3),
-    )
-    return Tried(_judged(done, trial, outcome), trial.found_after, getattr(outcome, "case", None))
+
+    def seen() -> Result:
+        seconds = round(time.perf_counter() - started, 3)
+        return replace(blank, examples=trial.examples, margin=trial.judge.margin, seconds=seconds)
+
+    if found is not None:
+        trial.found = lambda error: found(_judged(seen(), trial, error))
+    if replayed is None:
+        outcome = _explore(trial, profile, seed_of(slug, seed), database)
+    else:
+        outcome = _outcome(lambda: trial.attempt(replayed))
+    return Tried(_judged(seen(), trial, outcome), trial.found_after, getattr(outcome, "case", None))
 
 
 def _explore(trial: _Trial, profile: Profile, seed: int, database: Any) -> BaseException | None:
@@ -164,8 +183,12 @@ def _explore(trial: _Trial, profile: Profile, seed: int, database: Any) -> BaseE
     def explore(case: Any) -> None:
         trial.attempt(case)
 
+    return _outcome(explore)
+
+
+def _outcome(attempt: Callable[[], None]) -> BaseException | None:
     try:
-        explore()
+        attempt()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -182,12 +205,12 @@ def _judged(result: Result, trial: _Trial, outcome: BaseException | None) -> Res
             return replace(result, verdict=INCONCLUSIVE, reason=reason)
         return result
     if isinstance(outcome, ClauseFailure):
-        failure = Failure(**asdict(outcome.mismatch), case=repr(outcome.case))  # type: ignore[attr-defined]
+        failure = Failure(**asdict(outcome.mismatch), **_case_of(outcome))
         return replace(result, verdict=FAIL, reason=str(outcome), failure=failure)
     if isinstance(outcome, NotReturned):
         return replace(result, verdict=NOT_PROVIDED, reason=str(outcome), floor=0)
     if isinstance(outcome, WiringError | AdapterError):
-        failure = Failure(what=str(outcome), place="", expected="", actual="", case=repr(outcome.case))  # type: ignore[union-attr]
+        failure = Failure(what=str(outcome), place="", expected="", actual="", **_case_of(outcome))
         return replace(result, verdict=ERROR, reason=str(outcome), failure=failure)
     if isinstance(outcome, Unsatisfiable):
         return replace(result, verdict=INCONCLUSIVE, reason="no case could be drawn for what the adapter declares")
@@ -197,3 +220,7 @@ def _judged(result: Result, trial: _Trial, outcome: BaseException | None) -> Res
         return replace(result, verdict=ERROR, reason=reason)
     said = "".join(traceback.format_exception(outcome)).strip()[-1500:]
     return replace(result, verdict=LOST, reason=f"the suite itself failed here, please report it: {said}")
+
+
+def _case_of(outcome: Any) -> dict[str, Any]:
+    return {"case": repr(outcome.case), "stored": storing.to_json(outcome.case)}

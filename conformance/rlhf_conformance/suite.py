@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class UsageError(Exception):
     """The run was asked for something that there is not; the message is for the user."""
 
 
+Found = Callable[[Result], None]
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 PROFILES = ("smoke", "gate", "full")
 
@@ -37,6 +38,7 @@ class Plan:
     only        slug prefixes; empty: all clauses
     time_limit  seconds for a clause; 0: the profile's
     folder      where probes and the example database lie
+    cases       stored cases by slug, which are tried in place of what could be drawn; empty: nothing is replayed
     """
 
     adapter: str | None = None
@@ -51,6 +53,7 @@ class Plan:
     folder: str = ""
     database: str = ""
     known_failures: tuple[KnownFailure, ...] = ()
+    cases: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -148,17 +151,21 @@ class Suite:
         """Import what is needed and construct the adapter, unless that is done."""
         assert self.subject is not None
 
-    def run(self, slug: str) -> Result:
-        """Try one clause."""
+    def run(self, slug: str, found: Found | None = None) -> Result:
+        """Try one clause. `found` is told of a failure before it is looked into."""
         from hypothesis.database import DirectoryBasedExampleDatabase
 
-        from rlhf_conformance.runner import PROFILES, run_clause
+        from rlhf_conformance.cases import storing
+        from rlhf_conformance.diagnosis import diagnosed
+        from rlhf_conformance.runner import PROFILES, try_clause
 
         profile = PROFILES[self.plan.profile]
         database = (
             None if profile.deterministic else DirectoryBasedExampleDatabase(self.plan.database or ".rlhf-conformance")
         )
-        result = run_clause(slug, self.subject, profile, self.plan.seed, database)
+        replayed = storing.from_json(self.plan.cases[slug]) if slug in self.plan.cases else None
+        tried = try_clause(slug, self.subject, profile, self.plan.seed, database, found=found, replayed=replayed)
+        result = diagnosed(tried.result, tried.case, self.subject, self.plan.seed)
         return with_known_failures(result, self.plan.known_failures)
 
     def describe(self) -> dict[str, Any]:

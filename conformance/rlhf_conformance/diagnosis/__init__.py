@@ -1,0 +1,150 @@
+"""Diagnosis: from a failing case to what is wrong, where, as far as the evidence goes.
+
+A failing clause is tried once more with all of its comparisons on record, on its smallest failing case and on some
+that are drawn anew. Four looks are taken at what that shows: where in the batch the returned numbers come from
+(`provenance`), which known fault or undeclared convention answers alike (`nearest`), the formula with the numbers put
+into it (`steps`), and the batch as a picture (`provenance` once more). Nothing is claimed where the evidence allows for
+more than one reading.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, Verbosity, settings
+
+from rlhf_conformance.checks import Check, checks
+from rlhf_conformance.judge import ClauseFailure, Comparison, Judge
+from rlhf_conformance.results import FAIL, Result
+from rlhf_conformance.subject import AdapterError, Subject, WiringError
+
+SECONDS = 4.0
+"""What the diagnosis of one failure may take, about; it is asked for only where something failed."""
+MORE_CASES = 12
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A case with all of its comparisons.
+
+    ended   what ended the check before its last comparison: the message of a plain fact that does not hold, of wrong
+            wiring or of an adapter that raised; empty where nothing did
+    """
+
+    case: Any
+    comparisons: tuple[Comparison, ...]
+    ended: str = ""
+
+    @property
+    def broken(self) -> tuple[Comparison, ...]:
+        return tuple(c for c in self.comparisons if c.broken is not None)
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.broken or self.ended)
+
+
+def observe(check: Check, subject: Subject, case: Any) -> Observed:
+    """Try a case with every comparison on record."""
+    judge = Judge(record=[])
+    ended = ""
+    try:
+        check.function(subject, case, judge)
+    except KeyboardInterrupt:
+        raise
+    except (ClauseFailure, AdapterError, WiringError) as error:
+        ended = str(error)
+    assert judge.record is not None
+    return Observed(case, tuple(judge.record), ended)
+
+
+@dataclass
+class Evidence:
+    """What is known about the failure of a clause.
+
+    smallest    the failing case that the report shows
+    until       of `time.monotonic()`: what has not been looked at by then is let go
+    """
+
+    check: Check
+    subject: Subject
+    smallest: Observed
+    seed: int = 0
+    until: float = field(default_factory=lambda: time.monotonic() + SECONDS)
+
+    @property
+    def slug(self) -> str:
+        return self.check.slug
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.until
+
+    @cached_property
+    def more(self) -> tuple[Observed, ...]:
+        """Other cases of the clause, larger than the smallest, on which the adapter may fail or not."""
+        found: list[Observed] = []
+        for case in drawn(self.check, self.subject, MORE_CASES, self.seed):
+            if self.late:
+                break
+            found.append(observe(self.check, self.subject, case))
+        return tuple(found)
+
+
+def drawn(check: Check, subject: Subject, count: int, seed: int) -> list[Any]:
+    """Cases of a check, none of which is tried."""
+    cases: list[Any] = []
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        verbosity=Verbosity.quiet,
+        suppress_health_check=list(HealthCheck),
+    )
+    @hypothesis.given(check.cases(subject))
+    def draw(case: Any) -> None:
+        cases.append(case)
+
+    draw()
+    return cases
+
+
+def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
+    """The result of a failure with what can be said about it. Whatever goes wrong here, the failure itself stays."""
+    failure = result.failure
+    if result.verdict != FAIL or failure is None:
+        return result
+    from rlhf_conformance.diagnosis import nearest, provenance, steps
+
+    check = checks()[result.clause]
+    try:
+        evidence = Evidence(check, subject, observe(check, subject, case), seed)
+    except Exception as error:
+        return replace(result, failure=replace(failure, note=_also(failure.note, error)))
+    for part, look in (
+        ("picture", provenance.picture),
+        ("steps", steps.steps),
+        ("diagnoses", lambda e: (*provenance.diagnoses(e), *nearest.diagnoses(e))),
+    ):
+        failure = replace(failure, **_seen(part, look, evidence, failure.note))
+    return replace(result, failure=failure)
+
+
+def _seen(part: str, look: Callable[[Evidence], Any], evidence: Evidence, note: str) -> dict[str, Any]:
+    try:
+        return {part: look(evidence)}
+    except Exception as error:
+        return {"note": _also(note, error)}
+
+
+def _also(note: str, error: Exception) -> str:
+    said = f"the diagnosis itself failed, please report it: {type(error).__name__}: {error}"
+    return f"{note}; {said}" if note else said
