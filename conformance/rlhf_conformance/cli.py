@@ -1,4 +1,4 @@
-"""The command: `rlhf-conformance check | list | explain`."""
+"""The command: `rlhf-conformance check | list | explain | matrix | diff`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import rlhf_spec.clauses
-from rlhf_conformance.results import CONFORMANT_STATUS, INCOMPLETE_STATUS, USAGE_STATUS
+from rlhf_conformance.results import CONFORMANT_STATUS, FAILED_STATUS, INCOMPLETE_STATUS, USAGE_STATUS, Report
 from rlhf_conformance.suite import DTYPES, PROFILES
 
 
@@ -26,6 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_list(commands)
     _add_explain(commands)
+    _add_matrix(commands)
+    _add_diff(commands)
     return parser
 
 
@@ -43,7 +45,9 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     check.add_argument(
         "-n", dest="workers", metavar="WORKERS", type=int, help="processes (default: one a core, at most 4)"
     )
-    check.add_argument("--report", metavar="DIR", type=Path, help="write DIR/report.json")
+    check.add_argument(
+        "--report", metavar="DIR", type=Path, help="write report.html, report.json, junit.xml, ... into DIR"
+    )
     check.add_argument("--known-failures", metavar="FILE", type=Path, help="TOML file of accepted failures")
     check.add_argument(
         "--replay", metavar="FILE", type=Path, help="try the failing cases of a report again, or one stored case"
@@ -66,15 +70,39 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     explain.set_defaults(run=run_explain)
 
 
+def _add_matrix(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    matrix = commands.add_parser("matrix", help="reports side by side, as Markdown: trainers against clauses")
+    matrix.add_argument("reports", metavar="REPORT", nargs="+", type=Path, help="a report.json, or its folder")
+    matrix.add_argument("--html", metavar="FILE", type=Path, help="write it as a page, too")
+    matrix.set_defaults(run=run_matrix)
+
+
+def _add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    diff = commands.add_parser(
+        "diff", help="what became of each clause between two reports; exit status 1 where one regressed"
+    )
+    diff.add_argument("old", metavar="OLD", type=Path, help="a report.json, or its folder")
+    diff.add_argument("new", metavar="NEW", type=Path)
+    diff.add_argument(
+        "--margin",
+        metavar="FRACTION",
+        type=float,
+        default=0.1,
+        help="a clause whose error leaves less of its budget than this, and less than before, regressed (default: 0.1)",
+    )
+    diff.set_defaults(run=run_diff)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     from rlhf_conformance.loading import LoadError
+    from rlhf_conformance.reporting import ReportError
     from rlhf_conformance.suite import UsageError
 
     arguments = build_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
-    except (LoadError, UsageError, rlhf_spec.clauses.UnknownClause) as error:
+    except (LoadError, ReportError, UsageError, rlhf_spec.clauses.UnknownClause) as error:
         print(f"rlhf-conformance: {error}", file=sys.stderr)
         return USAGE_STATUS
     except BrokenPipeError:
@@ -87,6 +115,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     from rlhf_conformance import reporting, terminal
     from rlhf_conformance.command import run_plan
     from rlhf_conformance.loading import parse_options
+    from rlhf_conformance.reporting import github
     from rlhf_conformance.suite import Plan, UsageError, read_known_failures, require_device, validate_plan
 
     seed = arguments.seed
@@ -118,9 +147,12 @@ def run_check(arguments: argparse.Namespace) -> int:
     console = Console(soft_wrap=False)
     console.print(f"checking {plan.adapter} on {plan.device} in {plan.dtype}, profile {plan.profile}, seed {plan.seed}")
     report = run_plan(plan, arguments.workers or _cores(), lambda *args: terminal.show_progress(console, *args))
-    terminal.show_report(console, report, _repeat(plan))
     if arguments.report is not None:
-        console.print(f"report: {reporting.write(report, arguments.report)}", highlight=False)
+        report = reporting.placed(report, arguments.report)
+    terminal.show_report(console, report)
+    if arguments.report is not None:
+        console.print(f"report: {_written(report, arguments.report)}", highlight=False, markup=False, soft_wrap=True)
+    github.announce(report, os.environ)
     return report.exit_status
 
 
@@ -141,28 +173,16 @@ def _replayed(arguments: argparse.Namespace) -> dict[str, Any]:
     return asked
 
 
-def _repeat(plan: object) -> str:
-    """The command that runs the same cases again; `--only` is added for one clause."""
-    from rlhf_conformance.suite import Plan
-    from rlhf_conformance.terminal import command_line
+def _written(report: Report, folder: Path) -> str:
+    """The files for people first."""
+    from rlhf_conformance import reporting
+    from rlhf_conformance.suite import UsageError
 
-    assert isinstance(plan, Plan)
-    assert plan.adapter is not None
-    arguments = ["check", plan.adapter]
-    for key, value in plan.options.items():
-        arguments += ["-o", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
-    for flag, value, default in (
-        ("--device", plan.device, "cpu"),
-        ("--dtype", plan.dtype, "float32"),
-        ("--profile", plan.profile, "gate"),
-        ("--seed", str(plan.seed), "0"),
-        ("--time-limit", f"{plan.time_limit:g}", "0"),
-    ):
-        if value != default:
-            arguments += [flag, value]
-    if plan.strict:
-        arguments.append("--strict")
-    return command_line(arguments)
+    try:
+        path = reporting.write(report, folder)
+    except OSError as error:
+        raise UsageError(f"cannot write the report: {error}") from error
+    return f"{path.with_name('report.html')}, {path}"
 
 
 def _cores() -> int:
@@ -202,6 +222,42 @@ def run_explain(arguments: argparse.Namespace) -> int:
     print(f"formula:  {clause.formula}\nwhy:      {clause.why}")
     print(f"stopped:  {', '.join(clause.bugs) or 'none known'}")
     return CONFORMANT_STATUS
+
+
+def run_matrix(arguments: argparse.Namespace) -> int:
+    from rlhf_conformance.reporting import markdown, matrix
+    from rlhf_conformance.suite import UsageError
+
+    found = matrix.combined([(path, _read(path)) for path in arguments.reports])
+    sys.stdout.write(markdown.matrix(found))
+    if arguments.html is not None:
+        from rlhf_conformance.reporting import page
+
+        try:
+            arguments.html.write_text(page.matrix(found), encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise UsageError(f"cannot write {arguments.html}: {error.strerror}") from error
+    return CONFORMANT_STATUS
+
+
+def run_diff(arguments: argparse.Namespace) -> int:
+    from rlhf_conformance.reporting import diff
+    from rlhf_conformance.suite import UsageError
+
+    if not 0 <= arguments.margin <= 1:
+        raise UsageError(f"--margin {arguments.margin:g}: wanted a fraction from 0 to 1")
+    old, new = _read(arguments.old), _read(arguments.new)
+    found = diff.changes(old, new, arguments.margin)
+    bad = sum(change.kind in diff.BAD for change in found)
+    said = f"{bad} regressed" if bad else "nothing regressed"
+    print(*diff.heading(old, new), "", *found, *([""] if found else []), said, sep="\n")
+    return FAILED_STATUS if bad else CONFORMANT_STATUS
+
+
+def _read(path: Path) -> Report:
+    from rlhf_conformance import reporting
+
+    return reporting.read(path / reporting.FILE_NAME if path.is_dir() else path)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ from rlhf_conformance.plugin import (
     loaded_marker,
     stack_file,
 )
+from rlhf_conformance.reporting.parts import spelled
 from rlhf_conformance.results import LOST, KnownFailure, Report, Result, with_known_failures
 from rlhf_conformance.suite import (
     Plan,
@@ -88,6 +90,8 @@ def _run_here(suite: Suite) -> Report:
 
 def _run_of(plan: Plan, started: float, import_seconds: float, *, workers: int) -> dict[str, Any]:
     return {
+        "command": repeating(plan),
+        "report": "",
         "profile": plan.profile,
         "seed": plan.seed,
         "only": list(plan.only),
@@ -97,6 +101,25 @@ def _run_of(plan: Plan, started: float, import_seconds: float, *, workers: int) 
         "seconds": round(time.perf_counter() - started, 2),
         "import_seconds": round(import_seconds, 2),
     }
+
+
+def repeating(plan: Plan) -> str:
+    """The command that tries the same cases again, to which `--only` is added for one clause; empty for an object."""
+    if plan.adapter is None:
+        return ""
+    words = ["rlhf-conformance", "check", plan.adapter]
+    for key, value in plan.options.items():
+        words += ["-o", f"{key}={spelled(value)}"]
+    for flag, value, default in (
+        ("--device", plan.device, "cpu"),
+        ("--dtype", plan.dtype, "float32"),
+        ("--profile", plan.profile, "gate"),
+        ("--seed", str(plan.seed), "0"),
+        ("--time-limit", f"{plan.time_limit:g}", "0"),
+    ):
+        if value != default:
+            words += [flag, value]
+    return shlex.join([*words, *["--strict"] * plan.strict])
 
 
 def run_plan(plan: Plan, workers: int, progress: Progress | None = None) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -173,7 +174,7 @@ class Report:
     """All that a run found, and what it ran with.
 
     environment     versions, device, dtype and settings that move numbers
-    run             profile, seed, workers, seconds, ...
+    run             profile, seed, workers, seconds, the command without --only, where the report is written, ...
     subject         the adapter: its name, options, what it provides and declares
     """
 
@@ -216,6 +217,17 @@ class Report:
             FAILED_STATUS: "NOT CONFORMANT",
             INCOMPLETE_STATUS: "INCOMPLETE",
         }[self.exit_status]
+
+    def command(self, result: Result) -> str:
+        """The command that tries a clause again: on its stored case, where a report of it is written.
+
+        Empty where an adapter object was checked, for which there is no command.
+        """
+        start, path = self.run.get("command", ""), self.run.get("report", "")
+        if not start:
+            return ""
+        stored = path and result.failure is not None and result.failure.stored is not None
+        return f"{start} --only {result.clause}" + (f" --replay {shlex.quote(path)}" if stored else "")
 
     def result(self, clause: str) -> Result:
         """The result of one clause. Raises KeyError if it was not in the run."""
