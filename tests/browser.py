@@ -23,7 +23,7 @@ FLAGS = (
 
 def chromium() -> str | None:
     """The browser, None where there is none."""
-    return shutil.which("chromium")
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def _run(*arguments: str) -> str:
