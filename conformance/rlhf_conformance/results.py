@@ -27,7 +27,8 @@ class Diagnosis:
     """What is wrong, where the evidence leaves no doubt.
 
     kind        "place": the returned numbers are others of the batch; "fault", "convention": the answers are those of
-                a known bug or of an undeclared convention; "numbers": they are the right ones, transformed
+                a known bug or of an undeclared convention; "numbers": they are the right ones, transformed; "device":
+                which of CPU and device under test is off
     name        of the fault or convention; of a place in a word ("shift", "swap", "pad", "neighbour", ...)
     sentence    for the maintainer: what came, what should have, and how far that holds
     """
