@@ -1,4 +1,4 @@
-"""Which leg is off. Without a GPU: one adapter stands for two devices, and a subject is told that it is on the other."""
+"""Which leg is off. Without a GPU: one adapter stands for two devices, and a subject is told that it is on another."""
 
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.checks import checks
