@@ -14,6 +14,7 @@ from typing import Any
 
 import rlhf_spec.clauses
 from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.known import KnownFailure, rows_of, with_known_failures
 from rlhf_conformance.loading import LoadError, validate
 from rlhf_conformance.plugin import (
     ENTRY,
@@ -25,14 +26,13 @@ from rlhf_conformance.plugin import (
     loaded_marker,
     stack_file,
 )
-from rlhf_conformance.results import LOST, KnownFailure, Report, Result, with_known_failures
+from rlhf_conformance.results import LOST, Report, Result
 from rlhf_conformance.suite import (
     Plan,
     Suite,
     UsageError,
     environment,
     light_environment,
-    read_known_failures,
     selected,
     validate_plan,
 )
@@ -60,7 +60,7 @@ def check(
     a short name) in `workers` processes, in which the adapter may hang or die without taking the report along.
     Raises LoadError where the adapter cannot be had, UsageError where there is no such device or clause.
     """
-    known = read_known_failures(known_failures) if isinstance(known_failures, str | Path) else tuple(known_failures)
+    known, known_file = rows_of(known_failures)
     plan = Plan(
         adapter=adapter if isinstance(adapter, str) else None,
         options=dict(options or {}),
@@ -71,6 +71,7 @@ def check(
         strict=strict,
         seed=seed,
         known_failures=known,
+        known_file=known_file,
     )
     validate_plan(plan)
     if isinstance(adapter, str):
@@ -214,9 +215,7 @@ class _Gathered:
         kept, cause = found_file(self.plan, slug), self._cause(slug, said)
         if kept.exists():
             found = Result.from_json(json.loads(kept.read_text()))
-            return with_known_failures(
-                replace(found, reason=f"{found.reason}; afterwards {cause}"), self.plan.known_failures
-            )
+            return with_known_failures(replace(found, reason=f"{found.reason}; afterwards {cause}"), self.plan)
         clause = rlhf_spec.clauses.clause(slug)
         return Result(slug, clause.level, LOST, reason=cause)
 

@@ -166,7 +166,9 @@ def _verdict(report: Report) -> list[Text]:
     lines.append(Text(text, style=style))
     if all(r.verdict in (NOT_PROVIDED, SKIP) for r in report.results):
         lines.append(
-            Text("nothing was tested: the adapter provides no method that a selected clause needs", style="yellow")
+            Text(
+                "nothing was tested: the adapter has no method that a selected clause needs: write one", style="yellow"
+            )
         )
     return lines
 
