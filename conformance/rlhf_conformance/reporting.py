@@ -10,7 +10,7 @@ from typing import Any
 import rlhf_spec.clauses
 from rlhf_conformance.results import VERDICTS, Report, Result
 
-SCHEMA = "rlhf-conformance/report/1"
+SCHEMA = "rlhf-conformance/report/2"
 FILE_NAME = "report.json"
 
 

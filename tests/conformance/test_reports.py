@@ -92,7 +92,7 @@ SPOILED = {
     "empty": (lambda text: "", "not JSON"),
     "two reports in one file": (lambda text: text + text, "not JSON"),
     "a list": (lambda text: "[]", "not a report"),
-    "another schema": (lambda text: text.replace("report/1", "report/2", 1), "not a report of schema"),
+    "another schema": (lambda text: text.replace("report/2", "report/1", 1), "not a report of schema"),
     "no footer": (edited(lambda d: d.pop("footer")), "cut short"),
     "a result less": (edited(lambda d: d["results"].pop()), "cut short"),
     "a result less, and the footer mended": (
