@@ -1,4 +1,4 @@
-"""The command: `rlhf-conformance check | list | explain | matrix | diff`."""
+"""The command: `rlhf-conformance check | list | explain | init | matrix | diff`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,27 @@ import os
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rlhf_spec.clauses
-from rlhf_conformance.results import CONFORMANT_STATUS, FAILED_STATUS, INCOMPLETE_STATUS, USAGE_STATUS, Report
+from rlhf_conformance.results import (
+    CONFORMANT_STATUS,
+    FAILED_STATUS,
+    INCOMPLETE_STATUS,
+    NOT_PROVIDED,
+    SKIP,
+    USAGE_STATUS,
+)
 from rlhf_conformance.suite import DTYPES, PROFILES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rlhf_conformance.known import KnownFailure
+    from rlhf_conformance.results import Report
+    from rlhf_conformance.suite import Plan
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_list(commands)
     _add_explain(commands)
+    _add_init(commands)
     _add_matrix(commands)
     _add_diff(commands)
     return parser
@@ -49,6 +65,7 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--report", metavar="DIR", type=Path, help="write report.html, report.json, junit.xml, ... into DIR"
     )
     check.add_argument("--known-failures", metavar="FILE", type=Path, help="TOML file of accepted failures")
+    check.add_argument("--accept", action="store_true", help="accept what fails: write the file of --known-failures")
     check.add_argument(
         "--replay", metavar="FILE", type=Path, help="try the failing cases of a report again, or one stored case"
     )
@@ -68,6 +85,12 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     explain = commands.add_parser("explain", help="one clause: sentence, formula, reason, the bugs that it stopped")
     explain.add_argument("slug", metavar="SLUG")
     explain.set_defaults(run=run_explain)
+
+
+def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    init = commands.add_parser("init", help="an adapter to fill in, a test file and a CI workflow for your repository")
+    init.add_argument("folder", metavar="DIR", nargs="?", type=Path, default=Path(), help="its root (default: .)")
+    init.set_defaults(run=run_init)
 
 
 def _add_matrix(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -116,7 +139,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     from rlhf_conformance.command import run_plan
     from rlhf_conformance.loading import parse_options
     from rlhf_conformance.reporting import github
-    from rlhf_conformance.suite import Plan, UsageError, read_known_failures, require_device, validate_plan
+    from rlhf_conformance.suite import Plan, UsageError, require_device, validate_plan
 
     seed = arguments.seed
     if seed is None:
@@ -139,14 +162,19 @@ def run_check(arguments: argparse.Namespace) -> int:
         seed=seed,
         time_limit=arguments.time_limit or 0.0,
         database=str(Path(".rlhf-conformance").resolve()),
-        known_failures=read_known_failures(arguments.known_failures) if arguments.known_failures else (),
+        known_failures=_known_failures(arguments),
+        known_file=str(arguments.known_failures or ""),
+        accepting=arguments.accept,
         cases=cases,
     )
+    plan = replace(plan, command=_repeat(plan))
     validate_plan(plan)
     require_device(plan.device)
     console = Console(soft_wrap=False)
     console.print(f"checking {plan.adapter} on {plan.device} in {plan.dtype}, profile {plan.profile}, seed {plan.seed}")
     report = run_plan(plan, arguments.workers or _cores(), lambda *args: terminal.show_progress(console, *args))
+    if plan.accepting:
+        return _accept(console, report, plan, arguments)
     if arguments.report is not None:
         report = reporting.placed(report, arguments.report)
     terminal.show_report(console, report)
@@ -154,6 +182,44 @@ def run_check(arguments: argparse.Namespace) -> int:
         console.print(f"report: {_written(report, arguments.report)}", highlight=False, markup=False, soft_wrap=True)
     github.announce(report, os.environ)
     return report.exit_status
+
+
+def _known_failures(arguments: argparse.Namespace) -> tuple[KnownFailure, ...]:
+    from rlhf_conformance import known
+    from rlhf_conformance.loading import UsageError
+
+    path = arguments.known_failures
+    if arguments.accept:
+        if path is None:
+            raise UsageError("--accept writes the file of --known-failures FILE: say which")
+        if arguments.replay is not None:
+            raise UsageError("--accept looks for the failures itself: leave out --replay")
+        known.check_writable(path)
+        return known.read_known_failures(path) if path.exists() else ()
+    return known.read_known_failures(path) if path is not None else ()
+
+
+def _accept(console: Console, report: Report, plan: Plan, arguments: argparse.Namespace) -> int:
+    """Write the known failures of a run, and say what became of each row."""
+    from rlhf_conformance import known, reporting, terminal
+
+    if all(result.verdict in (NOT_PROVIDED, SKIP) for result in report.results):
+        terminal.show_report(console, report)
+        return INCOMPLETE_STATUS
+    accepted = known.accept(report, plan)
+    known.write(accepted.rows, arguments.known_failures)
+    for result in report.results:
+        if result.clause in (*accepted.added, *accepted.updated, *accepted.unfinished):
+            console.print(f"\n{terminal.describe(result)}", highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    for line in accepted.lines(plan.known_file):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if arguments.report is not None:
+        after = replace(plan, accepting=False, known_failures=accepted.rows)
+        judged = replace(report, results=tuple(known.with_known_failures(r, after) for r in report.results))
+        placed = reporting.placed(judged, arguments.report)
+        console.print(f"report: {_written(placed, arguments.report)}", highlight=False, markup=False, soft_wrap=True)
+    return INCOMPLETE_STATUS if accepted.unfinished else CONFORMANT_STATUS
 
 
 def _replayed(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -183,6 +249,33 @@ def _written(report: Report, folder: Path) -> str:
     except OSError as error:
         raise UsageError(f"cannot write the report: {error}") from error
     return f"{path.with_name('report.html')}, {path}"
+
+
+def _repeat(plan: object) -> str:
+    """The command that runs the same cases again; `--only` is added for one clause."""
+    from rlhf_conformance.reporting.parts import spelled
+    from rlhf_conformance.suite import Plan
+    from rlhf_conformance.terminal import command_line
+
+    assert isinstance(plan, Plan)
+    assert plan.adapter is not None
+    arguments = ["check", plan.adapter]
+    for key, value in plan.options.items():
+        arguments += ["-o", f"{key}={spelled(value)}"]
+    for flag, value, default in (
+        ("--device", plan.device, "cpu"),
+        ("--dtype", plan.dtype, "float32"),
+        ("--profile", plan.profile, "gate"),
+        ("--seed", str(plan.seed), "0"),
+        ("--time-limit", f"{plan.time_limit:g}", "0"),
+    ):
+        if value != default:
+            arguments += [flag, value]
+    if plan.strict:
+        arguments.append("--strict")
+    if plan.known_file:
+        arguments += ["--known-failures", plan.known_file]
+    return command_line(arguments)
 
 
 def _cores() -> int:
@@ -221,6 +314,15 @@ def run_explain(arguments: argparse.Namespace) -> int:
     print(f"{clause.slug} ({clause.level})\n\n{clause.sentence}\n")
     print(f"formula:  {clause.formula}\nwhy:      {clause.why}")
     print(f"stopped:  {', '.join(clause.bugs) or 'none known'}")
+    return CONFORMANT_STATUS
+
+
+def run_init(arguments: argparse.Namespace) -> int:
+    from rlhf_conformance import starting
+
+    for path in starting.write(arguments.folder):
+        print(f"wrote {path}")
+    print(starting.next_steps(arguments.folder))
     return CONFORMANT_STATUS
 
 

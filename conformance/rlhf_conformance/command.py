@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import rlhf_spec.clauses
 from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.known import KnownFailure, rows_of, with_known_failures
 from rlhf_conformance.loading import LoadError, validate
 from rlhf_conformance.plugin import (
     ENTRY,
@@ -26,15 +26,13 @@ from rlhf_conformance.plugin import (
     loaded_marker,
     stack_file,
 )
-from rlhf_conformance.reporting.parts import spelled
-from rlhf_conformance.results import LOST, KnownFailure, Report, Result, with_known_failures
+from rlhf_conformance.results import LOST, Report, Result
 from rlhf_conformance.suite import (
     Plan,
     Suite,
     UsageError,
     environment,
     light_environment,
-    read_known_failures,
     selected,
     validate_plan,
 )
@@ -62,7 +60,7 @@ def check(
     a short name) in `workers` processes, in which the adapter may hang or die without taking the report along.
     Raises LoadError where the adapter cannot be had, UsageError where there is no such device or clause.
     """
-    known = read_known_failures(known_failures) if isinstance(known_failures, str | Path) else tuple(known_failures)
+    known, known_file = rows_of(known_failures)
     plan = Plan(
         adapter=adapter if isinstance(adapter, str) else None,
         options=dict(options or {}),
@@ -73,6 +71,7 @@ def check(
         strict=strict,
         seed=seed,
         known_failures=known,
+        known_file=known_file,
     )
     validate_plan(plan)
     if isinstance(adapter, str):
@@ -90,7 +89,7 @@ def _run_here(suite: Suite) -> Report:
 
 def _run_of(plan: Plan, started: float, import_seconds: float, *, workers: int) -> dict[str, Any]:
     return {
-        "command": repeating(plan),
+        "command": plan.command,
         "report": "",
         "profile": plan.profile,
         "seed": plan.seed,
@@ -101,25 +100,6 @@ def _run_of(plan: Plan, started: float, import_seconds: float, *, workers: int) 
         "seconds": round(time.perf_counter() - started, 2),
         "import_seconds": round(import_seconds, 2),
     }
-
-
-def repeating(plan: Plan) -> str:
-    """The command that tries the same cases again, to which `--only` is added for one clause; empty for an object."""
-    if plan.adapter is None:
-        return ""
-    words = ["rlhf-conformance", "check", plan.adapter]
-    for key, value in plan.options.items():
-        words += ["-o", f"{key}={spelled(value)}"]
-    for flag, value, default in (
-        ("--device", plan.device, "cpu"),
-        ("--dtype", plan.dtype, "float32"),
-        ("--profile", plan.profile, "gate"),
-        ("--seed", str(plan.seed), "0"),
-        ("--time-limit", f"{plan.time_limit:g}", "0"),
-    ):
-        if value != default:
-            words += [flag, value]
-    return shlex.join([*words, *["--strict"] * plan.strict])
 
 
 def run_plan(plan: Plan, workers: int, progress: Progress | None = None) -> Report:
@@ -237,9 +217,7 @@ class _Gathered:
         kept, cause = found_file(self.plan, slug), self._cause(slug, said)
         if kept.exists():
             found = Result.from_json(json.loads(kept.read_text()))
-            return with_known_failures(
-                replace(found, reason=f"{found.reason}; afterwards {cause}"), self.plan.known_failures
-            )
+            return with_known_failures(replace(found, reason=f"{found.reason}; afterwards {cause}"), self.plan)
         clause = rlhf_spec.clauses.clause(slug)
         return Result(slug, clause.level, LOST, reason=cause)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 PASS = "pass"
@@ -28,7 +28,8 @@ class Diagnosis:
     """What is wrong, where the evidence leaves no doubt.
 
     kind        "place": the returned numbers are others of the batch; "fault", "convention": the answers are those of
-                a known bug or of an undeclared convention; "numbers": they are the right ones, transformed
+                a known bug or of an undeclared convention; "numbers": they are the right ones, transformed; "device":
+                which of CPU and device under test is off
     name        of the fault or convention; of a place in a word ("shift", "swap", "pad", "neighbour", ...)
     sentence    for the maintainer: what came, what should have, and how far that holds
     """
@@ -142,31 +143,6 @@ class Result:
         fields = {key: value for key, value in data.items() if key != "chapter"}
         failure = fields.pop("failure")
         return cls(**fields, failure=Failure.from_json(failure) if failure else None)
-
-
-@dataclass(frozen=True)
-class KnownFailure:
-    """A failure that the maintainer has accepted: the clause, and why."""
-
-    clause: str
-    reason: str
-    issue: str = ""
-
-
-def with_known_failures(result: Result, known: tuple[KnownFailure, ...]) -> Result:
-    """The verdict in the light of the accepted failures."""
-    row = next((k for k in known if k.clause == result.clause), None)
-    if row is None:
-        return result
-    if result.verdict in (FAIL, ERROR):
-        return replace(result, verdict=KNOWN_FAILURE, reason=f"accepted: {row.reason}. {result.reason}")
-    if result.verdict == PASS:
-        return replace(
-            result,
-            verdict=UNEXPECTED_PASS,
-            reason=f"accepted as a known failure ({row.reason}), but it passes: remove the row",
-        )
-    return result
 
 
 @dataclass(frozen=True)

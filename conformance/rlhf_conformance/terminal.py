@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -157,9 +158,16 @@ def _verdict(report: Report) -> list[Text]:
     lines.append(Text(text, style=style))
     if parts.tested_nothing(report):
         lines.append(
-            Text("nothing was tested: the adapter provides no method that a selected clause needs", style="yellow")
+            Text(
+                "nothing was tested: the adapter has no method that a selected clause needs: write one", style="yellow"
+            )
         )
     return lines
+
+
+def command_line(arguments: list[str]) -> str:
+    """A command as the user would type it."""
+    return shlex.join(["rlhf-conformance", *arguments])
 
 
 def show_clauses(console: Console, rows: Iterable[tuple[str, str, str]]) -> None:
@@ -168,4 +176,4 @@ def show_clauses(console: Console, rows: Iterable[tuple[str, str, str]]) -> None
         console.print(f"{slug:<32} {level:<11} {remark}".rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 
-__all__: list[Any] = ["describe", "show_clauses", "show_progress", "show_report"]
+__all__: list[Any] = ["command_line", "describe", "show_clauses", "show_progress", "show_report"]

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from rlhf_conformance import check
+from rlhf_conformance.known import KnownFailure
 from rlhf_conformance.loading import load_adapter
 from rlhf_conformance.reporting import FILE_NAME, ReportError, read, to_json, write
 from rlhf_conformance.reporting.stored import checksum
-from rlhf_conformance.results import LOST, Failure, KnownFailure, Report, Result
+from rlhf_conformance.results import LOST, Failure, Report, Result
 from rlhf_conformance.terminal import describe
 from rlhf_spec.clauses import clause
 from samples import SHIFTED_VALUES

@@ -122,7 +122,7 @@ def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
     failure = result.failure
     if result.verdict != FAIL or failure is None:
         return result
-    from rlhf_conformance.diagnosis import nearest, provenance, steps
+    from rlhf_conformance.diagnosis import legs, nearest, provenance, steps
 
     check = checks()[result.clause]
     try:
@@ -132,7 +132,7 @@ def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
     for part, look in (
         ("picture", provenance.picture),
         ("steps", steps.steps),
-        ("diagnoses", lambda e: (*provenance.diagnoses(e), *nearest.diagnoses(e))),
+        ("diagnoses", lambda e: (*legs.diagnoses(e), *provenance.diagnoses(e), *nearest.diagnoses(e))),
     ):
         failure = replace(failure, **_seen(part, look, evidence, failure.note))
     return replace(result, failure=failure)
