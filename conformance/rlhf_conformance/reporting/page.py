@@ -40,6 +40,14 @@ KINDS = {
     "pad": ("·", "padding"),
 }
 """Of each kind of cell: its letter, so that no one has to go by colours, and what it is."""
+DIAGNOSES = {
+    "place": "Place",
+    "fault": "Known bug",
+    "convention": "Convention",
+    "numbers": "Numbers",
+    "device": "Device",
+}
+"""The kinds of diagnoses, as headings."""
 TONES = {
     **dict.fromkeys(NOT_CONFORMANT, "red"),
     **dict.fromkeys(NOT_FINISHED, "amber"),
@@ -98,6 +106,7 @@ def _environment() -> jinja2.Environment:
         "cell_says": cell_says,
         "legend": legend,
         "KINDS": KINDS,
+        "DIAGNOSES": DIAGNOSES,
         "tone_of": TONES.__getitem__,
     }
     return environment
@@ -128,7 +137,7 @@ def share(margin: float | None) -> str:
         return "–"
     if 0 < margin < 0.005:
         return "<0.01"
-    return f"{margin:.2f}" if margin < 10 else f"{margin:,.0f}" if margin < 1e5 else f"{margin:.0e}"
+    return f"{margin:.2f}" if margin < 10 else f"{margin:,.0f}" if margin < 1e7 else f"{margin:.0e}"
 
 
 def width(margin: float | None) -> str:
