@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -61,7 +61,10 @@ class CallRecord:
 
 @dataclass
 class Subject:
-    """One adapter on one device in one dtype."""
+    """One adapter on one device in one dtype.
+
+    heard   is told of every call, before it is made
+    """
 
     adapter: Adapter
     device: str
@@ -71,6 +74,7 @@ class Subject:
     record: CallRecord = field(default_factory=CallRecord)
     _models: dict[Any, Any] = field(default_factory=dict)
     _batch: tuple[ModelCase, Batch] | None = None
+    heard: Callable[[str, tuple[Any, ...]], None] | None = None
 
     @classmethod
     def make(cls, adapter: Adapter, *, device: str, dtype: str, store: ProbeStore) -> Subject:
@@ -91,7 +95,7 @@ class Subject:
         """Call a method of the adapter on copies of `args`; see the module's docstring."""
         copies = [_copy(arg) for arg in args]
         answer = self.uncopied(method, *copies)
-        names = _parameters(method)
+        names = parameter_names(method)
         self.record.written = [
             written
             for name, arg, copy in zip(names, args, copies, strict=True)
@@ -102,6 +106,8 @@ class Subject:
     def uncopied(self, method: str, *args: Any) -> Any:
         """Call a method of the adapter on `args` themselves."""
         self.record = CallRecord()
+        if self.heard is not None:
+            self.heard(method, args)
         before = _GlobalState.now()
         try:
             return getattr(self.adapter, method)(*args)
@@ -350,7 +356,7 @@ class _GlobalState:
 
 
 @cache
-def _parameters(method: str) -> list[str]:
+def parameter_names(method: str) -> list[str]:
     """The names of what a method of an adapter is given."""
     return list(inspect.signature(getattr(Adapter, method)).parameters)[1:]
 
