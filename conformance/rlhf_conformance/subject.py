@@ -15,7 +15,7 @@ import signal
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -74,6 +74,7 @@ class Subject:
 
     interruptible   whether a KeyboardInterrupt is the user's; in a worker it can only be the adapter's
     poison          the error after which CUDA is of no more use in this process
+    heard           is told of every call, before it is made
     """
 
     adapter: Adapter
@@ -87,6 +88,7 @@ class Subject:
     _last: str = "the adapter"
     _models: dict[Any, Any] = field(default_factory=dict)
     _batch: tuple[ModelCase, Batch] | None = None
+    heard: Callable[[str, tuple[Any, ...]], None] | None = None
 
     @classmethod
     def make(cls, adapter: Adapter, *, device: str, dtype: str, store: ProbeStore) -> Subject:
@@ -108,7 +110,7 @@ class Subject:
         copies = [_copy(arg) for arg in args]
         with self._guarded(method):
             answer = _own(self._asked(method, copies))
-        names = _parameters(method)
+        names = parameter_names(method)
         self.record.written = [
             written
             for name, arg, copy in zip(names, args, copies, strict=True)
@@ -123,6 +125,8 @@ class Subject:
 
     def _asked(self, method: str, args: Sequence[Any]) -> Any:
         self.record = CallRecord()
+        if self.heard is not None:
+            self.heard(method, tuple(args))
         answer = getattr(self.adapter, method)(*args)
         if self.device != "cpu":
             torch.cuda.synchronize(self.device)  # an error of its kernels is an error of this call
@@ -458,7 +462,7 @@ def _let_go(error: BaseException | None) -> None:
 
 
 @cache
-def _parameters(method: str) -> list[str]:
+def parameter_names(method: str) -> list[str]:
     """The names of what a method of an adapter is given."""
     return list(inspect.signature(getattr(Adapter, method)).parameters)[1:]
 
