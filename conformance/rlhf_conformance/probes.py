@@ -22,7 +22,7 @@ MAX_POSITIONS = 96
 HIDDEN_SIZE = 32
 SEED = 20240607
 
-_CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": HIDDEN_SIZE,
@@ -48,7 +48,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "bos_token_id": 2,
     },
 }
-_DROPOUT = {"llama": {"attention_dropout": 0.5}, "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}}
+DROPOUT = {"llama": {"attention_dropout": 0.5}, "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}}
 _CLASS_PREFIX = {"llama": "Llama", "gpt2": "GPT2"}
 
 
@@ -135,18 +135,27 @@ class Checkpoint:
         return model.to(self.device).eval()
 
 
-def config_of(probe: Probe) -> Any:
-    """The transformers config of a probe."""
-    extra = _DROPOUT[probe.architecture] if probe.dropout else {}
+def class_of(probe: Probe) -> str:
+    """The class of transformers that a probe is saved as."""
     kind = "ForCausalLM" if probe.head_name is None else "ForSequenceClassification"
     prefix = _CLASS_PREFIX[probe.architecture]
-    architecture = prefix + ("LMHeadModel" if (kind, prefix) == ("ForCausalLM", "GPT2") else kind)
+    return prefix + ("LMHeadModel" if (kind, prefix) == ("ForCausalLM", "GPT2") else kind)
+
+
+def generation_config_of(probe: Probe) -> dict[str, Any]:
+    """What `generation_config.json` of a causal LM holds."""
+    return {"eos_token_id": probe.eos_token_id, "pad_token_id": probe.pad_token_id, "do_sample": False}
+
+
+def config_of(probe: Probe) -> Any:
+    """The transformers config of a probe."""
+    extra = DROPOUT[probe.architecture] if probe.dropout else {}
     config = transformers.AutoConfig.for_model(
         probe.architecture,
-        **{**_CONFIGS[probe.architecture], **extra},
+        **{**CONFIGS[probe.architecture], **extra},
         pad_token_id=probe.pad_token_id,
         eos_token_id=probe.eos_token_id,
-        architectures=[architecture],
+        architectures=[class_of(probe)],
     )
     if probe.head_name is not None:
         config.num_labels = 1
@@ -170,8 +179,7 @@ def build(probe: Probe, folder: Path) -> None:
     config_of(probe).save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     if probe.head_name is None:
-        greedy = {"eos_token_id": probe.eos_token_id, "pad_token_id": probe.pad_token_id, "do_sample": False}
-        (folder / "generation_config.json").write_text(json.dumps(greedy))
+        (folder / "generation_config.json").write_text(json.dumps(generation_config_of(probe)))
 
 
 def _draw(name: str, like: torch.Tensor) -> torch.Tensor:

@@ -75,6 +75,48 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A call of the adapter: the method, and its arguments by name as plain data (`diagnosis.exchange`)."""
+
+    method: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of the comparison that broke the clause.
+
+    offset      which of the numbers that were compared it is, from 0
+    expected, actual, allowed   as Python writes them in full: JSON has no NaN and no infinity
+    """
+
+    offset: int
+    place: str
+    expected: str
+    actual: str
+    allowed: str
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What the adapter was given before the comparison that broke the clause, and what was compared.
+
+    numbers     the first of them that differ, and the others as far as there is room; empty where a plain fact broke
+                the clause
+    total       how many were compared
+    """
+
+    calls: tuple[Call, ...]
+    numbers: tuple[Number, ...] = ()
+    total: int = 0
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Exchange:
+        calls = tuple(Call(**row) for row in data["calls"])
+        return cls(calls, tuple(Number(**row) for row in data["numbers"]), data["total"])
+
+
+@dataclass(frozen=True)
 class Failure:
     """What broke a clause: the quantity, where, what it should be, what it was, on which case.
 
@@ -94,6 +136,7 @@ class Failure:
     diagnoses: tuple[Diagnosis, ...] = ()
     steps: tuple[Step, ...] = ()
     picture: Picture | None = None
+    exchange: Exchange | None = None
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Failure:
@@ -107,6 +150,7 @@ class Failure:
                 "diagnoses": tuple(Diagnosis(**row) for row in data["diagnoses"]),
                 "steps": tuple(Step(**row) for row in data["steps"]),
                 "picture": drawn,
+                "exchange": Exchange.from_json(data["exchange"]) if data["exchange"] else None,
             }
         )
 

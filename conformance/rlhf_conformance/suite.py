@@ -17,6 +17,7 @@ from typing import Any
 
 import rlhf_spec.clauses
 from rlhf_conformance.adapter import Adapter, declarations, provided
+from rlhf_conformance.borrowed import borrowed
 from rlhf_conformance.known import (
     DTYPES,
     KnownFailure,
@@ -122,6 +123,7 @@ class Suite:
         self._subject: Any = None
         self._probes: tempfile.TemporaryDirectory[str] | None = None
         self.import_seconds = 0.0
+        self.told = False
 
     @property
     def slugs(self) -> tuple[str, ...]:
@@ -148,7 +150,13 @@ class Suite:
             self.import_seconds = time.perf_counter() - started
             store = ProbeStore(self._folder())
             self._subject = Subject.make(adapter, device=self.plan.device, dtype=self.plan.dtype, store=store)
+            self._subject.interruptible = not self.plan.folder
         return self._subject
+
+    @property
+    def poisoned(self) -> bool:
+        """Whether the adapter has left CUDA beyond use in this process."""
+        return self._subject is not None and self._subject.poison is not None
 
     @property
     def provides_nothing(self) -> bool:
@@ -188,13 +196,14 @@ class Suite:
 
     def describe(self) -> dict[str, Any]:
         """The adapter, for a report."""
-        adapter = self.adapter
+        adapter, imports = self.adapter, borrowed(self.adapter)
         return {
             "adapter": self.plan.adapter or f"{type(adapter).__module__}:{type(adapter).__qualname__}",
             "name": adapter.name or type(adapter).__name__,
             "options": dict(self.plan.options),
             "provides": list(provided(adapter)),
             "declares": declarations(adapter),
+            **({"imports": list(imports)} if imports else {}),
         }
 
     def _folder(self) -> Path:

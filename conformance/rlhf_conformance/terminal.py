@@ -78,6 +78,7 @@ def _heading(report: Report) -> str:
         versions,
         f"profile {run['profile']}",
         f"seed {run['seed']}",
+        f"{run['time_limit']:g} s a clause" if run.get("time_limit") else "",
     ]
     return "\n" + escape("  |  ".join(fact for fact in facts if fact))
 
@@ -117,7 +118,8 @@ def _failure_lines(result: Result) -> list[str]:
     failure = result.failure
     assert failure is not None
     if result.verdict == ERROR:
-        return [f"  what         {failure.what}", *_case_lines(failure.case)]
+        note = [f"  note         {failure.note}"] if failure.note else []
+        return [f"  what         {failure.what}", *note, *_case_lines(failure.case)]
     lines = [f"  what         {failure.what}", f"  expected     {failure.expected}", f"  actual       {failure.actual}"]
     if failure.place:
         lines.append(f"  where        {failure.place}" + (f" ({failure.count})" if failure.count else ""))
@@ -147,6 +149,10 @@ def _case_lines(case: str) -> list[str]:
 
 def _verdict(report: Report) -> list[Text]:
     lines = []
+    imports = report.subject.get("imports", ())
+    if imports:
+        said = f"the adapter imports {', '.join(imports)}: what it answers from there is the suite's own code"
+        lines.append(Text(f"warning: {said}, not a trainer's", style="yellow"))
     if report.warnings:
         slugs = ", ".join(r.clause for r in report.warnings)
         lines.append(Text(f"warning: broken SHOULD clauses (red with --strict): {slugs}", style="yellow"))

@@ -3,8 +3,9 @@
 A failing clause is tried once more with all of its comparisons on record, on its smallest failing case and on some
 that are drawn anew. Four looks are taken at what that shows: where in the batch the returned numbers come from
 (`provenance`), which known fault or undeclared convention answers alike (`nearest`), the formula with the numbers put
-into it (`steps`), and the batch as a picture (`provenance` once more). Nothing is claimed where the evidence allows for
-more than one reading.
+into it (`steps`), and the batch as a picture (`provenance` once more). Beside them what went to the adapter and came
+back is kept (`exchange`), for a script that shows the failure without this package. Nothing is claimed where the
+evidence allows for more than one reading.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, settings
 
 from rlhf_conformance.checks import Check, checks
 from rlhf_conformance.judge import ClauseFailure, Comparison, Judge
-from rlhf_conformance.results import FAIL, Result
+from rlhf_conformance.results import ERROR, FAIL, Result
 from rlhf_conformance.subject import AdapterError, Subject, WiringError
 
 SECONDS = 4.0
@@ -120,11 +121,17 @@ def drawn(check: Check, subject: Subject, count: int, seed: int) -> list[Any]:
 def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
     """The result of a failure with what can be said about it. Whatever goes wrong here, the failure itself stays."""
     failure = result.failure
-    if result.verdict != FAIL or failure is None:
+    if result.verdict not in (FAIL, ERROR) or failure is None:
         return result
-    from rlhf_conformance.diagnosis import legs, nearest, provenance, steps
+    from rlhf_conformance.diagnosis import exchange, legs, nearest, provenance, steps
 
-    check = checks()[result.clause]
+    check, shown = checks()[result.clause], failure
+
+    def heard(_: Any) -> Any:
+        return exchange.exchange(check, subject, case, shown)
+
+    if result.verdict == ERROR:
+        return replace(result, failure=replace(failure, **_seen("exchange", heard, None, failure.note)))
     try:
         evidence = Evidence(check, subject, observe(check, subject, case), seed)
     except Exception as error:
@@ -133,12 +140,13 @@ def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
         ("picture", provenance.picture),
         ("steps", steps.steps),
         ("diagnoses", lambda e: (*legs.diagnoses(e), *provenance.diagnoses(e), *nearest.diagnoses(e))),
+        ("exchange", heard),
     ):
         failure = replace(failure, **_seen(part, look, evidence, failure.note))
     return replace(result, failure=failure)
 
 
-def _seen(part: str, look: Callable[[Evidence], Any], evidence: Evidence, note: str) -> dict[str, Any]:
+def _seen(part: str, look: Callable[[Any], Any], evidence: Evidence | None, note: str) -> dict[str, Any]:
     try:
         return {part: look(evidence)}
     except Exception as error:

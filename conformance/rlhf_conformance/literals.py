@@ -1,0 +1,49 @@
+"""Values as Python source, short, exact, and readable in a script of its own."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+from rlhf_conformance.cases import storing
+
+
+def literal(value: Any) -> str:
+    """Plain data as source; numbers that are not finite as `float("nan")`."""
+    if isinstance(value, dict) and set(value) == {storing.NUMBER}:
+        return f'float("{value[storing.NUMBER]}")'
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{literal(key)}: {literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(literal(item) for item in value) + "]"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(literal(item) for item in value) + ("," if len(value) == 1 else "") + ")"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    return repr(value)
+
+
+def tensor(data: dict[str, Any], *, leaf: bool = False, indent: int = 8) -> str:
+    """A stored tensor (`diagnosis.exchange`) as source."""
+    numbers = _short(data["tensor"], data["dtype"])
+    pad = " " * indent
+    many = isinstance(numbers, list) and len(numbers) > 1 and isinstance(numbers[0], list)
+    rows = "".join(f"\n{pad}        {literal(row)}," for row in numbers) if many else ""
+    inner = f"\n{pad}    [{rows}\n{pad}    ],\n{pad}    " if many else f"{literal(numbers)}, "
+    return f"torch.tensor({inner}dtype=torch.{data['dtype']}{', requires_grad=True' if leaf else ''})"
+
+
+def _short(value: Any, dtype: str) -> Any:
+    """Numbers in as few digits as tell them from their neighbours in the dtype."""
+    if isinstance(value, list):
+        return [_short(item, dtype) for item in value]
+    if dtype != "float32" or not isinstance(value, float):
+        return value
+    for digits in range(1, 10):
+        short = float(f"{value:.{digits}g}")
+        if struct.pack("f", short) == struct.pack("f", value):
+            return short
+    return value
