@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_conformance.results import Cell, Diagnosis, Failure, Picture, Report, Result, Step
+from rlhf_conformance.results import Call, Cell, Diagnosis, Exchange, Failure, Number, Picture, Report, Result, Step
 
 PAD, PROMPT, RESPONSE, EOS = "pad", "prompt", "response", "eos"
 
@@ -69,6 +69,11 @@ SHIFTED_VALUES = Result(
             Step("mask", "1 1 1", "1 1 1"),
         ),
         picture=SHIFTED,
+        exchange=Exchange(
+            calls=(Call("load_critic", {"dtype": "float32"}),),
+            numbers=(Number(0, "sample 0, action 0", "0.4171", "-1.2039", "0.000199"),),
+            total=5,
+        ),
     ),
 )
 SUBJECT = {
@@ -98,6 +103,7 @@ RUN = {
     "report": "out/report.json",
     "profile": "gate",
     "seed": 3,
+    "time_limit": 30.0,
     "only": [],
     "replayed": [],
     "strict": False,

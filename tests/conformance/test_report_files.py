@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_conformance import reporting
+from rlhf_conformance import reporting, scripts
 from rlhf_conformance.replaying import read_cases
 from rlhf_conformance.reporting import github, junit, markdown, page
 from samples import HOSTILE, RESULTS, RUN, SHIFTED_VALUES, passed, sample_report
@@ -51,6 +51,23 @@ def test_a_second_report_leaves_no_case_of_the_first(report, tmp_path):
     reporting.write(report, tmp_path)
     reporting.write(sample_report(passed("policy-loss.clip")), tmp_path)
     assert [path.name for path in (tmp_path / "cases").iterdir()] == ["mine.json"]
+
+
+def test_a_script_that_cannot_be_made_costs_no_report(report, tmp_path, monkeypatch):
+    def broken(result, report):
+        raise ValueError("no such case")
+
+    monkeypatch.setattr(scripts, "script", broken)
+    reporting.write(report, tmp_path)
+    assert "ValueError" in (tmp_path / "scripts" / f"{SHIFTED}.py").read_text()
+    assert (tmp_path / "report.html").exists()
+
+
+def test_the_script_of_a_failure_is_beside_the_report_and_on_the_page(report, tmp_path, monkeypatch):
+    monkeypatch.setattr(scripts, "script", lambda result, report: SCRIPT if result.clause == SHIFTED else None)
+    reporting.write(report, tmp_path)
+    assert [path.name for path in (tmp_path / "scripts").iterdir()] == [f"{SHIFTED}.py"]
+    assert SCRIPT in Page((tmp_path / "report.html").read_text()).text
 
 
 def test_writing_reports_needs_no_torch(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import rlhf_spec.clauses
 from rlhf_conformance import replaying
 from rlhf_conformance.reporting.stored import FILE_NAME, SCHEMA, ReportError, read, to_json
-from rlhf_conformance.results import Report
+from rlhf_conformance.results import Report, Result
 
 Scripts = Mapping[str, str]
 """For clauses whose failure has one: a script that shows it without the suite."""
@@ -66,10 +66,18 @@ def _clear(folder: Path) -> None:
 
 
 def _scripts(report: Report) -> dict[str, str]:
+    found = {result.clause: _script(result, report) for result in report.results if result.failure is not None}
+    return {slug: script for slug, script in found.items() if script}
+
+
+def _script(result: Result, report: Report) -> str | None:
+    """Whatever goes wrong here, the report itself is written."""
     from rlhf_conformance import scripts
 
-    made = {result.clause: scripts.script(result, report) for result in report.results if result.failure is not None}
-    return {slug: script for slug, script in made.items() if script}
+    try:
+        return scripts.script(result, report)
+    except Exception as error:
+        return f"# This script could not be written, please report it: {type(error).__name__}: {error!r}\n"
 
 
 __all__ = ["FILE_NAME", "SCHEMA", "ReportError", "Scripts", "placed", "read", "to_json", "write", "writers"]
