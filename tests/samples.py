@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_conformance.results import Cell, Diagnosis, Failure, Picture, Result, Step
+from rlhf_conformance.results import Call, Cell, Diagnosis, Exchange, Failure, Number, Picture, Result, Step
 
 PAD, PROMPT, RESPONSE, EOS = "pad", "prompt", "response", "eos"
 
@@ -69,5 +69,10 @@ SHIFTED_VALUES = Result(
             Step("mask", "1 1 1", "1 1 1"),
         ),
         picture=SHIFTED,
+        exchange=Exchange(
+            calls=(Call("action_values", {"num_actions": 3}),),
+            numbers=(Number(0, "sample 0, action 0", "0.4171", "-1.2039", "0.000199"),),
+            total=5,
+        ),
     ),
 )

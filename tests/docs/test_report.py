@@ -15,9 +15,15 @@ from rlhf_conformance.results import NOT_CONFORMANT, NOT_FINISHED, VERDICTS, Rep
 from samples import SHIFTED_VALUES
 
 DOCUMENT = "docs/report.md"
-OPEN = ("subject.options", "subject.declares", "summary.counts", "results[].failure.stored")
+OPEN = (
+    "subject.options",
+    "subject.declares",
+    "summary.counts",
+    "results[].failure.stored",
+    "results[].failure.exchange.calls[].arguments",
+)
 """Objects whose keys are names of other things, or another format's."""
-NULLABLE = {"results[].failure", "results[].failure.picture"}
+NULLABLE = {"results[].failure", "results[].failure.picture", "results[].failure.exchange"}
 ROWS = {"results[].failure.diagnoses", "results[].failure.steps"}
 """Lists of objects that may be empty."""
 
