@@ -38,8 +38,8 @@ sys.meta_path.insert(0, Refusal())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-OURS = {"rlhf_spec", "rlhf_reference", "rlhf_conformance", "tests", "hypothesis", "pytest", "rich"}
-OTHERS = {"transformers", "peft", "safetensors", "numpy"}
+OURS = {"rlhf_spec", "rlhf_reference", "rlhf_conformance"}
+OTHERS = {"transformers", "peft", "safetensors", "hypothesis", "pytest", "rich", "numpy"}
 
 FAULTS = {
     "half-dropped": "value-loss.half",
@@ -99,7 +99,6 @@ def test_a_script_shows_the_difference_with_torch_alone(name, scripts, tmp_path)
     path.write_text(text)
     done = run(path)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stderr == ""
     (row, *_) = (line for line in done.stdout.splitlines() if line.endswith("<-- differs"))
     assert row.startswith(result.failure.place or result.failure.what)
     assert row.removeprefix(result.failure.place or result.failure.what).split()[:2] == [
@@ -226,6 +225,14 @@ class BytesCount(Reference):
         return loss * count / (count % 256 or 1)
 
 
+class ForgetsTheEnd(Reference):
+    """Wrong behind the thousandth position."""
+
+    def token_log_probs(self, logits, labels, temperature):
+        answer = super().token_log_probs(logits, labels, temperature)
+        return torch.cat([answer[:, :1000], answer[:, 1000:] - 1], dim=1)
+
+
 class KeepsNoGraph(Reference):
     def policy_loss(self, *arguments):
         return super().policy_loss(*arguments).loss.detach()
@@ -257,7 +264,8 @@ def test_a_long_case_is_written_as_its_rows_repeated():
 
 
 def test_logits_that_are_too_many_are_drawn_from_their_seed():
-    _, text = written(faults()["chunk-count-mismatch"].adapter(), "log-probs.every-position")
+    result, text = written(ForgetsTheEnd(), "log-probs.every-position")
+    assert result.failure.exchange.total > len(result.failure.exchange.numbers)
     assert "Drawn from a seed" in text
     assert run_here(text)[0] == 1
     right = with_candidate(text, "def candidate(**call):\n    return token_log_probs(**call)")
@@ -371,9 +379,9 @@ def test_the_scripts_pass_a_linter(scripts, tmp_path):
         assert done.returncode == 0, done.stdout
 
 
-def test_writing_a_script_loads_no_torch(tmp_path, scripts):
+def test_writing_a_script_loads_no_torch(tmp_path):
     """The command that writes reports has none."""
-    result, report = reported(faults()["critic-values-shifted"].adapter(), "critic.state-before")
+    _, report = reported(faults()["critic-values-shifted"].adapter(), "critic.state-before")
     path = write(report, tmp_path)
     code = (
         "import sys; from pathlib import Path; from rlhf_conformance import reporting, scripts\n"
