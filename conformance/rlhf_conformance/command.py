@@ -173,6 +173,7 @@ class _Gathered:
     import_seconds: float = 0.0
     config: Any = None
     ends: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
 
     def __post_init__(self) -> None:
         self.watch = Watch(Path(self.plan.folder))
@@ -185,6 +186,7 @@ class _Gathered:
 
     def pytest_keyboard_interrupt(self) -> None:
         """Workers are in process groups of their own, so that Ctrl-C does not reach them."""
+        self.interrupted = True
         self.watch.end_all()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -254,6 +256,8 @@ class _Gathered:
             return f"the adapter took longer than {self.plan.limit:g} s and was ended, {innermost(text)}"
         if slug in self.watch.overdue:
             return f"the adapter took longer than {self.plan.limit:g} s and was ended"
+        if self.interrupted:
+            return "the run was interrupted"
         if "crashed" in said:
             return f"{ENDED}: {end}, {innermost(text)}" if "Fatal" in text else f"{ENDED}: {end}"
         return f"the suite itself failed here, please report it: {said.strip()[-1500:]}" if said else "never started"

@@ -23,9 +23,9 @@ from rlhf_conformance.results import (
     PASS,
     SKIP,
     UNEXPECTED_PASS,
+    Failure,
     Report,
     Result,
-    Step,
 )
 
 STYLES = {
@@ -127,20 +127,23 @@ def _failure_lines(result: Result) -> list[str]:
         lines.append(f"  difference   {failure.error:.3g}, allowed {failure.budget:.3g}")
     if failure.note:
         lines.append(f"  note         {failure.note}")
-    lines += [f"  diagnosis    {diagnosis.sentence}" for diagnosis in failure.diagnoses]
-    return lines + _step_lines(failure.steps) + _case_lines(failure.case)
+    return [*lines, *_diagnosis_lines(failure), *_case_lines(failure.case)]
 
 
-def _step_lines(steps: tuple[Step, ...]) -> list[str]:
-    """The formula line by line, the first that differs marked."""
-    if not steps:
-        return []
-    label, expected = (max(len(getattr(step, name)) for step in steps) for name in ("label", "expected"))
-    lines = [
-        f"    {'>' if step.parted else ' '} {step.label:<{label}}  {step.expected:<{expected}}  {step.actual}".rstrip()
-        for step in steps
-    ]
-    return ["  the formula  expected, then actual; > where they part", *lines]
+def _diagnosis_lines(failure: Failure) -> list[str]:
+    """What it looks like, and the formula with the numbers in it, an arrow where the two part company."""
+    lines = [f"  diagnosis    {row.sentence}" for row in failure.diagnoses]
+    if not failure.steps:
+        return lines
+    head = ("step by step", "expected", "actual")
+    rows = [(step.label, step.expected, step.actual) for step in failure.steps]
+    label, expected, actual = (max(len(text) for text in column) for column in zip(head, *rows, strict=True))
+    lines.append(f"  {head[0]:<{label + 3}}  {head[1]:>{expected}}  {head[2]:>{actual}}")
+    for step in failure.steps:
+        mark = "->" if step.parted else "  "
+        line = f"  {mark} {step.label:<{label}}  {step.expected:>{expected}}  {step.actual:>{actual}}"
+        lines.append(line.rstrip())
+    return lines
 
 
 def _case_lines(case: str) -> list[str]:

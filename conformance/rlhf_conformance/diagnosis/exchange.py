@@ -17,8 +17,9 @@ from rlhf_conformance.subject import AdapterError, Subject, WiringError, paramet
 
 NUMBERS = 256
 """So many numbers of a comparison are kept."""
-CELLS = 1500
-"""A tensor with more numbers is kept as its shape: the case says how to make it."""
+CELLS = 300
+MADE_AGAIN = ("policy_loss", "value_loss", "token_log_probs", "token_entropy")
+"""A tensor of these methods that has more numbers is kept as its shape alone: the case says how to make it."""
 PREPARING = ("load_actor", "load_reward_model", "load_critic", "set_training", "save", "restore")
 """Calls that all later ones depend on."""
 _WITHHELD = ("path", "device", "starts")
@@ -85,19 +86,19 @@ def _number(
 
 
 def _call(method: str, args: tuple[Any, ...]) -> Call:
-    named = zip(parameter_names(method), args, strict=False)
-    plain = {name: _plain(arg) for name, arg in named}
+    most = CELLS if method in MADE_AGAIN else None
+    plain = {name: _plain(arg, most) for name, arg in zip(parameter_names(method), args, strict=False)}
     return Call(method, {name: value for name, value in plain.items() if value is not _NOT_DATA})
 
 
 _NOT_DATA = object()
 
 
-def _plain(value: Any) -> Any:
-    """An argument as plain data; a model or a folder is none."""
+def _plain(value: Any, most: int | None = None) -> Any:
+    """An argument as plain data; a model or a folder is none. Tensors with more than `most` numbers are left out."""
     if isinstance(value, torch.Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
-        numbers = value.detach().cpu().tolist() if value.numel() <= CELLS else None
+        numbers = value.detach().cpu().tolist() if most is None or value.numel() <= most else None
         return {"tensor": storing.to_json(numbers), "dtype": dtype, "shape": list(value.shape)}
     if isinstance(value, Batch | Prompts | Checkpoint):
         named = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name not in _WITHHELD}

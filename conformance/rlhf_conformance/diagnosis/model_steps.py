@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import rlhf_spec.log_probs
@@ -13,6 +14,7 @@ from rlhf_conformance.judge import Comparison
 from rlhf_conformance.layouts import Sample
 from rlhf_conformance.results import Step
 
+ENTROPY = "entropy at the action"
 NUMBERS = 40
 """So many numbers of a comparison are looked at."""
 
@@ -31,6 +33,8 @@ def model_steps(evidence: Evidence) -> tuple[Step, ...]:
 
 def _role_of(comparison: Comparison) -> Role | None:
     """Whose answers are compared with the truth; None where it is another comparison."""
+    if comparison.what.startswith(ENTROPY):
+        return ACTOR
     for role in (ACTOR, REWARD, CRITIC):
         if comparison.what.startswith((f"{role.what} in layout", f"{role.what} in train", f"{role.what} in eval")):
             return role
@@ -54,6 +58,13 @@ def _block(evidence: Evidence, role: Role, comparison: Comparison, k: int) -> Bl
     read = f"at position {at} of the sequence, token {sample.tokens[at]}"
     truth: Any = evidence.subject.truth
     came = (comparison.expected[k], comparison.actual[k], comparison.allowed[k])
+    if role is ACTOR and comparison.what.startswith(ENTROPY):
+        t = case.temperature
+        log_probs = rlhf_spec.log_probs.log_softmax(truth.logits(case.probe, sample.tokens)[at], t)
+        return [
+            Line(f"{place}: the greatest p in softmax(logits / {number(t)}), {read}", math.exp(max(log_probs))),
+            Line(f"{place}: entropy, minus the sum of p log p", *came),
+        ]
     if role is ACTOR:
         t, label = case.temperature, sample.response[action]
         logits = truth.logits(case.probe, sample.tokens)[at]

@@ -24,8 +24,10 @@ def policy_loss(
 ) -> Any:
     """-min(r A, clip(r) A) of each token, for A < 0 at most -c A where there is a dual clip; then the mean."""
     mask = action_mask.bool()
-    ratio = torch.where(mask, log_probs - old_log_probs, 0.0).exp()
+    log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0)
     advantages = torch.where(mask, advantages, 0.0)
+    # Where A >= 0 the clip decides long before exp overflows.
+    ratio = torch.where(advantages < 0, log_ratio, log_ratio.clamp(max=50.0)).exp()
     clipped = ratio.clamp(1 - clip_eps_low, 1 + clip_eps_high)
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
     if dual_clip is not None:
