@@ -127,7 +127,9 @@ def matrix(found: Matrix) -> str:
     rows = [["clause", *(escaped(column.title) for column in found.columns)], ["---", *["---"] * len(found.columns)]]
     rows.append(["**verdict**", *(f"{SIGNS[c.report.verdict]} {c.report.verdict}" for c in found.columns)])
     for chapter in found.chapters:
-        rows.append([f"**{chapter.slug}**", *(f"{passed} of {asked}" for passed, asked in chapter.passes)])
+        rows.append(
+            [f"**{chapter.slug}**", *(f"{passed} of {asked}" if asked else "" for passed, asked in chapter.passes)]
+        )
         rows += [[f"`{row.clause}`", *map(_word, row.verdicts)] for row in chapter.rows]
     return table(rows) + "\n"
 
