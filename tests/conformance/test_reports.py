@@ -241,7 +241,7 @@ def test_the_text_of_a_failure_says_what_is_wrong():
     text = describe(SHIFTED_VALUES)
     failure = SHIFTED_VALUES.failure
     assert re.findall(r"^  diagnosis    (.*)$", text, re.MULTILINE) == [d.sentence for d in failure.diagnoses]
-    (parted,) = re.findall(r"^    > (.*)$", text, re.MULTILINE)
+    (parted,) = re.findall(r"^  -> (.*)$", text, re.MULTILINE)
     assert parted.split("  ")[0] == "value at the state before action 0"
 
 
