@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from rlhf_conformance import check
 from rlhf_conformance.known import KnownFailure
 from rlhf_conformance.loading import load_adapter
+from rlhf_conformance.plugin import ClauseFailed, ClauseItem
 from rlhf_conformance.reporting import FILE_NAME, ReportError, read, to_json, write
 from rlhf_conformance.reporting.stored import checksum
 from rlhf_conformance.results import LOST, Failure, Report, Result
@@ -245,6 +247,11 @@ def test_the_text_of_a_failure_says_what_is_wrong():
     assert parted.split("  ")[0] == "value at the state before action 0"
 
 
+def test_pytest_shows_a_failure_as_the_terminal_does():
+    shown = ClauseItem.repr_failure(None, SimpleNamespace(value=ClauseFailed(SHIFTED_VALUES)))
+    assert shown == describe(SHIFTED_VALUES)
+
+
 # --- through the command ------------------------------------------------------------------------------------------
 
 
@@ -270,11 +277,16 @@ def test_the_command_writes_a_report_and_repeats_its_failure(command, hostile, t
 
 
 def test_the_report_of_an_adapter_that_never_lived_fits_the_schema(command, hostile, tmp_path, schema):
+    """And on GitHub the run says so there."""
     done = command(
         *("check", hostile("processes.py:Exits"), "--profile", "smoke", "-n", "1"),
         *("--only", "packing.tokens", "--report", "out"),
+        GITHUB_ACTIONS="true",
+        GITHUB_STEP_SUMMARY=str(tmp_path / "step"),
     )
     assert done.status == 3
+    assert "::error title=lost packing.tokens (" in done.stdout
+    assert (tmp_path / "step").read_text().strip() == (tmp_path / "out" / "summary.md").read_text().strip()
     jsonschema.validate(json.loads((tmp_path / "out" / FILE_NAME).read_text()), schema)
     assert read(tmp_path / "out" / FILE_NAME).verdict == "INCOMPLETE"
 
