@@ -1,4 +1,4 @@
-"""The command: `rlhf-conformance check | list | explain`."""
+"""The command: `rlhf-conformance check | list | explain | init | matrix | diff`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,27 @@ import os
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rlhf_spec.clauses
-from rlhf_conformance.results import CONFORMANT_STATUS, INCOMPLETE_STATUS, USAGE_STATUS
+from rlhf_conformance.results import (
+    CONFORMANT_STATUS,
+    FAILED_STATUS,
+    INCOMPLETE_STATUS,
+    NOT_PROVIDED,
+    SKIP,
+    USAGE_STATUS,
+)
 from rlhf_conformance.suite import DTYPES, PROFILES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rlhf_conformance.known import KnownFailure
+    from rlhf_conformance.results import Report
+    from rlhf_conformance.suite import Plan
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,6 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_list(commands)
     _add_explain(commands)
+    _add_init(commands)
+    _add_matrix(commands)
+    _add_diff(commands)
     return parser
 
 
@@ -43,8 +61,11 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     check.add_argument(
         "-n", dest="workers", metavar="WORKERS", type=int, help="processes (default: one a core, at most 4)"
     )
-    check.add_argument("--report", metavar="DIR", type=Path, help="write DIR/report.json")
+    check.add_argument(
+        "--report", metavar="DIR", type=Path, help="write report.html, report.json, junit.xml, ... into DIR"
+    )
     check.add_argument("--known-failures", metavar="FILE", type=Path, help="TOML file of accepted failures")
+    check.add_argument("--accept", action="store_true", help="accept what fails: write the file of --known-failures")
     check.add_argument(
         "--replay", metavar="FILE", type=Path, help="try the failing cases of a report again, or one stored case"
     )
@@ -66,15 +87,45 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     explain.set_defaults(run=run_explain)
 
 
+def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    init = commands.add_parser("init", help="an adapter to fill in, a test file and a CI workflow for your repository")
+    init.add_argument("folder", metavar="DIR", nargs="?", type=Path, default=Path(), help="its root (default: .)")
+    init.set_defaults(run=run_init)
+
+
+def _add_matrix(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    matrix = commands.add_parser("matrix", help="reports side by side, as Markdown: trainers against clauses")
+    matrix.add_argument("reports", metavar="REPORT", nargs="+", type=Path, help="a report.json, or its folder")
+    matrix.add_argument("--html", metavar="FILE", type=Path, help="write it as a page, too")
+    matrix.set_defaults(run=run_matrix)
+
+
+def _add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    diff = commands.add_parser(
+        "diff", help="what became of each clause between two reports; exit status 1 where one regressed"
+    )
+    diff.add_argument("old", metavar="OLD", type=Path, help="a report.json, or its folder")
+    diff.add_argument("new", metavar="NEW", type=Path)
+    diff.add_argument(
+        "--margin",
+        metavar="FRACTION",
+        type=float,
+        default=0.1,
+        help="a clause whose error leaves less of its budget than this, and less than before, regressed (default: 0.1)",
+    )
+    diff.set_defaults(run=run_diff)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     from rlhf_conformance.loading import LoadError
+    from rlhf_conformance.reporting import ReportError
     from rlhf_conformance.suite import UsageError
 
     arguments = build_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
-    except (LoadError, UsageError, rlhf_spec.clauses.UnknownClause) as error:
+    except (LoadError, ReportError, UsageError, rlhf_spec.clauses.UnknownClause) as error:
         print(f"rlhf-conformance: {error}", file=sys.stderr)
         return USAGE_STATUS
     except BrokenPipeError:
@@ -87,7 +138,8 @@ def run_check(arguments: argparse.Namespace) -> int:
     from rlhf_conformance import reporting, terminal
     from rlhf_conformance.command import run_plan
     from rlhf_conformance.loading import parse_options
-    from rlhf_conformance.suite import Plan, UsageError, read_known_failures, require_device, validate_plan
+    from rlhf_conformance.reporting import github
+    from rlhf_conformance.suite import Plan, UsageError, require_device, validate_plan
 
     seed = arguments.seed
     if seed is None:
@@ -110,18 +162,64 @@ def run_check(arguments: argparse.Namespace) -> int:
         seed=seed,
         time_limit=arguments.time_limit or 0.0,
         database=str(Path(".rlhf-conformance").resolve()),
-        known_failures=read_known_failures(arguments.known_failures) if arguments.known_failures else (),
+        known_failures=_known_failures(arguments),
+        known_file=str(arguments.known_failures or ""),
+        accepting=arguments.accept,
         cases=cases,
     )
+    plan = replace(plan, command=_repeat(plan))
     validate_plan(plan)
     require_device(plan.device)
     console = Console(soft_wrap=False)
     console.print(f"checking {plan.adapter} on {plan.device} in {plan.dtype}, profile {plan.profile}, seed {plan.seed}")
     report = run_plan(plan, arguments.workers or _cores(), lambda *args: terminal.show_progress(console, *args))
-    terminal.show_report(console, report, _repeat(plan))
+    if plan.accepting:
+        return _accept(console, report, plan, arguments)
     if arguments.report is not None:
-        console.print(f"report: {reporting.write(report, arguments.report)}", highlight=False)
+        report = reporting.placed(report, arguments.report)
+    terminal.show_report(console, report)
+    if arguments.report is not None:
+        console.print(f"report: {_written(report, arguments.report)}", highlight=False, markup=False, soft_wrap=True)
+    github.announce(report, os.environ)
     return report.exit_status
+
+
+def _known_failures(arguments: argparse.Namespace) -> tuple[KnownFailure, ...]:
+    from rlhf_conformance import known
+    from rlhf_conformance.loading import UsageError
+
+    path = arguments.known_failures
+    if arguments.accept:
+        if path is None:
+            raise UsageError("--accept writes the file of --known-failures FILE: say which")
+        if arguments.replay is not None:
+            raise UsageError("--accept looks for the failures itself: leave out --replay")
+        known.check_writable(path)
+        return known.read_known_failures(path) if path.exists() else ()
+    return known.read_known_failures(path) if path is not None else ()
+
+
+def _accept(console: Console, report: Report, plan: Plan, arguments: argparse.Namespace) -> int:
+    """Write the known failures of a run, and say what became of each row."""
+    from rlhf_conformance import known, reporting, terminal
+
+    if all(result.verdict in (NOT_PROVIDED, SKIP) for result in report.results):
+        terminal.show_report(console, report)
+        return INCOMPLETE_STATUS
+    accepted = known.accept(report, plan)
+    known.write(accepted.rows, arguments.known_failures)
+    for result in report.results:
+        if result.clause in (*accepted.added, *accepted.updated, *accepted.unfinished):
+            console.print(f"\n{terminal.describe(result)}", highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    for line in accepted.lines(plan.known_file):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if arguments.report is not None:
+        after = replace(plan, accepting=False, known_failures=accepted.rows)
+        judged = replace(report, results=tuple(known.with_known_failures(r, after) for r in report.results))
+        placed = reporting.placed(judged, arguments.report)
+        console.print(f"report: {_written(placed, arguments.report)}", highlight=False, markup=False, soft_wrap=True)
+    return INCOMPLETE_STATUS if accepted.unfinished else CONFORMANT_STATUS
 
 
 def _replayed(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -141,8 +239,21 @@ def _replayed(arguments: argparse.Namespace) -> dict[str, Any]:
     return asked
 
 
+def _written(report: Report, folder: Path) -> str:
+    """The files for people first."""
+    from rlhf_conformance import reporting
+    from rlhf_conformance.suite import UsageError
+
+    try:
+        path = reporting.write(report, folder)
+    except OSError as error:
+        raise UsageError(f"cannot write the report: {error}") from error
+    return f"{path.with_name('report.html')}, {path}"
+
+
 def _repeat(plan: object) -> str:
     """The command that runs the same cases again; `--only` is added for one clause."""
+    from rlhf_conformance.reporting.parts import spelled
     from rlhf_conformance.suite import Plan
     from rlhf_conformance.terminal import command_line
 
@@ -150,7 +261,7 @@ def _repeat(plan: object) -> str:
     assert plan.adapter is not None
     arguments = ["check", plan.adapter]
     for key, value in plan.options.items():
-        arguments += ["-o", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
+        arguments += ["-o", f"{key}={spelled(value)}"]
     for flag, value, default in (
         ("--device", plan.device, "cpu"),
         ("--dtype", plan.dtype, "float32"),
@@ -162,6 +273,8 @@ def _repeat(plan: object) -> str:
             arguments += [flag, value]
     if plan.strict:
         arguments.append("--strict")
+    if plan.known_file:
+        arguments += ["--known-failures", plan.known_file]
     return command_line(arguments)
 
 
@@ -202,6 +315,51 @@ def run_explain(arguments: argparse.Namespace) -> int:
     print(f"formula:  {clause.formula}\nwhy:      {clause.why}")
     print(f"stopped:  {', '.join(clause.bugs) or 'none known'}")
     return CONFORMANT_STATUS
+
+
+def run_init(arguments: argparse.Namespace) -> int:
+    from rlhf_conformance import starting
+
+    for path in starting.write(arguments.folder):
+        print(f"wrote {path}")
+    print(starting.next_steps(arguments.folder))
+    return CONFORMANT_STATUS
+
+
+def run_matrix(arguments: argparse.Namespace) -> int:
+    from rlhf_conformance.reporting import markdown, matrix
+    from rlhf_conformance.suite import UsageError
+
+    found = matrix.combined([(path, _read(path)) for path in arguments.reports])
+    sys.stdout.write(markdown.matrix(found))
+    if arguments.html is not None:
+        from rlhf_conformance.reporting import page
+
+        try:
+            arguments.html.write_text(page.matrix(found), encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise UsageError(f"cannot write {arguments.html}: {error.strerror}") from error
+    return CONFORMANT_STATUS
+
+
+def run_diff(arguments: argparse.Namespace) -> int:
+    from rlhf_conformance.reporting import diff
+    from rlhf_conformance.suite import UsageError
+
+    if not 0 <= arguments.margin <= 1:
+        raise UsageError(f"--margin {arguments.margin:g}: wanted a fraction from 0 to 1")
+    old, new = _read(arguments.old), _read(arguments.new)
+    found = diff.changes(old, new, arguments.margin)
+    bad = sum(change.kind in diff.BAD for change in found)
+    said = f"{bad} regressed" if bad else "nothing regressed"
+    print(*diff.heading(old, new), "", *found, *([""] if found else []), said, sep="\n")
+    return FAILED_STATUS if bad else CONFORMANT_STATUS
+
+
+def _read(path: Path) -> Report:
+    from rlhf_conformance import reporting
+
+    return reporting.read(path / reporting.FILE_NAME if path.is_dir() else path)
 
 
 if __name__ == "__main__":

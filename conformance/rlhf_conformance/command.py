@@ -14,6 +14,7 @@ from typing import Any
 
 import rlhf_spec.clauses
 from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.known import KnownFailure, rows_of, with_known_failures
 from rlhf_conformance.loading import LoadError, validate
 from rlhf_conformance.plugin import (
     ENTRY,
@@ -25,17 +26,17 @@ from rlhf_conformance.plugin import (
     loaded_marker,
     stack_file,
 )
-from rlhf_conformance.results import LOST, KnownFailure, Report, Result, with_known_failures
+from rlhf_conformance.results import LOST, Report, Result
 from rlhf_conformance.suite import (
     Plan,
     Suite,
     UsageError,
     environment,
     light_environment,
-    read_known_failures,
     selected,
     validate_plan,
 )
+from rlhf_conformance.workers import ENDED, Watch, innermost
 
 Progress = Callable[[Result, int, int], None]
 """Called with each result, how many there are so far, and how many there will be."""
@@ -60,7 +61,7 @@ def check(
     a short name) in `workers` processes, in which the adapter may hang or die without taking the report along.
     Raises LoadError where the adapter cannot be had, UsageError where there is no such device or clause.
     """
-    known = read_known_failures(known_failures) if isinstance(known_failures, str | Path) else tuple(known_failures)
+    known, known_file = rows_of(known_failures)
     plan = Plan(
         adapter=adapter if isinstance(adapter, str) else None,
         options=dict(options or {}),
@@ -71,6 +72,7 @@ def check(
         strict=strict,
         seed=seed,
         known_failures=known,
+        known_file=known_file,
     )
     validate_plan(plan)
     if isinstance(adapter, str):
@@ -88,12 +90,15 @@ def _run_here(suite: Suite) -> Report:
 
 def _run_of(plan: Plan, started: float, import_seconds: float, *, workers: int) -> dict[str, Any]:
     return {
+        "command": plan.command,
+        "report": "",
         "profile": plan.profile,
         "seed": plan.seed,
         "only": list(plan.only),
         "replayed": list(plan.cases),
         "strict": plan.strict,
         "workers": workers,
+        "time_limit": plan.limit if workers else None,
         "seconds": round(time.perf_counter() - started, 2),
         "import_seconds": round(import_seconds, 2),
     }
@@ -112,17 +117,18 @@ def run_plan(plan: Plan, workers: int, progress: Progress | None = None) -> Repo
         ini.write_text("[pytest]\n")
         arguments = [
             str(ENTRY),
-            *("-c", str(ini), "--rootdir", folder, "--noconftest"),
+            *("-c", str(ini), "--rootdir", folder, "--noconftest", "-s", "-p", "no:faulthandler"),
             *("-p", "xdist.plugin", "-p", "rlhf_conformance.plugin", "-p", "no:cacheprovider", "-p", "no:terminal"),
             *("-n", str(max(1, min(workers, len(slugs)))), "--dist", "load", "--maxschedchunk", "1"),
             *("--max-worker-restart", str(len(slugs))),
             *(PLAN_OPTION, plan.to_json()),
         ]
-        with _worker_environment():
+        with _worker_environment(), gathered.watch.over():
             pytest.main(arguments, plugins=[gathered])
         if gathered.unusable is not None:
             raise LoadError(gathered.unusable)
         results = tuple(gathered.results.get(slug) or gathered.lost(slug) for slug in slugs)
+        gathered.read_what_was_run()
     subject = gathered.subject or {"adapter": plan.adapter, "name": plan.adapter, "options": plan.options}
     run = _run_of(plan, started, gathered.import_seconds, workers=workers)
     return Report(results, subject, gathered.environment, run, plan.strict)
@@ -166,9 +172,22 @@ class _Gathered:
     unusable: str | None = None
     import_seconds: float = 0.0
     config: Any = None
+    ends: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(Path(self.plan.folder))
 
     def pytest_configure(self, config: Any) -> None:
         self.config = config
+
+    def pytest_configure_node(self, node: Any) -> None:
+        self.watch.add(node.gateway)
+
+    def pytest_keyboard_interrupt(self) -> None:
+        """Workers are in process groups of their own, so that Ctrl-C does not reach them."""
+        self.interrupted = True
+        self.watch.end_all()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         slug = report.nodeid.rsplit("::", 1)[-1].partition("[")[0]
@@ -179,11 +198,10 @@ class _Gathered:
                 self._add(Result.from_json(value))
         if report.failed and slug not in self.results and self.unusable is None:
             if not loaded_marker(self.plan).exists() and "crashed" in str(report.longrepr):
-                self._give_up(
-                    f"importing or constructing {self.plan.adapter} ended its process: {self._end_of_loading(slug)}"
-                )
+                end = self._end_of_loading(slug, self._end_of(report))
+                self._give_up(f"importing or constructing {self.plan.adapter} ended its process: {end}")
             else:
-                self._add(self.lost(slug, str(report.longrepr)))
+                self._add(self.lost(slug, str(report.longrepr), self._end_of(report)))
 
     def _give_up(self, reason: str) -> None:
         """The adapter cannot be had: no other clause has to find that out."""
@@ -191,49 +209,67 @@ class _Gathered:
         session = self.config.pluginmanager.getplugin("dsession")
         session.shouldstop = session.shouldstop or reason
 
-    def _end_of_loading(self, slug: str) -> str:
-        stack = stack_file(self.plan, slug)
-        text = stack.read_text() if stack.exists() else ""
+    def _end_of(self, report: Any) -> str:
+        """How the worker ended that a crash is reported of."""
+        node = getattr(report, "node", None)
+        return self.ends.get(node.gateway.id, "") if node is not None else ""
+
+    def _end_of_loading(self, slug: str, end: str) -> str:
+        text = self._stack(slug)
         if "Timeout" in text:
-            return f"it took longer than {LOADING_LIMIT:g} s, {_innermost(text)}"
-        return "it exited, was killed, or crashed"
+            return f"it took longer than {LOADING_LIMIT:g} s, {innermost(text)}"
+        return f"{end}, {innermost(text)}" if "Fatal" in text else end
+
+    def _stack(self, slug: str) -> str:
+        stack = stack_file(self.plan, slug)
+        return stack.read_text(errors="replace") if stack.exists() else ""
 
     def pytest_testnodedown(self, node: Any, error: Any) -> None:
-        output = getattr(node, "workeroutput", {})
-        self.environment = output.get("rlhf_environment", self.environment)
-        self.subject = output.get("rlhf_subject", self.subject)
-        self.import_seconds = max(self.import_seconds, output.get("rlhf_import_seconds", 0.0))
+        if error is not None:
+            self.ends[node.gateway.id] = self.watch.end_of(node.gateway.id)
+
+    def read_what_was_run(self) -> None:
+        """What the workers wrote of themselves, if any came so far."""
+        marker = loaded_marker(self.plan)
+        if marker.exists():
+            said = json.loads(marker.read_text())
+            self.environment, self.subject = said["environment"], said["subject"]
+            self.import_seconds = said["import_seconds"]
 
     def _add(self, result: Result) -> None:
         self.results[result.clause] = result
         if self.progress is not None:
             self.progress(result, len(self.results), self.total)
 
-    def lost(self, slug: str, said: str = "") -> Result:
+    def lost(self, slug: str, said: str = "", end: str = "") -> Result:
         """The verdict on a clause whose worker died under it: the failure that it had found, or else the reason."""
-        kept, cause = found_file(self.plan, slug), self._cause(slug, said)
+        kept, cause = found_file(self.plan, slug), self._cause(slug, said, end)
         if kept.exists():
-            found = Result.from_json(json.loads(kept.read_text()))
-            return with_known_failures(
-                replace(found, reason=f"{found.reason}; afterwards {cause}"), self.plan.known_failures
-            )
+            found = _and_then(Result.from_json(json.loads(kept.read_text())), cause)
+            return with_known_failures(found, self.plan)
         clause = rlhf_spec.clauses.clause(slug)
         return Result(slug, clause.level, LOST, reason=cause)
 
-    def _cause(self, slug: str, said: str) -> str:
-        stack = stack_file(self.plan, slug)
-        text = stack.read_text() if stack.exists() else ""
+    def _cause(self, slug: str, said: str, end: str) -> str:
+        text = self._stack(slug)
         if "Timeout" in text:
-            return f"the adapter took longer than {self.plan.limit:g} s and was ended, {_innermost(text)}"
+            return f"the adapter took longer than {self.plan.limit:g} s and was ended, {innermost(text)}"
+        if slug in self.watch.overdue:
+            return f"the adapter took longer than {self.plan.limit:g} s and was ended"
+        if self.interrupted:
+            return "the run was interrupted"
         if "crashed" in said:
-            return "the process of the adapter ended while this clause was tried (it exited, was killed, or crashed)"
+            return f"{ENDED}: {end}, {innermost(text)}" if "Fatal" in text else f"{ENDED}: {end}"
         return f"the suite itself failed here, please report it: {said.strip()[-1500:]}" if said else "never started"
 
 
-def _innermost(stack: str) -> str:
-    """Where the main thread was: faulthandler prints it last, its innermost frame first."""
-    frames = [line.strip() for line in stack.rpartition("Thread ")[2].splitlines() if line.strip().startswith("File")]
-    return f"in {frames[0]}" if frames else "in unknown code"
+def _and_then(found: Result, cause: str) -> Result:
+    """A failure after which the worker died, while a smaller case or the reason was looked for."""
+    then = f"while this was looked into, {cause}"
+    failure = found.failure
+    if failure is not None:
+        failure = replace(failure, note="; ".join(part for part in (failure.note, then) if part))
+    return replace(found, reason=f"{found.reason}; {then}", failure=failure)
 
 
 __all__ = ["LoadError", "UsageError", "check", "run_plan"]

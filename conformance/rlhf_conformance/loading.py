@@ -22,6 +22,10 @@ class LoadError(Exception):
     """The adapter cannot be had: the message is for the user, no traceback is needed."""
 
 
+class UsageError(Exception):
+    """The run was asked for something that there is not; the message is for the user."""
+
+
 def load_adapter(name: str, options: Mapping[str, Any] | None = None) -> Adapter:
     """The adapter called `name`, made with `options`.
 

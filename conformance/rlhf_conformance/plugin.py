@@ -11,13 +11,14 @@ import contextlib
 import faulthandler
 import json
 import os
-import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlhf_conformance import workers
 from rlhf_conformance.loading import LoadError
 from rlhf_conformance.results import (
     ERROR,
@@ -51,15 +52,28 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: Any) -> Any:
 
 
 def pytest_configure(config: Any) -> None:
-    """A worker of the command ends without taking its libraries apart, which takes torch more than a second."""
+    """A worker of the command is set up to be survived, and ends without taking its libraries apart."""
     if hasattr(config, "workerinput") and config.getoption(PLAN_OPTION) is not None:
-        atexit.register(_end_now)  # the first to be registered is the last to be called
+        workers.settle()
+        atexit.register(workers.end)  # the first to be registered is the last to be called
+        config.pluginmanager.register(_Worker(config))
 
 
-def _end_now() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+class _Worker:
+    """What a worker of the command does besides running clauses."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Where CUDA is beyond use, end, now that the verdict has been sent: the next clause gets a new process."""
+        suite = getattr(self.config, "_rlhf_conformance_suite", None)
+        if report.when == "call" and suite is not None and suite.poisoned:
+            workers.end(1)
+
+    def pytest_unconfigure(self) -> None:
+        workers.end_soon()
 
 
 def pytest_collect_file(file_path: Path, parent: Any) -> Any:
@@ -133,7 +147,7 @@ class ClauseItem(pytest.Item):
             with _time_limit(self.suite, self.slug, LOADING_LIMIT):
                 self.suite.prepare()
                 if self.suite.plan.folder:
-                    loaded_marker(self.suite.plan).touch()
+                    _say_what_is_run(self.suite)
             with _time_limit(self.suite, self.slug, self.suite.plan.limit):
                 result = self.suite.run(self.slug, self._keep)
         except (LoadError, UsageError) as error:
@@ -153,8 +167,7 @@ class ClauseItem(pytest.Item):
     def _keep(self, result: Result) -> None:
         """What was found stays found, whatever the adapter does while it is looked into."""
         if self.suite.plan.folder:
-            path = found_file(self.suite.plan, self.slug)
-            path.write_text(json.dumps(result.to_json()))
+            _write_at_once(found_file(self.suite.plan, self.slug), json.dumps(result.to_json()))
 
     @property
     def _lenient(self) -> bool:
@@ -175,19 +188,32 @@ class ClauseItem(pytest.Item):
 def _time_limit(suite: Suite, slug: str, seconds: float) -> Iterator[None]:
     """In a worker of the command: end the process where a clause hangs, and leave the stack where the command finds it.
 
-    faulthandler's timer needs no cooperation of what hangs, not even the interpreter's lock.
+    faulthandler's timer needs no cooperation of what hangs, not even the interpreter's lock. Should the adapter stop
+    it, the command ends the process a little later.
     """
     if not suite.plan.folder:
         yield
         return
-    path = stack_file(suite.plan, slug)
-    with path.open("w") as file:
+    workers.silence()
+    stack, running = stack_file(suite.plan, slug), stack_file(suite.plan, slug).with_suffix(".running")
+    with stack.open("w") as file:
+        faulthandler.enable(file)
         faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+        _write_at_once(running, f"{os.getpid()} {time.time() + seconds}")
         try:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
-    path.unlink()
+            faulthandler.disable()
+            running.unlink()
+    stack.unlink()
+
+
+def _write_at_once(path: Path, text: str) -> None:
+    """So that nobody finds half of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
 
 
 def stack_file(plan: Plan, slug: str) -> Path:
@@ -201,16 +227,20 @@ def found_file(plan: Plan, slug: str) -> Path:
 
 
 def loaded_marker(plan: Plan) -> Path:
-    """Exists as soon as any worker has imported and constructed the adapter."""
-    return Path(plan.folder) / "loaded"
+    """Exists as soon as any worker has imported and constructed the adapter, and says what is run."""
+    return Path(plan.folder) / "loaded.json"
 
 
-def pytest_sessionfinish(session: Any) -> None:
-    """A worker tells the command what it ran with."""
-    suite = getattr(session.config, "_rlhf_conformance_suite", None)
-    if suite is not None and hasattr(session.config, "workeroutput") and suite._subject is not None:
-        from rlhf_conformance.suite import environment
+def _say_what_is_run(suite: Suite) -> None:
+    """Tell the command at the first clause, since there may be no process left to do so at the end."""
+    if suite.told:
+        return
+    from rlhf_conformance.suite import environment
 
-        session.config.workeroutput["rlhf_environment"] = environment(suite.plan)
-        session.config.workeroutput["rlhf_subject"] = suite.describe()
-        session.config.workeroutput["rlhf_import_seconds"] = suite.import_seconds
+    said = {
+        "environment": environment(suite.plan),
+        "subject": suite.describe(),
+        "import_seconds": suite.import_seconds,
+    }
+    _write_at_once(loaded_marker(suite.plan), json.dumps(said))
+    suite.told = True

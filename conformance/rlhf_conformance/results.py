@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+import shlex
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 PASS = "pass"
@@ -27,7 +28,8 @@ class Diagnosis:
     """What is wrong, where the evidence leaves no doubt.
 
     kind        "place": the returned numbers are others of the batch; "fault", "convention": the answers are those of
-                a known bug or of an undeclared convention; "numbers": they are the right ones, transformed
+                a known bug or of an undeclared convention; "numbers": they are the right ones, transformed; "device":
+                which of CPU and device under test is off
     name        of the fault or convention; of a place in a word ("shift", "swap", "pad", "neighbour", ...)
     sentence    for the maintainer: what came, what should have, and how far that holds
     """
@@ -188,36 +190,11 @@ class Result:
 
 
 @dataclass(frozen=True)
-class KnownFailure:
-    """A failure that the maintainer has accepted: the clause, and why."""
-
-    clause: str
-    reason: str
-    issue: str = ""
-
-
-def with_known_failures(result: Result, known: tuple[KnownFailure, ...]) -> Result:
-    """The verdict in the light of the accepted failures."""
-    row = next((k for k in known if k.clause == result.clause), None)
-    if row is None:
-        return result
-    if result.verdict in (FAIL, ERROR):
-        return replace(result, verdict=KNOWN_FAILURE, reason=f"accepted: {row.reason}. {result.reason}")
-    if result.verdict == PASS:
-        return replace(
-            result,
-            verdict=UNEXPECTED_PASS,
-            reason=f"accepted as a known failure ({row.reason}), but it passes: remove the row",
-        )
-    return result
-
-
-@dataclass(frozen=True)
 class Report:
     """All that a run found, and what it ran with.
 
     environment     versions, device, dtype and settings that move numbers
-    run             profile, seed, workers, seconds, ...
+    run             profile, seed, workers, seconds, the command without --only, where the report is written, ...
     subject         the adapter: its name, options, what it provides and declares
     """
 
@@ -260,6 +237,17 @@ class Report:
             FAILED_STATUS: "NOT CONFORMANT",
             INCOMPLETE_STATUS: "INCOMPLETE",
         }[self.exit_status]
+
+    def command(self, result: Result) -> str:
+        """The command that tries a clause again: on its stored case, where a report of it is written.
+
+        Empty where an adapter object was checked, for which there is no command.
+        """
+        start, path = self.run.get("command", ""), self.run.get("report", "")
+        if not start:
+            return ""
+        stored = path and result.failure is not None and result.failure.stored is not None
+        return f"{start} --only {result.clause}" + (f" --replay {shlex.quote(path)}" if stored else "")
 
     def result(self, clause: str) -> Result:
         """The result of one clause. Raises KeyError if it was not in the run."""

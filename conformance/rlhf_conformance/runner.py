@@ -27,7 +27,7 @@ from rlhf_conformance.results import (
     Failure,
     Result,
 )
-from rlhf_conformance.subject import AdapterError, Subject, WiringError
+from rlhf_conformance.subject import AdapterError, Subject, WiringError, surroundings_kept
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,24 @@ class _Trial:
         try:
             self.check.function(self.subject, case, self.judge)
         except (ClauseFailure, AdapterError, WiringError) as error:
-            error.case = case  # type: ignore[union-attr]
-            self.failures[repr(case)] = error
-            if self.gave_up is None:
-                self.found(error)
-                self.gave_up, self.found_after = time.monotonic() + self.shrinking, self.examples + 1
+            self._keep(error, case)
             raise
+        except RuntimeError as error:
+            late = self.subject.late(error)
+            if late is None:
+                raise
+            self._keep(late, case)
+            raise late from error
         self.examples += 1
+
+    def _keep(self, error: Any, case: Any) -> None:
+        error.case = case
+        self.failures[repr(case)] = error
+        if self.gave_up is None:
+            self.found(error)
+            self.gave_up, self.found_after = time.monotonic() + self.shrinking, self.examples + 1
+        if self.subject.poison is not None:
+            self.gave_up = 0.0
 
 
 def seed_of(slug: str, seed: int) -> int:
@@ -143,6 +154,10 @@ def try_clause(
     reason = check.not_provided(subject.adapter)
     if reason:
         return Tried(replace(blank, verdict=NOT_PROVIDED, reason=reason, floor=0))
+    if subject.poison is not None:
+        reason = f"CUDA cannot be used in this process any more: {subject.poison}. Named, not passed as an object, an "
+        reason += "adapter is tried in processes that are replaced"
+        return Tried(replace(blank, verdict=LOST, reason=reason))
     started = time.perf_counter()
     subject.forget_models()
     trial = _Trial(check, subject, profile.shrinking)
@@ -153,10 +168,11 @@ def try_clause(
 
     if found is not None:
         trial.found = lambda error: found(_judged(seen(), trial, error))
-    if replayed is None:
-        outcome = _explore(trial, profile, seed_of(slug, seed), database)
-    else:
-        outcome = _outcome(lambda: trial.attempt(replayed))
+    with surroundings_kept():
+        if replayed is None:
+            outcome = _explore(trial, profile, seed_of(slug, seed), database)
+        else:
+            outcome = _outcome(lambda: trial.attempt(replayed))
     return Tried(_judged(seen(), trial, outcome), trial.found_after, getattr(outcome, "case", None))
 
 
@@ -217,9 +233,16 @@ def _judged(result: Result, trial: _Trial, outcome: BaseException | None) -> Res
     if isinstance(outcome, Flaky | FlakyFailure):
         first = next(iter(trial.failures.values()), outcome)
         reason = f"the same case failed once and passed once: the adapter is not deterministic. At first: {first}"
-        return replace(result, verdict=ERROR, reason=reason)
+        once = _failure_of(first, reason) if first is not outcome else None
+        return replace(result, verdict=ERROR, reason=reason, failure=once)
     said = "".join(traceback.format_exception(outcome)).strip()[-1500:]
     return replace(result, verdict=LOST, reason=f"the suite itself failed here, please report it: {said}")
+
+
+def _failure_of(first: BaseException, what: str) -> Failure:
+    """The failure of a case that failed only once: `what`, with the place and the numbers of that once."""
+    seen = asdict(first.mismatch) if isinstance(first, ClauseFailure) else {"place": "", "expected": "", "actual": ""}
+    return Failure(**{**seen, "what": what}, **_case_of(first))
 
 
 def _case_of(outcome: Any) -> dict[str, Any]:

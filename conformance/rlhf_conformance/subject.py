@@ -7,9 +7,15 @@ Checks only see answers that are wired right, so that a wrong number is told apa
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import os
+import re
+import signal
+import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -36,11 +42,14 @@ class AdapterError(Exception):
 
     def __init__(self, method: str, cause: BaseException) -> None:
         self.method = method
+        self.poisons = _poisons(cause)
         frames = traceback.extract_tb(cause.__traceback__)[1:]
         self.where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
         kind = "called sys.exit" if isinstance(cause, SystemExit) else f"raised {type(cause).__name__}"
-        text = " ".join(_text(cause).split())[:400]
-        super().__init__(f"{method} {kind}: {text}" + (f" ({self.where})" if self.where else ""))
+        text = _text(cause)[:400]
+        said = f"{method} {kind}: {text}" if text else f"{method} {kind}"
+        super().__init__(f"{said} ({self.where})" if self.where else said)
+        _let_go(cause)
 
 
 class WiringError(Exception):
@@ -63,7 +72,9 @@ class CallRecord:
 class Subject:
     """One adapter on one device in one dtype.
 
-    heard   is told of every call, before it is made
+    interruptible   whether a KeyboardInterrupt is the user's; in a worker it can only be the adapter's
+    poison          the error after which CUDA is of no more use in this process
+    heard           is told of every call, before it is made
     """
 
     adapter: Adapter
@@ -72,6 +83,9 @@ class Subject:
     store: ProbeStore
     truth: Truth
     record: CallRecord = field(default_factory=CallRecord)
+    interruptible: bool = True
+    poison: AdapterError | None = None
+    _last: str = "the adapter"
     _models: dict[Any, Any] = field(default_factory=dict)
     _batch: tuple[ModelCase, Batch] | None = None
     heard: Callable[[str, tuple[Any, ...]], None] | None = None
@@ -94,7 +108,8 @@ class Subject:
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the adapter on copies of `args`; see the module's docstring."""
         copies = [_copy(arg) for arg in args]
-        answer = self.uncopied(method, *copies)
+        with self._guarded(method):
+            answer = _own(self._asked(method, copies))
         names = parameter_names(method)
         self.record.written = [
             written
@@ -105,32 +120,54 @@ class Subject:
 
     def uncopied(self, method: str, *args: Any) -> Any:
         """Call a method of the adapter on `args` themselves."""
+        with self._guarded(method):
+            return self._asked(method, args)
+
+    def _asked(self, method: str, args: Sequence[Any]) -> Any:
         self.record = CallRecord()
         if self.heard is not None:
-            self.heard(method, args)
-        before = _GlobalState.now()
+            self.heard(method, tuple(args))
+        answer = getattr(self.adapter, method)(*args)
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)  # an error of its kernels is an error of this call
+        return answer
+
+    @contextlib.contextmanager
+    def _guarded(self, method: str, *, recorded: bool = True) -> Iterator[None]:
+        """Whatever is raised inside is the adapter's error, and whatever is changed is put back."""
+        if self.poison is not None:
+            raise self.poison
+        self._last, process, before = method, os.getpid(), _GlobalState.now()
         try:
-            return getattr(self.adapter, method)(*args)
-        except KeyboardInterrupt:
-            raise
+            yield
         except BaseException as error:
-            raise AdapterError(method, error) from error
+            if isinstance(error, KeyboardInterrupt) and self.interruptible:
+                raise
+            raise self.blamed(method, error) from error
         finally:
-            self.record.disturbed = before.restore()
+            if os.getpid() != process:
+                os._exit(0)  # a child of the adapter, which must not answer in our name
+            changed = before.restore() if self.poison is None else []
+            if recorded:
+                self.record.disturbed = changed
+
+    def blamed(self, method: str, error: BaseException) -> AdapterError:
+        """The error of a method, remembered where it leaves CUDA beyond use."""
+        blamed = AdapterError(method, error)
+        if blamed.poisons:
+            self.poison = blamed
+        return blamed
+
+    def late(self, error: BaseException) -> AdapterError | None:
+        """What the adapter is to be blamed for although the suite met it: CUDA reports errors at some later call."""
+        return self.blamed(f"{self._last} (or a call before it)", error) if _poisons(error) else None
 
     def gradients(self, method: str, total: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Gradients of `total`, which came from `method`, with respect to `inputs`; zeros where there is no graph."""
         if not total.requires_grad:
             return [torch.zeros_like(x) for x in inputs]
-        before = _GlobalState.now()
-        try:
+        with self._guarded(f"{method} (its backward pass)", recorded=False):
             grads = torch.autograd.grad(total, inputs, allow_unused=True)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            raise AdapterError(f"{method} (its backward pass)", error) from error
-        finally:
-            before.restore()
         return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
 
     def tensor(self, values: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -313,7 +350,7 @@ class LossAnswer:
 
 @dataclass(frozen=True)
 class _GlobalState:
-    """Process-wide settings that a forward pass or a loss has no business changing."""
+    """Process-wide settings of torch that a forward pass or a loss has no business changing."""
 
     rng: torch.Tensor
     cuda_rng: list[torch.Tensor]
@@ -321,6 +358,9 @@ class _GlobalState:
     inference: bool
     dtype: torch.dtype
     threads: int
+    device: torch.device
+    deterministic: bool
+    warn_only: bool
 
     @classmethod
     def now(cls) -> _GlobalState:
@@ -332,10 +372,13 @@ class _GlobalState:
             torch.is_inference_mode_enabled(),
             torch.get_default_dtype(),
             torch.get_num_threads(),
+            torch.get_default_device(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
         )
 
     def restore(self) -> list[str]:
-        """Put everything back; the names of what had changed."""
+        """Put everything back; the names of what had changed and is in the clauses."""
         after, changed = _GlobalState.now(), []
         if not torch.equal(after.rng, self.rng):
             changed.append("the random number generator of the CPU")
@@ -343,8 +386,14 @@ class _GlobalState:
         if self.cuda_rng and any(not torch.equal(a, b) for a, b in zip(after.cuda_rng, self.cuda_rng, strict=True)):
             changed.append("the random number generator of the GPU")
             torch.cuda.set_rng_state_all(self.cuda_rng)
-        if after.grad != self.grad:
-            changed.append("the grad mode")
+        if after.inference != self.inference:
+            changed.append("the inference mode")
+            mode = torch.inference_mode(self.inference)
+            mode.__enter__()
+            _ENTERED.append(mode)
+        if torch.is_grad_enabled() != self.grad:
+            if after.inference == self.inference:
+                changed.append("the grad mode")
             torch.set_grad_enabled(self.grad)
         if after.dtype != self.dtype:
             changed.append("the default dtype")
@@ -352,7 +401,64 @@ class _GlobalState:
         if after.threads != self.threads:
             changed.append("the number of threads")
             torch.set_num_threads(self.threads)
+        if after.device != self.device:
+            torch.set_default_device(None if self.device.type == "cpu" else self.device)
+        if (after.deterministic, after.warn_only) != (self.deterministic, self.warn_only):
+            torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
         return changed
+
+
+_ENTERED: list[Any] = []
+"""Inference modes that were entered to undo an adapter's: one that is forgotten is left."""
+
+
+@contextlib.contextmanager
+def surroundings_kept() -> Iterator[None]:
+    """Put back what else of the process a clause must not leave to the next: the folder, variables, signal handlers and
+    warning filters. That is no failure, since nothing that the clauses speak of depends on it; and variables that
+    were added stay, since they belong to what an adapter sets up once in a process.
+    """
+    folder, variables = os.getcwd(), dict(os.environ)
+    handlers, alarm = {number: signal.getsignal(number) for number in _SIGNALS}, _alarm()
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.chdir(folder)
+            os.environ.update({key: value for key, value in variables.items() if os.environ.get(key) != value})
+            if threading.current_thread() is threading.main_thread():
+                if _alarm() and not alarm:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                for number, handler in handlers.items():
+                    if handler is not None and signal.getsignal(number) != handler:
+                        signal.signal(number, handler)
+
+
+def _alarm() -> float:
+    """Seconds until SIGALRM comes; 0: it does not."""
+    return signal.getitimer(signal.ITIMER_REAL)[0] if hasattr(signal, "getitimer") else 0.0
+
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGUSR1") if hasattr(signal, name)]
+
+_STICKY = re.compile(
+    r"(?:CUDA|HIP) error: .*(?:illegal|misaligned|device-side assert|launch failure|launch timed out|hardware|"
+    r"invalid program counter|uncorrectable|address space)",
+    re.IGNORECASE,
+)
+"""Errors after which every later call to CUDA in the process fails, other than a want of memory or of a kernel."""
+
+
+def _poisons(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and _STICKY.search(_text(error)) is not None
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of an error hold, which may be all of the memory."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 @cache
@@ -369,6 +475,18 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Batch | Prompts):
         return replace(value, **{f.name: _copy(getattr(value, f.name)) for f in fields(value)})
     return value
+
+
+def _own(answer: Any) -> Any:
+    """An answer whose tensors share no memory with anything: the adapter's may be views of its inputs, or a buffer
+    that its next call writes."""
+    if isinstance(answer, torch.Tensor):
+        return answer.clone()
+    if type(answer) in (list, tuple):
+        return type(answer)(_own(item) for item in answer)
+    if isinstance(answer, PackedSequences | ProcessedSequences | PolicyLossResult):
+        return replace(answer, **{f.name: _own(getattr(answer, f.name)) for f in fields(answer)})
+    return answer
 
 
 def _differences(before: Any, after: Any, name: str) -> list[str]:
@@ -397,11 +515,13 @@ def _identical(before: torch.Tensor, after: torch.Tensor) -> bool:
 
 
 def _text(error: BaseException) -> str:
-    """str(error), which an adapter's exception may refuse."""
+    """str(error) in one line, without what a terminal or a report could not show; an exception may refuse it."""
     try:
-        return str(error)
-    except Exception as second:
+        text = str(error)
+    except BaseException as second:
         return f"(its message cannot be read: {type(second).__name__})"
+    words = " ".join(text[:100_000].split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words[:1000])
 
 
 def _number(method: str, name: str, value: Any) -> None:

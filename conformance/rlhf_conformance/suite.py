@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import json
 import os
 import platform
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import rlhf_spec.clauses
 from rlhf_conformance.adapter import Adapter, declarations, provided
-from rlhf_conformance.loading import load_adapter, validate
-from rlhf_conformance.results import KnownFailure, Result, with_known_failures
-
-
-class UsageError(Exception):
-    """The run was asked for something that there is not; the message is for the user."""
-
+from rlhf_conformance.borrowed import borrowed
+from rlhf_conformance.known import (
+    DTYPES,
+    KnownFailure,
+    row_for,
+    rows_of,
+    storable,
+    with_known_failures,
+)
+from rlhf_conformance.loading import UsageError, load_adapter, validate
+from rlhf_conformance.results import ERROR, FAIL, Result
 
 Found = Callable[[Result], None]
-DTYPES = ("float32", "float64", "bfloat16", "float16")
 PROFILES = ("smoke", "gate", "full")
 
 
@@ -39,6 +42,10 @@ class Plan:
     time_limit  seconds for a clause; 0: the profile's
     folder      where probes and the example database lie
     cases       stored cases by slug, which are tried in place of what could be drawn; empty: nothing is replayed
+    known_file  where the known failures were read, or an empty string
+    accepting   the run is to write the known failures anew: none is excused
+    today       the day of the run, as 2030-12-31
+    command     what runs the same again, for messages; empty where the run was not begun by a command
     """
 
     adapter: str | None = None
@@ -54,14 +61,18 @@ class Plan:
     database: str = ""
     known_failures: tuple[KnownFailure, ...] = ()
     cases: dict[str, Any] = field(default_factory=dict)
+    known_file: str = ""
+    accepting: bool = False
+    today: str = field(default_factory=lambda: datetime.date.today().isoformat())
+    command: str = ""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps({**asdict(self), "known_failures": [row.to_json() for row in self.known_failures]})
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         data = json.loads(text)
-        known = tuple(KnownFailure(**row) for row in data.pop("known_failures"))
+        known = tuple(KnownFailure.from_json(row) for row in data.pop("known_failures"))
         return cls(**{**data, "only": tuple(data["only"])}, known_failures=known)
 
     @property
@@ -112,6 +123,7 @@ class Suite:
         self._subject: Any = None
         self._probes: tempfile.TemporaryDirectory[str] | None = None
         self.import_seconds = 0.0
+        self.told = False
 
     @property
     def slugs(self) -> tuple[str, ...]:
@@ -138,7 +150,13 @@ class Suite:
             self.import_seconds = time.perf_counter() - started
             store = ProbeStore(self._folder())
             self._subject = Subject.make(adapter, device=self.plan.device, dtype=self.plan.dtype, store=store)
+            self._subject.interruptible = not self.plan.folder
         return self._subject
+
+    @property
+    def poisoned(self) -> bool:
+        """Whether the adapter has left CUDA beyond use in this process."""
+        return self._subject is not None and self._subject.poison is not None
 
     @property
     def provides_nothing(self) -> bool:
@@ -163,20 +181,29 @@ class Suite:
         database = (
             None if profile.deterministic else DirectoryBasedExampleDatabase(self.plan.database or ".rlhf-conformance")
         )
-        replayed = storing.from_json(self.plan.cases[slug]) if slug in self.plan.cases else None
+        row = row_for(slug, self.plan)
+        stored = self.plan.cases.get(slug, row.counterexample if row is not None else None)
+        replayed = storing.from_json(stored) if stored is not None else None
         tried = try_clause(slug, self.subject, profile, self.plan.seed, database, found=found, replayed=replayed)
-        result = diagnosed(tried.result, tried.case, self.subject, self.plan.seed)
-        return with_known_failures(result, self.plan.known_failures)
+        if self.plan.accepting and replayed is not None and not _still_fails(tried.result, row):
+            tried = try_clause(slug, self.subject, profile, self.plan.seed, database, found=found)
+        if self.plan.accepting and tried.case is not None:
+            again = try_clause(slug, self.subject, profile, self.plan.seed, replayed=tried.case)
+            tried = replace(tried, result=storable(tried.result, again.result))
+        # What is known is not looked into again.
+        result = with_known_failures(tried.result, self.plan)
+        return diagnosed(result, tried.case, self.subject, self.plan.seed)
 
     def describe(self) -> dict[str, Any]:
         """The adapter, for a report."""
-        adapter = self.adapter
+        adapter, imports = self.adapter, borrowed(self.adapter)
         return {
             "adapter": self.plan.adapter or f"{type(adapter).__module__}:{type(adapter).__qualname__}",
             "name": adapter.name or type(adapter).__name__,
             "options": dict(self.plan.options),
             "provides": list(provided(adapter)),
             "declares": declarations(adapter),
+            **({"imports": list(imports)} if imports else {}),
         }
 
     def _folder(self) -> Path:
@@ -185,6 +212,11 @@ class Suite:
         if self._probes is None:
             self._probes = tempfile.TemporaryDirectory(prefix="rlhf-conformance-")
         return Path(self._probes.name)
+
+
+def _still_fails(result: Result, row: KnownFailure | None) -> bool:
+    """Whether a row's counterexample still shows the failure that the row accepts."""
+    return row is not None and result.verdict in (FAIL, ERROR) and row.excuses(result)
 
 
 def require_device(device: str) -> None:
@@ -256,34 +288,6 @@ def environment(plan: Plan) -> dict[str, Any]:
     }
 
 
-def read_known_failures(path: Path | str) -> tuple[KnownFailure, ...]:
-    """Rows `[[known-failure]]` with `clause`, `reason` and, if wanted, `issue`. Raises UsageError."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        tables = tomllib.loads(Path(path).read_text())
-        known = tuple(KnownFailure(**row) for row in tables.pop("known-failure", []))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"cannot read {path}: it is not UTF-8 text") from error
-    except (tomllib.TOMLDecodeError, TypeError) as error:
-        raise UsageError(f"{path}: wanted rows [[known-failure]] with clause, reason and issue: {error}") from error
-    if tables:
-        raise UsageError(f"{path}: unknown {', '.join(tables)}; wanted rows [[known-failure]] and nothing else")
-    slugs = [row.clause for row in known]
-    if len(set(slugs)) != len(slugs):
-        raise UsageError(f"{path}: {max(slugs, key=slugs.count)} stands in it twice")
-    for row in known:
-        try:
-            rlhf_spec.clauses.clause(row.clause)
-        except rlhf_spec.clauses.UnknownClause as error:
-            raise UsageError(f"{path}: {error}") from error
-    return known
-
-
 def conformance_suite(
     adapter: Adapter,
     *,
@@ -302,7 +306,7 @@ def conformance_suite(
     UsageError for what cannot be run.
     """
     validate(adapter)
-    known = read_known_failures(known_failures) if isinstance(known_failures, str | Path) else tuple(known_failures)
+    known, known_file = rows_of(known_failures)
     plan = Plan(
         device=device,
         dtype=dtype,
@@ -311,6 +315,7 @@ def conformance_suite(
         strict=strict,
         seed=seed,
         known_failures=known,
+        known_file=known_file,
     )
     validate_plan(plan)
     return Suite(plan, adapter)

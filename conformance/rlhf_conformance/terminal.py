@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 import rlhf_spec.clauses
+from rlhf_conformance.reporting import parts
 from rlhf_conformance.results import (
     ERROR,
     FAIL,
@@ -52,13 +53,13 @@ def show_progress(console: Console, result: Result, done: int, total: int) -> No
         console.print(f"{done:>4} of {total} clauses", highlight=False)
 
 
-def show_report(console: Console, report: Report, command: str) -> None:
+def show_report(console: Console, report: Report) -> None:
     """The table, the failures, the verdict."""
     console.print(_heading(report), highlight=False, soft_wrap=True)
     console.print(_table(report))
-    for result, others in _grouped(report.results):
+    for result, others in parts.shown(report.results):
         console.print()
-        console.print(describe(result, command), highlight=False, markup=False, soft_wrap=True)
+        console.print(describe(result, report.command(result)), highlight=False, markup=False, soft_wrap=True)
         if others:
             same = f"  the same for {len(others)} more: {', '.join(others)}"
             console.print(same, highlight=False, markup=False, soft_wrap=True)
@@ -67,33 +68,19 @@ def show_report(console: Console, report: Report, command: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _grouped(results: Iterable[Result]) -> list[tuple[Result, list[str]]]:
-    """What has to be shown: every failure, and errors and losses once for each cause, with the other clauses it hit."""
-    shown: dict[str, tuple[Result, list[str]]] = {}
-    for result in results:
-        if result.verdict not in (FAIL, ERROR, UNEXPECTED_PASS, LOST, INCONCLUSIVE):
-            continue
-        key = result.clause if result.verdict in (FAIL, UNEXPECTED_PASS) else f"{result.verdict}: {result.reason}"
-        if key in shown:
-            shown[key][1].append(result.clause)
-        else:
-            shown[key] = (result, [])
-    return list(shown.values())
-
-
 def _heading(report: Report) -> str:
     env, run = report.environment, report.run
-    options = "".join(f" {key}={value}" for key, value in report.subject.get("options", {}).items())
     versions = " ".join(f"{name} {env[name]}" for name in ("torch", "transformers") if env.get(name))
     where = f"{env.get('device', '')} {env.get('dtype', '')}".strip()
-    parts = [
-        f"{report.subject.get('name')}{options}",
+    facts = [
+        parts.subject_name(report),
         where,
         versions,
         f"profile {run['profile']}",
         f"seed {run['seed']}",
+        f"{run['time_limit']:g} s a clause" if run.get("time_limit") else "",
     ]
-    return "\n" + escape("  |  ".join(part for part in parts if part))
+    return "\n" + escape("  |  ".join(fact for fact in facts if fact))
 
 
 def _table(report: Report) -> Table:
@@ -102,21 +89,15 @@ def _table(report: Report) -> Table:
     table.add_column("chapter", footer="all")
     for verdict in (*COLUMNS, *others):
         table.add_column(verdict, footer=str(report.count(verdict)), justify="right")
-    margins = [r.margin for r in report.results if r.verdict == PASS and r.margin is not None]
-    table.add_column("error / budget", footer=f"{max(margins):.2f}" if margins else "", justify="right")
-    for chapter in rlhf_spec.clauses.chapters():
-        rows = [r for r in report.results if r.chapter == chapter.slug]
-        if not rows:
-            continue
-        counts = [_count(rows, verdict) for verdict in (*COLUMNS, *others)]
-        passed = [r.margin for r in rows if r.verdict == PASS and r.margin is not None]
-        table.add_row(chapter.slug, *counts, f"{max(passed):.2f}" if passed else "")
+    table.add_column("error / budget", footer=_share(parts.largest_margin(report.results)), justify="right")
+    for chapter in parts.chapters(report):
+        counts = [Text(str(chapter.count(v) or ""), style=STYLES[v]) for v in (*COLUMNS, *others)]
+        table.add_row(chapter.slug, *counts, _share(chapter.margin))
     return table
 
 
-def _count(rows: Iterable[Result], verdict: str) -> Text:
-    count = sum(r.verdict == verdict for r in rows)
-    return Text(str(count) if count else "", style=STYLES[verdict])
+def _share(margin: float | None) -> str:
+    return "" if margin is None else f"{margin:.2f}"
 
 
 def describe(result: Result, command: str = "") -> str:
@@ -129,7 +110,7 @@ def describe(result: Result, command: str = "") -> str:
     else:
         lines += _failure_lines(result)
     if command:
-        lines.append(f"  repeat with  {command} --only {result.clause}")
+        lines.append(f"  repeat with  {command}")
     return "\n".join(lines)
 
 
@@ -137,7 +118,8 @@ def _failure_lines(result: Result) -> list[str]:
     failure = result.failure
     assert failure is not None
     if result.verdict == ERROR:
-        return [f"  what         {failure.what}", *_case_lines(failure.case)]
+        note = [f"  note         {failure.note}"] if failure.note else []
+        return [f"  what         {failure.what}", *note, *_case_lines(failure.case)]
     lines = [f"  what         {failure.what}", f"  expected     {failure.expected}", f"  actual       {failure.actual}"]
     if failure.place:
         lines.append(f"  where        {failure.place}" + (f" ({failure.count})" if failure.count else ""))
@@ -170,20 +152,24 @@ def _case_lines(case: str) -> list[str]:
 
 def _verdict(report: Report) -> list[Text]:
     lines = []
+    imports = report.subject.get("imports", ())
+    if imports:
+        said = f"the adapter imports {', '.join(imports)}: what it answers from there is the suite's own code"
+        lines.append(Text(f"warning: {said}, not a trainer's", style="yellow"))
     if report.warnings:
         slugs = ", ".join(r.clause for r in report.warnings)
         lines.append(Text(f"warning: broken SHOULD clauses (red with --strict): {slugs}", style="yellow"))
     known = (r for r in report.results if r.verdict == KNOWN_FAILURE)
     lines.extend(Text(f"known failure: {r.clause}: {r.reason}", style="magenta") for r in known)
-    passed, asked = report.count(PASS), len(report.results)
     style = {0: "bold green", 1: "bold red", 3: "bold yellow"}[report.exit_status]
     seconds = f"{report.run['seconds']:.1f} s, imports {report.run['import_seconds']:.1f} s of it"
-    counts = f"{passed} of {asked} clauses passed, {report.count(NOT_PROVIDED)} not provided"
-    text = f"{report.verdict}: {counts}, in {seconds}"
+    text = f"{report.verdict}: {parts.counts(report)}, in {seconds}"
     lines.append(Text(text, style=style))
-    if all(r.verdict in (NOT_PROVIDED, SKIP) for r in report.results):
+    if parts.tested_nothing(report):
         lines.append(
-            Text("nothing was tested: the adapter provides no method that a selected clause needs", style="yellow")
+            Text(
+                "nothing was tested: the adapter has no method that a selected clause needs: write one", style="yellow"
+            )
         )
     return lines
 

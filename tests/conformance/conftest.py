@@ -78,7 +78,7 @@ def in_process() -> Callable[..., Done]:
 
         report = check(load_adapter(adapter), only=only, profile="smoke", **options)
         out = StringIO()
-        show_report(Console(file=out, width=160), report, f"rlhf-conformance check {adapter}")
+        show_report(Console(file=out, width=160), report)
         return Done(report.exit_status, out.getvalue(), "")
 
     return call

@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 
 from rlhf_conformance import check
+from rlhf_conformance.known import KnownFailure
 from rlhf_conformance.loading import load_adapter
 from rlhf_conformance.reporting import FILE_NAME, ReportError, read, to_json, write
-from rlhf_conformance.results import LOST, Failure, KnownFailure, Report, Result
+from rlhf_conformance.reporting.stored import checksum
+from rlhf_conformance.results import LOST, Failure, Report, Result
 from rlhf_conformance.terminal import describe
 from rlhf_spec.clauses import clause
+from samples import SHIFTED_VALUES
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -85,23 +88,35 @@ def first(data: dict[str, Any], verdict: str) -> dict[str, Any]:
     return next(row for row in data["results"] if row["verdict"] == verdict)
 
 
+def footed(data: dict[str, Any]) -> None:
+    data["footer"].update(results=len(data["results"]))
+
+
+def signed(data: dict[str, Any]) -> None:
+    data["footer"].update(sha256=checksum(data))
+
+
+def twice(text: str) -> str:
+    """One key of an object a second time, with another value, which `json.loads` alone would take for the only one."""
+    return text.replace('"exit_status": 1', '"exit_status": 1, "exit_status": 0', 1)
+
+
 # What was done to the file, and what the refusal must say.
 SPOILED = {
-    "half of it": (lambda text: text[: len(text) // 2], "not JSON"),
+    "half of it": (lambda text: text[: len(text) // 2], "not the whole of it"),
+    "all but the end": (lambda text: text.rstrip()[:-1], "not the whole of it"),
     "empty": (lambda text: "", "not JSON"),
-    "two reports in one file": (lambda text: text + text, "not JSON"),
+    "two reports in one file": (lambda text: text + text, "is it there twice?"),
     "a list": (lambda text: "[]", "not a report"),
+    "nested without an end": (lambda text: "[" * 100_000, "nested too deeply"),
+    "a key twice": (twice, "'exit_status' twice"),
+    "a number that is none": (lambda text: text.replace('"seconds": ', '"seconds": NaN, "x": ', 1), "NaN"),
     "another schema": (lambda text: text.replace("report/2", "report/1", 1), "not a report of schema"),
     "no footer": (edited(lambda d: d.pop("footer")), "cut short"),
+    "a footer that is a list": (edited(lambda d: d.update(footer=[1])), "changed by hand"),
     "a result less": (edited(lambda d: d["results"].pop()), "cut short"),
-    "a result less, and the footer mended": (
-        edited(lambda d: (d["results"].pop(), d["footer"].update(results=len(d["results"])))),
-        "summary",
-    ),
-    "a clause twice": (
-        edited(lambda d: (d["results"].append(d["results"][0]), d["footer"].update(results=len(d["results"])))),
-        "twice",
-    ),
+    "a result less, and the footer mended": (edited(lambda d: (d["results"].pop(), footed(d))), "summary"),
+    "a clause twice": (edited(lambda d: (d["results"].append(d["results"][0]), footed(d))), "twice"),
     "a failure made a pass": (edited(lambda d: first(d, "fail").update(verdict="pass")), "summary"),
     "the verdict made green": (edited(lambda d: d["summary"].update(verdict="CONFORMANT", exit_status=0)), "summary"),
     "the exit status alone": (edited(lambda d: d["summary"].update(exit_status=0)), "summary"),
@@ -112,6 +127,22 @@ SPOILED = {
     "a clause that there is not": (edited(lambda d: first(d, "pass").update(clause="log-probs.nothing")), "nothing"),
     "a result without a clause": (edited(lambda d: d["results"][0].pop("clause")), "clause"),
     "a result with a key too many": (edited(lambda d: d["results"][0].update(colour="green")), "colour"),
+    "a margin": (edited(lambda d: first(d, "pass").update(margin=0.125)), "after it was written"),
+    "a number of examples": (edited(lambda d: first(d, "pass").update(examples=1000)), "after it was written"),
+    "what a failure expected": (
+        edited(lambda d: first(d, "fail")["failure"].update(expected="0")),
+        "after it was written",
+    ),
+    "a failure's case": (edited(lambda d: first(d, "fail")["failure"].update(stored=None)), "after it was written"),
+    "a sentence": (edited(lambda d: d["results"][0].update(sentence="Anything goes.")), "after it was written"),
+    "the version of torch": (edited(lambda d: d["environment"].update(torch="1.0")), "after it was written"),
+    "the seed": (edited(lambda d: d["run"].update(seed=4)), "after it was written"),
+    "the checksum": (edited(lambda d: d["footer"].update(sha256="0" * 64)), "after it was written"),
+    "no checksum": (edited(lambda d: d["footer"].pop("sha256")), "after it was written"),
+    "a chapter, and the checksum mended": (
+        edited(lambda d: (d["results"][0].update(chapter="critic"), signed(d))),
+        "do not follow from each other",
+    ),
 }
 
 
@@ -124,6 +155,20 @@ def test_a_spoiled_report_is_refused_with_a_message(name, report, tmp_path):
         read(path)
     assert str(path) in str(error.value)
     assert says in str(error.value)
+
+
+def test_a_report_whose_clauses_now_read_otherwise_is_still_read(report, tmp_path):
+    """The specification may put a clause into other words; reports from before stay readable."""
+    path = write(report, tmp_path)
+    path.write_text(edited(lambda d: (d["results"][0].update(sentence="In other words."), signed(d)))(path.read_text()))
+    assert read(path).results == report.results
+
+
+def test_a_report_that_is_not_utf8_is_refused(report, tmp_path):
+    path = write(report, tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"Mixed", b"Mix\xe9d", 1))
+    with pytest.raises(ReportError, match="utf-8"):
+        read(path)
 
 
 def test_a_report_that_is_not_there_is_refused(tmp_path):
@@ -157,7 +202,7 @@ def test_the_text_of_a_failure_has_everything(report):
     assert line(text, "the clause") == clause("policy-loss.gradient").sentence
     assert line(text, "what") == "gradient with respect to the new log-prob"
     assert line(text, "where").startswith("row 0, column 0")
-    assert line(text, "repeat with") == f"{COMMAND} --only policy-loss.gradient"
+    assert line(text, "repeat with") == COMMAND
     assert line(text, "case").startswith("LossCase(new=")
     expected, actual = float(line(text, "expected")), float(line(text, "actual"))
     assert actual == pytest.approx(2 * expected)
@@ -192,6 +237,14 @@ def test_a_failing_case_is_made_small(hostile):
     assert "mask=((1,),)" in case
 
 
+def test_the_text_of_a_failure_says_what_is_wrong():
+    text = describe(SHIFTED_VALUES)
+    failure = SHIFTED_VALUES.failure
+    assert re.findall(r"^  diagnosis    (.*)$", text, re.MULTILINE) == [d.sentence for d in failure.diagnoses]
+    (parted,) = re.findall(r"^  -> (.*)$", text, re.MULTILINE)
+    assert parted.split("  ")[0] == "value at the state before action 0"
+
+
 # --- through the command ------------------------------------------------------------------------------------------
 
 
@@ -207,6 +260,7 @@ def test_the_command_writes_a_report_and_repeats_its_failure(command, hostile, t
     assert report.subject["options"] == {"factor": 3}
     assert (report.run["seed"], report.environment["dtype"]) == (7, "float64")
     assert describe(report.result("policy-loss.gradient")) in once.stdout
+    assert line(once.stdout, "repeat with").endswith("--only policy-loss.gradient --replay out/report.json")
     words = shlex.split(line(once.stdout, "repeat with"))
     assert words[:2] == ["rlhf-conformance", "check"]
     again = command(*words[1:])

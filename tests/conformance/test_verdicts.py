@@ -17,12 +17,9 @@ from rlhf_conformance.results import (
     SKIP,
     UNEXPECTED_PASS,
     VERDICTS,
-    KnownFailure,
     Report,
     Result,
-    with_known_failures,
 )
-from rlhf_conformance.suite import UsageError, read_known_failures
 
 MUST, SHOULD, CONVENTION = "policy-loss.clip", "policy-loss.overflow", "policy-loss.aggregation"
 LEVELS = {MUST: "MUST", SHOULD: "SHOULD", CONVENTION: "CONVENTION"}
@@ -158,87 +155,7 @@ def test_every_check_has_a_floor_of_at_least_one_example(profile):
         assert 1 <= PROFILES[profile].floor_of(check) <= PROFILES[profile].examples_of(check)
 
 
-# --- known failures -----------------------------------------------------------------------------------------------
-
-KNOWN = KnownFailure(MUST, "clips after the mean", "https://example.org/issues/1")
-
-
-@pytest.mark.parametrize("verdict", VERDICTS)
-def test_what_an_accepted_failure_makes_of_a_verdict(verdict):
-    changed = {FAIL: KNOWN_FAILURE, ERROR: KNOWN_FAILURE, PASS: UNEXPECTED_PASS}
-    assert with_known_failures(Result(MUST, "MUST", verdict), (KNOWN,)).verdict == changed.get(verdict, verdict)
-
-
-@pytest.mark.parametrize("verdict", VERDICTS)
-def test_an_accepted_failure_concerns_its_own_clause_only(verdict):
-    other = Result(SHOULD, "SHOULD", verdict)
-    assert with_known_failures(other, (KNOWN,)) is other
-
-
-def test_the_reason_of_a_known_failure_keeps_both_stories():
-    result = with_known_failures(Result(MUST, "MUST", FAIL, reason="expected 1, got 2"), (KNOWN,))
-    assert "clips after the mean" in result.reason
-    assert "expected 1, got 2" in result.reason
-
-
-def test_a_report_of_known_failures_only_is_not_green():
-    assert status(with_known_failures(Result(MUST, "MUST", FAIL), (KNOWN,))) == INCOMPLETE
-
-
-def test_the_rows_of_a_file_of_known_failures(tmp_path):
-    path = tmp_path / "known.toml"
-    path.write_text(f'[[known-failure]]\nclause = "{MUST}"\nreason = "r"\n\n[[known-failure]]\nclause = "{SHOULD}"\n')
-    with pytest.raises(UsageError, match="reason"):
-        read_known_failures(path)
-    path.write_text(f'[[known-failure]]\nclause = "{MUST}"\nreason = "r"\nissue = "https://example.org/1"\n')
-    assert read_known_failures(path) == (KnownFailure(MUST, "r", "https://example.org/1"),)
-
-
-@pytest.mark.parametrize(
-    "text, says",
-    [
-        ("not toml", "known-failure"),
-        ('[[known-failure]]\nclause = "policy-loss.clipp"\nreason = "r"\n', "policy-loss.clip"),
-        ('[[known-failure]]\nclause = "policy-loss.clip"\nreason = "r"\nwhy = "x"\n', "why"),
-        ('[known-failure]\nclause = "policy-loss.clip"\nreason = "r"\n', "[[known-failure]]"),
-        ('[[known-failures]]\nclause = "policy-loss.clip"\nreason = "r"\n', "known-failures"),
-        (
-            '[[known-failure]]\nclause = "policy-loss.clip"\nreason = "r"\n' * 2,
-            "policy-loss.clip",
-        ),
-    ],
-    ids=["not TOML", "no such clause", "unknown key", "one table", "misspelt table", "twice"],
-)
-def test_a_bad_file_of_known_failures_is_refused_with_its_name(text, says, tmp_path):
-    path = tmp_path / "known.toml"
-    path.write_text(text)
-    with pytest.raises(UsageError) as error:
-        read_known_failures(path)
-    assert str(path) in str(error.value)
-    assert says in str(error.value)
-
-
-def test_a_file_of_known_failures_in_another_encoding_is_refused(tmp_path):
-    path = tmp_path / "known.toml"
-    path.write_bytes("# schön\n".encode("latin-1"))
-    with pytest.raises(UsageError, match=str(path)):
-        read_known_failures(path)
-
-
-def test_known_failures_through_the_command(command, hostile, tmp_path):
-    """One clause that fails as accepted, one that passes although it is accepted, one that passes."""
-    (tmp_path / "known.toml").write_text(
-        '[[known-failure]]\nclause = "log-probs.definition"\nreason = "contiguous logits only"\nissue = "#7"\n'
-        '[[known-failure]]\nclause = "positions.cumsum"\nreason = "was off by one"\n'
-    )
-    check = ("check", hostile("answers.py:Raises"), "--profile", "smoke", "-n", "1", "--known-failures", "known.toml")
-    accepted = command(*check, "--only", "log-probs.definition", "--only", "policy-loss.ratio")
-    assert accepted.status == CONFORMANT
-    assert "known failure: log-probs.definition: accepted: contiguous logits only." in accepted.said
-    surprising = command(*check, "--only", "log-probs.definition", "--only", "positions.cumsum")
-    assert surprising.status == FAILED
-    assert "UNEXPECTED-PASS positions.cumsum" in surprising.said
-    assert "accepted as a known failure (was off by one), but it passes: remove the row" in surprising.said
+# --- through the command -------------------------------------------------------------------------------------------
 
 
 def test_strict_through_the_command(command, hostile):

@@ -115,7 +115,7 @@ def test_the_methods_that_the_guide_names_exist(table):
 
 
 def test_the_file_of_known_failures_is_read(blocks, tmp_path):
-    from rlhf_conformance.suite import read_known_failures
+    from rlhf_conformance.known import read_known_failures
 
     file = tmp_path / "known-failures.toml"
     file.write_text(blocks(GUIDE, "toml")[0])
@@ -126,7 +126,7 @@ def test_the_file_of_known_failures_is_read(blocks, tmp_path):
 
 
 def test_known_failures_without_an_issue_are_read(blocks, tmp_path):
-    from rlhf_conformance.suite import read_known_failures
+    from rlhf_conformance.known import read_known_failures
 
     file = tmp_path / "known-failures.toml"
     file.write_text(re.sub(r"^issue.*\n", "", blocks(GUIDE, "toml")[0], flags=re.M))

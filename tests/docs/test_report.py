@@ -24,7 +24,12 @@ OPEN = (
 )
 """Objects whose keys are names of other things, or another format's."""
 NULLABLE = {"results[].failure", "results[].failure.picture", "results[].failure.exchange"}
-ROWS = {"results[].failure.diagnoses", "results[].failure.steps"}
+ROWS = {
+    "results[].failure.diagnoses",
+    "results[].failure.steps",
+    "results[].failure.exchange.calls",
+    "results[].failure.exchange.numbers",
+}
 """Lists of objects that may be empty."""
 
 

@@ -286,7 +286,7 @@ def measure(trainer: str, mutant: Mutant, baseline: Iterable[str]) -> Row:
 
 def documented(trainer: str) -> list[str]:
     """The clauses that the trainer is known to fail in its adapter's default mode."""
-    from rlhf_conformance.suite import read_known_failures
+    from rlhf_conformance.known import read_known_failures
 
     return sorted(row.clause for row in read_known_failures(DOCS / "known-failures" / f"{trainer}.toml"))
 

@@ -123,7 +123,7 @@ def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
     failure = result.failure
     if result.verdict not in (FAIL, ERROR) or failure is None:
         return result
-    from rlhf_conformance.diagnosis import exchange, nearest, provenance, steps
+    from rlhf_conformance.diagnosis import exchange, legs, nearest, provenance, steps
 
     check, shown = checks()[result.clause], failure
 
@@ -139,7 +139,7 @@ def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
     for part, look in (
         ("picture", provenance.picture),
         ("steps", steps.steps),
-        ("diagnoses", lambda e: (*provenance.diagnoses(e), *nearest.diagnoses(e))),
+        ("diagnoses", lambda e: (*legs.diagnoses(e), *provenance.diagnoses(e), *nearest.diagnoses(e))),
         ("exchange", heard),
     ):
         failure = replace(failure, **_seen(part, look, evidence, failure.note))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import sys
+import warnings
 
 import torch
 
-from rlhf_conformance import Adapter, PackedSequences, PolicyLossResult
+from rlhf_conformance import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
 
 
 class Honest(Adapter):
@@ -323,3 +326,126 @@ class OneActionOff(OpaqueModel):
         logits = actor(batch.input_ids, attention_mask=batch.attention_mask).logits
         log_probs = super().token_log_probs(logits[:, :-1], batch.input_ids[:, 1:], 1.0)
         return torch.nn.functional.pad(log_probs, (1, 1))[:, -batch.num_actions - 1 : -1].roll(1, dims=1)
+
+
+class StaticBuffer(Honest):
+    """Answers from one buffer, which every call writes again, as a captured graph does."""
+
+    def __init__(self):
+        self.buffer = torch.empty(0)
+
+    def token_log_probs(self, *args):
+        answer = super().token_log_probs(*args)
+        if not answer.requires_grad:
+            with torch.no_grad():
+                self.buffer.resize_(answer.shape).copy_(answer)
+            return self.buffer
+        return answer
+
+
+class ReturnsItsInput(Honest):
+    """Hands back the very tensor that it was given, and writes to it at the next call."""
+
+    held = None
+
+    def process_sequences(self, sequences, prompt_length, prompt_attention_mask, stop_token_ids, pad_token_id):
+        if self.held is not None:
+            self.held.zero_()
+        self.held = sequences
+        return ProcessedSequences(sequences=sequences)
+
+
+class EntersInferenceMode(Honest):
+    """Enters the inference mode and stays in it."""
+
+    def token_log_probs(self, *args):
+        answer = super().token_log_probs(*args)
+        self.mode = torch.inference_mode()
+        self.mode.__enter__()
+        return answer
+
+
+class LeavesDevice(Honest):
+    """Makes every new tensor one without numbers."""
+
+    def token_log_probs(self, *args):
+        answer = super().token_log_probs(*args)
+        torch.set_default_device("meta")
+        return answer
+
+
+class LeavesDeterministic(Honest):
+    """Asks for deterministic algorithms, for everyone."""
+
+    def token_log_probs(self, *args):
+        torch.use_deterministic_algorithms(True)
+        return super().token_log_probs(*args)
+
+
+class LeavesFolder(Honest):
+    """Changes into another folder and leaves the process there."""
+
+    def token_log_probs(self, *args):
+        os.chdir("/")
+        return super().token_log_probs(*args)
+
+
+class LeavesVariables(Honest):
+    """Empties the environment."""
+
+    def token_log_probs(self, *args):
+        os.environ.clear()
+        return super().token_log_probs(*args)
+
+
+class LeavesSignals(Honest):
+    """Ignores Ctrl-C from now on, and sets an alarm that would kill the process a little later."""
+
+    def token_log_probs(self, *args):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.alarm(30)
+        return super().token_log_probs(*args)
+
+
+class LeavesFilters(Honest):
+    """Makes errors of all warnings."""
+
+    def token_log_probs(self, *args):
+        warnings.simplefilter("error")
+        return super().token_log_probs(*args)
+
+
+class RaisesControls(Honest):
+    """Raises an error that clears the screen, and that is no text."""
+
+    def token_log_probs(self, logits, labels, temperature):
+        raise ValueError("\x1b[2J\ud800 is not a token")
+
+
+class RaisesMegabytes(Honest):
+    """Puts the whole tensor into the message."""
+
+    def token_log_probs(self, logits, labels, temperature):
+        raise ValueError("0.0, " * 1_000_000)
+
+
+class PoisonsCuda(Honest):
+    """Breaks the CUDA context, as far as that can be had without a GPU."""
+
+    def token_log_probs(self, logits, labels, temperature):
+        raise RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later")
+
+
+class RunsOutOfCudaMemory(Honest):
+    """Wants more memory than the GPU has, which leaves CUDA as it was."""
+
+    def token_log_probs(self, logits, labels, temperature):
+        raise RuntimeError("CUDA error: out of memory")
+
+
+class ReallyPoisonsCuda(Honest):
+    """Reads beyond the end of a table on the GPU, which every later call to CUDA has to answer for."""
+
+    def token_log_probs(self, logits, labels, temperature):
+        table = torch.zeros(4, device=logits.device)
+        return super().token_log_probs(logits, labels, temperature) + table[labels + 2**30]

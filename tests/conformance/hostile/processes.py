@@ -1,11 +1,8 @@
-"""Adapters that harm the process that they run in. The clauses that do not meet the harm must still be judged."""
+"""Adapters that harm the process that they run in, as a user meets them; `harms.py` has all of the harms."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import threading
 import time
 
 from rlhf_conformance import Adapter
@@ -25,34 +22,12 @@ class Exits(Survivor):
         os._exit(0)
 
 
-class KillsItself(Survivor):
-    """Is killed, as by the out-of-memory killer."""
-
-    def pack_sequences(self, sequences):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Segfaults(Survivor):
-    """Reads where nothing is."""
-
-    def pack_sequences(self, sequences):
-        ctypes.string_at(0)
-
-
 class Hangs(Survivor):
     """Waits for a rank that never comes."""
 
     def pack_sequences(self, sequences):
         while True:
             time.sleep(3600)
-
-
-class LeavesThread(Survivor):
-    """Starts a thread that never ends."""
-
-    def position_ids(self, attention_mask):
-        threading.Thread(target=time.sleep, args=(3600,)).start()
-        return super().position_ids(attention_mask)
 
 
 class PrintsMuch(Survivor):

@@ -1,0 +1,59 @@
+"""Which of our own formulas an adapter imports: what it answers from them is this project's code, not a trainer's."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from rlhf_conformance.adapter import Adapter
+
+_OURS = re.compile(r"(rlhf_reference|rlhf_spec(?!\.clauses)|rlhf_conformance\.adapters\.reference)\b[\w.]*")
+_MOST = 50
+
+
+def borrowed(adapter: Adapter) -> tuple[str, ...]:
+    """The modules of the specification and of the reference that are imported by the files of an adapter: those of its
+    classes, and those beside them that they import. Empty for the adapters of this package."""
+    kind = type(adapter)
+    if kind.__module__.startswith("rlhf_conformance."):
+        return ()
+    waiting = [c.__module__ for c in kind.__mro__ if not c.__module__.startswith(("rlhf_conformance", "builtins"))]
+    found: set[str] = set()
+    seen: set[str] = set()
+    while waiting and len(seen) < _MOST:
+        module = sys.modules.get(waiting.pop())
+        if module is None or module.__name__ in seen:
+            continue
+        seen.add(module.__name__)
+        names = list(_imported(module))
+        found |= {name for name in names if _OURS.fullmatch(name)}
+        waiting += [name for name in names if _beside(module, sys.modules.get(name))]
+    return tuple(sorted(found))
+
+
+def _imported(module: ModuleType) -> Iterator[str]:
+    """Full names of what a module imports anywhere, also by name (`importlib.import_module("...")`)."""
+    try:
+        tree = ast.parse(Path(module.__file__ or "").read_text())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = ".".join((module.__package__ or "").split(".")[: 1 - node.level or None]) if node.level else ""
+            name = ".".join(part for part in (package, node.module) if part)
+            inner = [f"{name}.{alias.name}" for alias in node.names]
+            yield from (name, *(n for n in inner if n in sys.modules))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _OURS.fullmatch(node.value):
+            yield node.value
+
+
+def _beside(module: ModuleType, other: ModuleType | None) -> bool:
+    """Whether another module lies in the folder of a module or below it."""
+    file, near = getattr(other, "__file__", None), Path(module.__file__ or ".").parent
+    return file is not None and near in Path(file).parents

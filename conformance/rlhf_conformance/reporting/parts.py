@@ -1,0 +1,136 @@
+"""What all renderings of a report show, each in its own way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import rlhf_spec.clauses
+from rlhf_conformance.results import (
+    ERROR,
+    FAIL,
+    INCONCLUSIVE,
+    LOST,
+    NOT_CONFORMANT,
+    NOT_FINISHED,
+    NOT_PROVIDED,
+    PASS,
+    SKIP,
+    UNEXPECTED_PASS,
+    Report,
+    Result,
+)
+
+RED, INCOMPLETE, WARNING = "red", "incomplete", "warning"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """The results of one chapter."""
+
+    slug: str
+    title: str
+    results: tuple[Result, ...]
+
+    def count(self, verdict: str) -> int:
+        return sum(result.verdict == verdict for result in self.results)
+
+    @property
+    def margin(self) -> float | None:
+        """The largest of its passes; None where none compared within a budget."""
+        return largest_margin(self.results)
+
+
+def chapters(report: Report) -> list[Chapter]:
+    """The chapters of which the report has results, in the order of the specification."""
+    found = [
+        Chapter(chapter.slug, chapter.title, tuple(r for r in report.results if r.chapter == chapter.slug))
+        for chapter in rlhf_spec.clauses.chapters()
+    ]
+    return [chapter for chapter in found if chapter.results]
+
+
+def largest_margin(results: Iterable[Result]) -> float | None:
+    return max((r.margin for r in results if r.verdict == PASS and r.margin is not None), default=None)
+
+
+def worst(result: Result) -> float | None:
+    """Error over budget: of the difference that broke a clause, else the largest that was seen; None for no number."""
+    if result.verdict == PASS or result.failure is None:
+        return result.margin
+    error, budget = result.failure.error, result.failure.budget
+    return error / budget if error is not None and math.isfinite(error) and budget else None
+
+
+def effect(result: Result, report: Report) -> str:
+    """What a result does to the run: "red", "incomplete", "warning", or nothing."""
+    if result.verdict in NOT_FINISHED:
+        return INCOMPLETE
+    if result.verdict not in NOT_CONFORMANT:
+        return ""
+    return RED if report.strict or result.level != "SHOULD" else WARNING
+
+
+def shown(results: Iterable[Result]) -> list[tuple[Result, list[str]]]:
+    """What has to be shown in full: every failure, and errors and losses once for each cause, with the other clauses
+    that it hit."""
+    found: dict[str, tuple[Result, list[str]]] = {}
+    for result in results:
+        if result.verdict not in (FAIL, ERROR, UNEXPECTED_PASS, LOST, INCONCLUSIVE):
+            continue
+        key = result.clause if result.verdict in (FAIL, UNEXPECTED_PASS) else f"{result.verdict}: {result.reason}"
+        if key in found:
+            found[key][1].append(result.clause)
+        else:
+            found[key] = (result, [])
+    return list(found.values())
+
+
+def counts(report: Report) -> str:
+    """ "12 of 19 clauses passed, 5 not provided"."""
+    return f"{report.count(PASS)} of {len(report.results)} clauses passed, {report.count(NOT_PROVIDED)} not provided"
+
+
+def tested_nothing(report: Report) -> bool:
+    return all(r.verdict in (NOT_PROVIDED, SKIP) for r in report.results)
+
+
+def subject_name(report: Report) -> str:
+    """The adapter with its modes."""
+    options = "".join(f" {key}={spelled(value)}" for key, value in report.subject.get("options", {}).items())
+    return f"{report.subject.get('name')}{options}"
+
+
+def spelled(value: object) -> str:
+    """A value as it is typed behind -o."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """What was checked and with what, as (name, value)."""
+    env, run = report.environment, report.run
+    device = env.get("device", "")
+    if env.get("device_name"):
+        device += f" ({env['device_name']})"
+    seconds = f"{run['seconds']:.1f} s, imports {run['import_seconds']:.1f} s of it"
+    rows = [
+        ("adapter", report.subject.get("adapter", "")),
+        ("options", ", ".join(f"{k}={spelled(v)}" for k, v in report.subject.get("options", {}).items()) or "none"),
+        ("provides", ", ".join(report.subject.get("provides", ())) or "unknown"),
+        ("device", device),
+        ("dtype", env.get("dtype", "")),
+        ("profile", f"{run['profile']}, seed {run['seed']}" + (", strict" if report.strict else "")),
+        ("only", ", ".join(run["only"])),
+        ("replayed", ", ".join(run["replayed"])),
+        ("took", f"{seconds}, {run['workers'] or 1} process{'es' if run['workers'] > 1 else ''}"),
+    ]
+    packages = ("rlhf-conformance", "torch", "transformers", "peft", "hypothesis", "python")
+    versions = ", ".join(f"{name} {env[name]}" for name in packages if env.get(name))
+    settings = ", ".join(
+        f"{name.replace('_', ' ')} {'on' if env[name] else 'off'}"
+        for name in ("tf32", "deterministic_algorithms")
+        if name in env
+    )
+    rows += [("versions", versions), ("platform", str(env.get("platform", ""))), ("settings", settings)]
+    return [(name, str(value)) for name, value in rows if value]
