@@ -165,11 +165,8 @@ def _verdict(report: Report) -> list[Text]:
     text = f"{report.verdict}: {counts}, in {seconds}"
     lines.append(Text(text, style=style))
     if all(r.verdict in (NOT_PROVIDED, SKIP) for r in report.results):
-        lines.append(
-            Text(
-                "nothing was tested: the adapter has no method that a selected clause needs: write one", style="yellow"
-            )
-        )
+        text = "nothing was tested: the adapter provides no method that a selected clause needs; write one"
+        lines.append(Text(text, style="yellow"))
     return lines
 
 
