@@ -236,9 +236,12 @@ def test_a_pull_request_that_may_not_be_commented_is_judged_all_the_same(script)
 
 
 def test_a_long_summary_is_cut_to_what_a_comment_holds(script):
-    script("Run the clauses", SUMMARY="ü" * 50_000)
+    """Also where the cut goes through a character."""
+    script("Run the clauses", SUMMARY="x" + "ü" * 50_000)
     ran = script("Comment on the pull request")
+    assert ran.status == 0
     assert 55_000 < len(ran.file("body").encode()) < 65_536
+    assert set(ran.file("body").split("\n", 1)[1]) == {"x", "ü"}
 
 
 def test_every_step_after_the_check_runs_also_when_it_is_red(file):
