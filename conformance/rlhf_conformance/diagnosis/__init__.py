@@ -18,6 +18,7 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 
+from rlhf_conformance._lazy import torch
 from rlhf_conformance.checks import Check, checks
 from rlhf_conformance.judge import ClauseFailure, Comparison, Judge
 from rlhf_conformance.results import FAIL, Result
@@ -54,7 +55,9 @@ def observe(check: Check, subject: Subject, case: Any) -> Observed:
     judge = Judge(record=[])
     ended = ""
     try:
-        check.function(subject, case, judge)
+        with torch.random.fork_rng(devices=[] if subject.device == "cpu" else [subject.device]):
+            torch.manual_seed(0)  # so that two adapters who draw random numbers draw the same
+            check.function(subject, case, judge)
     except KeyboardInterrupt:
         raise
     except (ClauseFailure, AdapterError, WiringError) as error:
