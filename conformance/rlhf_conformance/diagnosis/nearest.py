@@ -16,7 +16,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -31,14 +31,19 @@ from rlhf_conformance.faults import Fault, faults
 from rlhf_conformance.judge import Comparison
 from rlhf_conformance.results import Diagnosis
 from rlhf_conformance.subject import Subject
+from rlhf_conformance.truth import Truth
 
 ROUNDINGS = 16
 """How many roundings of its own size a wrong answer may be off by; the budget is that of the right answer."""
 TELLING_FAILURES, TELLING_NUMBERS = 3, 4
-"""So many failing cases, or different wrong numbers, are no coincidence."""
-FURTHER_CASES, LEAST_FURTHER = 2, 4
-"""Cases of each neighbouring clause, and how many in all must agree where the evidence itself tells little."""
+"""So many failing cases, and so many different numbers, are no coincidence."""
+MORE_OF_THE_SAME, FURTHER_CASES = 8, 2
+"""Cases of the clause itself and of each neighbouring one, for a further examination."""
+LEAST_FURTHER = 4
+"""How many of the neighbouring clauses' cases must agree where the evidence itself tells little."""
 LISTED = 3
+LIKELY = 1
+"""The rank up to which candidates are asked first: conventions, and the faults of the clause itself."""
 
 
 # --- candidates ---------------------------------------------------------------------------------------------------
@@ -50,6 +55,7 @@ class Candidate:
 
     says    what it does wrong, or what is declared instead
     rank    the lower, the likelier where several agree
+    known   it re-enacts a known bug
     """
 
     kind: str
@@ -57,6 +63,7 @@ class Candidate:
     says: str
     adapter: type[Adapter]
     rank: int
+    known: bool = False
 
     @property
     def label(self) -> str:
@@ -69,14 +76,12 @@ def candidates(check: Check, adapter: Adapter) -> list[Candidate]:
     found = []
     for convention in conventions():
         declared = convention.declared(adapter)
-        if declared is not None and concerns(convention.adapter, check):
-            found.append(
-                Candidate("convention", convention.name, f"you declared {declared}", convention.adapter, 0)
-            )
+        if declared is not None and (concerns(convention.adapter, check) or convention.adapter is Reference):
+            found.append(Candidate("convention", convention.name, f"you declared {declared}", convention.adapter, 0))
     for fault in faults().values():
         if concerns(fault.adapter, check):
             rank = 1 if fault.clause == check.slug else 2 if fault.may_fail(check.slug) else 3
-            found.append(Candidate("fault", fault.name, _lie(fault), fault.adapter, rank))
+            found.append(Candidate("fault", fault.name, _lie(fault), fault.adapter, rank, bool(fault.bug)))
     return sorted(found, key=lambda candidate: candidate.rank)
 
 
@@ -100,7 +105,7 @@ def _evidence() -> dict[str, str]:
 
 
 @cache
-def changed(kind: type[Adapter]) -> frozenset[str]:
+def changed(kind: Any) -> frozenset[str]:
     """The methods of the adapter that a variant of the reference may answer otherwise.
 
     One that changes something which several methods use may change all of them: every formula, or every model.
@@ -108,11 +113,11 @@ def changed(kind: type[Adapter]) -> frozenset[str]:
     bases = kind.__mro__[: kind.__mro__.index(Reference)]
     own = {name for base in bases for name in vars(base) if not name.startswith("__")} - {"name", *DECLARATIONS}
     methods = own & set(METHODS)
-    if own == methods and methods:
+    if own == methods:
         return frozenset(methods)
-    models = _of_models() & methods
-    formulas = (methods - models) or (set() if models else set(METHODS) - _of_models())
-    return frozenset((_of_models() if models or not methods else set()) | formulas)
+    if methods and not methods & _of_models():
+        return frozenset(METHODS) - _of_models()
+    return frozenset(methods | _of_models())
 
 
 @cache
@@ -138,33 +143,37 @@ class Models:
 
     def __init__(self) -> None:
         self._masters: dict[Any, Any] = {}
-        self._shared: dict[Any, tuple[Any, Any]] = {}
+        self._shared: dict[Any, _Shared] = {}
 
     def get(self, key: Any, load: Callable[[], Any], *, shared: bool) -> Any:
+        """The model of a key, loaded once."""
         if key not in self._masters:
             self._masters[key] = load()
         if not shared:
             return copy.deepcopy(self._masters[key])
-        if key not in self._shared or _state(self._shared[key][0]) != self._shared[key][1]:
-            model = copy.deepcopy(self._masters[key])
-            self._shared[key] = model, _state(model)
-        return self._shared[key][0]
+        if key not in self._shared or self._shared[key].has_changed():
+            self._shared[key] = _Shared(copy.deepcopy(self._masters[key]))
+        return self._shared[key].model
 
 
-def _state(model: Any) -> Any:
-    """What somebody may have changed about a model: modes, hooks, attributes, and whether a tensor was written to."""
-    modules = [(type(m), _shallow(vars(m)), len(m._parameters)) for m in model.modules()]
-    tensors = [(id(x), x._version, x.requires_grad) for x in (*model.parameters(), *model.buffers())]
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    return modules, tensors, [_shallow(vars(config)) for config in configs.values()]
+class _Shared:
+    """A model, and what it was like: modes, hooks, attributes, and how often each tensor was written to."""
 
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        modules = list(model.modules())
+        configs = {id(m.config): m.config for m in modules if hasattr(m, "config")}
+        self._attributes = [vars(part) for part in (*modules, *configs.values())]
+        self._inner = [x for found in self._attributes for x in found.values() if isinstance(x, dict)]
+        self._tensors = [*model.parameters(), *model.buffers()]
+        self._was = self._state()
 
-def _shallow(attributes: dict[str, Any]) -> list[Any]:
-    plain = (bool, int, float, str, type(None))
-    return [
-        (name, value if isinstance(value, plain) else (id(value), len(value) if isinstance(value, dict) else 0))
-        for name, value in attributes.items()
-    ]
+    def has_changed(self) -> bool:
+        return self._state() != self._was
+
+    def _state(self) -> Any:
+        attributes = [[*map(id, found.values())] for found in (*self._attributes, *self._inner)]
+        return attributes, [(x._version, x.requires_grad) for x in self._tensors]
 
 
 class _Loading(Reference):
@@ -172,13 +181,13 @@ class _Loading(Reference):
 
     models: Models
 
-    def load_actor(self, checkpoint):
+    def load_actor(self, checkpoint: Any) -> Any:
         return self._had("load_actor", checkpoint, super().load_actor)
 
-    def load_reward_model(self, checkpoint):
+    def load_reward_model(self, checkpoint: Any) -> Any:
         return self._had("load_reward_model", checkpoint, super().load_reward_model)
 
-    def load_critic(self, checkpoint):
+    def load_critic(self, checkpoint: Any) -> Any:
         return self._had("load_critic", checkpoint, super().load_critic)
 
     def _had(self, name: str, checkpoint: Any, load: Callable[[Any], Any]) -> Any:
@@ -189,11 +198,31 @@ class _Loading(Reference):
         return self.models.get(key, lambda: load(checkpoint), shared=not own)
 
 
+class _Remembering:
+    """The oracle, which is asked the same for every candidate."""
+
+    def __init__(self, truth: Truth) -> None:
+        self._truth = truth
+        self._answers: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        ask = getattr(self._truth, name)
+
+        def remembered(*args: Any, **options: Any) -> Any:
+            key = f"{name}{args}{options}"
+            if key not in self._answers:
+                self._answers[key] = ask(*args, **options)
+            return self._answers[key]
+
+        return remembered
+
+
 class Impostors:
     """Makes subjects of candidates: each declares, and lacks, what the user's adapter does."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
+        self._truth: Any = _Remembering(subject.truth)
         self._models = Models()
         self._made: dict[type[Adapter], Subject] = {}
 
@@ -201,7 +230,7 @@ class Impostors:
         """The subject of a candidate, with an oracle that it shares with the user's."""
         if kind not in self._made:
             user = self.subject
-            self._made[kind] = Subject(self._adapter(kind), user.device, user.dtype, user.store, user.truth)
+            self._made[kind] = Subject(self._adapter(kind), user.device, user.dtype, user.store, self._truth)
         self._made[kind].forget_models()
         return self._made[kind]
 
@@ -229,17 +258,17 @@ def agrees(user: Observed, other: Observed, unit: float) -> bool:
 
 
 def kind_of(ended: str) -> str:
-    """What ended a check, without the numbers, the text and the place of an exception."""
+    """What ended a check, without measured numbers, and without the text and the place of an exception."""
     method, raised, rest = ended.partition(" raised ")
     text = f"{method}{raised}{rest.split(':')[0]}" if raised else ended
-    return re.sub(r"-?\d+(\.\d+)?(e[+-]?\d+)?|\bnan\b|\binf\b", "#", text)
+    return re.sub(r"-?\d+(\.\d+)?e[+-]?\d+|-?\d+\.\d+", "#", text)
 
 
 def _alike(a: Comparison, b: Comparison, unit: float) -> bool:
     if (a.broken is None) != (b.broken is None):
         return False
     if a.what != b.what:  # the entry that is furthest off is compared, and where none is wrong that is any
-        return a.broken is None and kind_of(a.what) == kind_of(b.what)
+        return a.broken is None and re.sub(r"\d", "", a.what) == re.sub(r"\d", "", b.what)
     if a.indices != b.indices:
         return False
     numbers = zip(a.actual, b.actual, a.expected, b.expected, a.allowed, strict=True)
@@ -279,17 +308,17 @@ def distance(user: Observed, other: Observed) -> float:
 
 
 def tells(seen: Sequence[Observed]) -> bool:
-    """Whether an agreement on these cases is no coincidence: enough of them fail, and not all in the same way."""
-    wrong = {kind_of(o.ended) for o in seen if o.ended} | {f"{x:.4g}" for o in seen for x in _wrong_numbers(o)}
-    failing = sum(o.failed for o in seen)
-    return len(wrong) >= TELLING_NUMBERS or (failing >= TELLING_FAILURES and len(wrong) > 1)
+    """Whether an agreement on these cases is no coincidence: there are several different wrong answers, or several
+    failures of somebody who does not always answer the same."""
+    failing = [o for o in seen if o.failed]
+    wrong = {kind_of(o.ended) for o in failing if o.ended} | {f"{x:.4g}" for o in failing for x in _wrong_numbers(o)}
+    answers = {f"{x:.4g}" for o in failing for c in o.comparisons for x in c.actual}
+    return len(wrong) >= TELLING_NUMBERS or (len(failing) >= TELLING_FAILURES and len(answers) >= TELLING_NUMBERS)
 
 
 def _wrong_numbers(seen: Observed) -> Iterator[float]:
     for comparison in seen.broken:
-        for actual, expected, allowed in zip(
-            comparison.actual, comparison.expected, comparison.allowed, strict=True
-        ):
+        for actual, expected, allowed in zip(comparison.actual, comparison.expected, comparison.allowed, strict=True):
             if not _within(actual, expected, allowed):
                 yield actual
 
@@ -299,36 +328,58 @@ class Suspect:
     """A candidate that agrees with the adapter so far.
 
     apart       the largest difference, as a share of the budget
-    further     cases of neighbouring clauses on which it agrees, and on which it does not
+    refuted     it disagrees on further cases of the clause itself
+    agreed      cases of neighbouring clauses about the same methods on which it agrees, too
+    parted      those on which it does not
+    elsewhere   cases of neighbouring clauses about other methods on which it does not: those may have faults of
+                their own
     """
 
     candidate: Candidate
     apart: float = 0.0
+    refuted: bool = False
     agreed: int = 0
     parted: int = 0
+    elsewhere: int = 0
+
+    @property
+    def against(self) -> tuple[int, int]:
+        """What speaks against it."""
+        return self.parted, self.elsewhere
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """The likeliest first: who agrees on the neighbouring clauses, and whose own clause this is."""
-        known = "known bug" in self.candidate.says
-        return self.parted, self.candidate.rank, not known, self.apart
+        """The likeliest first: the fault of the clause itself, a known bug, the nearest."""
+        return *self.against, self.candidate.rank, not self.candidate.known, self.apart
 
 
 def _suspects(evidence: Evidence, impostors: Impostors) -> list[Suspect]:
-    """Those who agree on every case: all are asked for the smallest, and who is left for the others.
+    """Those who agree on every case; the likeliest are asked first, and who could not be asked in time is let go."""
+    everyone = candidates(evidence.check, evidence.subject.adapter)
+    likely = [c for c in everyone if c.rank <= LIKELY]
+    others = [c for c in everyone if c.rank > LIKELY]
+    found = _survivors(likely, evidence, impostors, evidence.until)
+    left = evidence.until - time.monotonic()
+    return found + _survivors(others, evidence, impostors, evidence.until - left / 3)
 
-    Whoever could not be compared in full before it was late is let go.
-    """
+
+def _survivors(asked: Sequence[Candidate], evidence: Evidence, impostors: Impostors, until: float) -> list[Suspect]:
+    """All are asked for the smallest case, and who is left for the others."""
     unit = budgets.unit(evidence.subject.dtype)
-    half = (time.monotonic() + evidence.until) / 2
-    suspects = []
-    for candidate in candidates(evidence.check, evidence.subject.adapter):
-        suspect = Suspect(candidate)
-        if time.monotonic() < half and _agrees_on(evidence.smallest, evidence.check, suspect, impostors, unit):
-            suspects.append(suspect)
-    for seen in evidence.more if suspects else ():
-        suspects = [s for s in suspects if not evidence.late and _agrees_on(seen, evidence.check, s, impostors, unit)]
+    suspects = [Suspect(candidate) for candidate in asked]
+    for seen in _one_by_one(evidence):
+        suspects = [
+            s for s in suspects if time.monotonic() < until and _agrees_on(seen, evidence.check, s, impostors, unit)
+        ]
+        if not suspects:
+            break
     return suspects
+
+
+def _one_by_one(evidence: Evidence) -> Iterator[Observed]:
+    """The cases, of which all but the smallest are only tried on the adapter when they are asked for."""
+    yield evidence.smallest
+    yield from evidence.more
 
 
 def _agrees_on(seen: Observed, check: Check, suspect: Suspect, impostors: Impostors, unit: float) -> bool:
@@ -344,23 +395,26 @@ def _agrees_on(seen: Observed, check: Check, suspect: Suspect, impostors: Impost
 
 
 def _neighbours(check: Check, adapter: Adapter) -> list[Check]:
-    """Checks of the chapter that ask the same methods, and that the adapter can be asked."""
-    return [
+    """Checks of the chapter that the adapter can be asked, those about the same methods first."""
+    chapter = check.slug.split(".")[0] + "."
+    found = [
         other
         for other in checks().values()
-        if other.slug.split(".")[0] == check.slug.split(".")[0]
+        if other.slug.startswith(chapter)
         and other is not check
-        and set(other.needs) <= set(check.needs)
         and not other.single
         and other.not_provided(adapter) is None
     ]
+    return sorted(found, key=lambda other: not set(other.needs) <= set(check.needs))
 
 
 def _examine(evidence: Evidence, suspects: list[Suspect], impostors: Impostors) -> None:
-    """The suspects and the adapter on some cases of the neighbouring clauses, as long as there is time."""
+    """The suspects and the adapter on more cases, also of the neighbouring clauses, as long as there is time."""
     unit = budgets.unit(evidence.subject.dtype)
-    for check in _neighbours(evidence.check, evidence.subject.adapter):
-        for case in drawn(check, evidence.subject, FURTHER_CASES, evidence.seed):
+    for check in (evidence.check, *_neighbours(evidence.check, evidence.subject.adapter)):
+        same = set(check.needs) <= set(evidence.check.needs)
+        count = MORE_OF_THE_SAME if check is evidence.check else FURTHER_CASES
+        for case in drawn(check, evidence.subject, count, evidence.seed + 1):
             if evidence.late:
                 return
             try:
@@ -368,10 +422,14 @@ def _examine(evidence: Evidence, suspects: list[Suspect], impostors: Impostors) 
             except Exception:  # a part that the trainer does not return
                 continue
             for suspect in suspects:
-                if _agrees_on(seen, check, suspect, impostors, unit):
-                    suspect.agreed += 1
+                agrees_too = _agrees_on(seen, check, suspect, impostors, unit)
+                if check is evidence.check:
+                    suspect.refuted |= not agrees_too
+                elif same:
+                    suspect.agreed += agrees_too
+                    suspect.parted += not agrees_too
                 else:
-                    suspect.parted += 1
+                    suspect.elsewhere += not agrees_too
 
 
 # --- what is said -------------------------------------------------------------------------------------------------
@@ -385,6 +443,8 @@ def diagnoses(evidence: Evidence) -> tuple[Diagnosis, ...]:
 
 def agreeing(evidence: Evidence) -> list[Suspect]:
     """Everyone that answers as the adapter does, the likeliest first; nobody where that may be a coincidence."""
+    if not evidence.smallest.failed:  # it does not fail every time: there is nothing to compare
+        return []
     impostors = Impostors(evidence.subject)
     suspects = _suspects(evidence, impostors)
     if not suspects:
@@ -392,10 +452,11 @@ def agreeing(evidence: Evidence) -> list[Suspect]:
     enough = tells((evidence.smallest, *evidence.more))
     if not enough or len(suspects) > 1:
         _examine(evidence, suspects, impostors)
+        suspects = [s for s in suspects if not s.refuted]
     if not enough:
         suspects = [s for s in suspects if not s.parted and s.agreed >= LEAST_FURTHER]
-    least = min((s.parted for s in suspects), default=0)
-    return sorted((s for s in suspects if s.parted == least), key=lambda s: s.order)
+    least = min((s.against for s in suspects), default=(0, 0))
+    return sorted((s for s in suspects if s.against == least), key=lambda s: s.order)
 
 
 def _said(suspects: Sequence[Suspect], seen: Sequence[Observed]) -> tuple[Diagnosis, ...]:
