@@ -71,16 +71,16 @@ class Candidate:
 
 
 def candidates(check: Check, adapter: Adapter) -> list[Candidate]:
-    """Whatever can be told from the reference by this check, the likeliest first: conventions that the adapter does
-    not declare, the faults of the clause itself, of its chapter, and the rest."""
+    """Whatever may fail this check, the likeliest first: conventions that the adapter does not declare, the faults of
+    the clause itself, and other faults that show in its chapter."""
     found = []
     for convention in conventions():
         declared = convention.declared(adapter)
         if declared is not None and (concerns(convention.adapter, check) or convention.adapter is Reference):
             found.append(Candidate("convention", convention.name, f"you declared {declared}", convention.adapter, 0))
     for fault in faults().values():
-        if concerns(fault.adapter, check):
-            rank = 1 if fault.clause == check.slug else 2 if fault.may_fail(check.slug) else 3
+        if fault.may_fail(check.slug) and concerns(fault.adapter, check):
+            rank = 1 if fault.clause == check.slug else 2
             found.append(Candidate("fault", fault.name, _lie(fault), fault.adapter, rank, bool(fault.bug)))
     return sorted(found, key=lambda candidate: candidate.rank)
 
@@ -126,7 +126,7 @@ def _of_models() -> frozenset[str]:
     return frozenset(METHODS[METHODS.index("load_actor") : METHODS.index("policy_loss")])
 
 
-def concerns(kind: type[Adapter], check: Check) -> bool:
+def concerns(kind: Any, check: Check) -> bool:
     """Whether the check can tell this adapter from the reference."""
     return bool(changed(kind) & set(check.needs))
 
