@@ -26,6 +26,7 @@ def main() -> int:
 
     diagnoses = what.add_parser("diagnoses", help="how often a failure is given its right name")
     diagnoses.add_argument("names", nargs="*", metavar="FAULT")
+    diagnoses.add_argument("--missing", action="store_true", help="only what has no row yet")
     diagnoses.set_defaults(run=run_diagnoses)
 
     bench = what.add_parser("bench", help="where the time of the gate goes")
@@ -54,7 +55,7 @@ def run_twins(arguments: argparse.Namespace) -> int:
 def run_diagnoses(arguments: argparse.Namespace) -> int:
     from . import diagnoses
 
-    return diagnoses.run(arguments.names, workers=arguments.workers)
+    return diagnoses.run(arguments.names, workers=arguments.workers, missing=arguments.missing)
 
 
 def run_bench(arguments: argparse.Namespace) -> int:

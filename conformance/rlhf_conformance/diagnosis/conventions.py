@@ -153,10 +153,12 @@ class _IgnoredLabelScored(Reference):
         return super().token_log_probs(logits, labels.clamp(min=0), temperature)
 
 
-class _NeverNormalised(Reference):
+class _RawRewards(Reference):
     def load_reward_model(self, checkpoint):
         return super().load_reward_model(replace(checkpoint, normalize=False))
 
+
+class _RawValues(Reference):
     def load_critic(self, checkpoint):
         return super().load_critic(replace(checkpoint, normalize=False))
 
@@ -205,8 +207,8 @@ _CONVENTIONS = (
     Convention("ignored_label = None", _instead_of("ignored_label", "zero"), _IgnoredLabelScored),
     _flag("takes_attention_mask", _MaskFromPads),
     _flag("temperature", _NoTemperature),
-    _flag("reward_normalization", _NeverNormalised),
-    _flag("critic_normalization", _NeverNormalised),
+    _flag("reward_normalization", _RawRewards),
+    _flag("critic_normalization", _RawValues),
     _flag("asymmetric_clip", _OneClipRange),
     _flag("dual_clip", _NoDualClip),
     _flag("global_count", _NoGlobalCount),
