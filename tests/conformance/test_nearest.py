@@ -28,7 +28,7 @@ def _quiet():
     settle()
 
 
-def evidence_of(adapter: Any, slug: str, seconds: float = 60.0) -> Evidence:
+def evidence_of(adapter: Any, slug: str, seconds: float = 20.0) -> Evidence:
     """The adapter's failure of a clause; there is all the time in the world unless told otherwise."""
     subject = _subject(adapter, "float32")
     tried = try_clause(slug, subject, replace(PROFILES["gate"], shrinking=0.5), 0)

@@ -47,7 +47,7 @@ WORDS = {
     MISSED: "not caught",
 }
 TARGET = 0.9
-PATIENCE = 12.0
+PATIENCE = 60.0
 """Seconds; measured is what is found, not how busy the machine is. The processor time that it takes is in the rows."""
 SHRINKING = 0.3
 """Seconds; what has not been shrunk by then is looked into as it is."""
@@ -55,6 +55,7 @@ SHRINKING = 0.3
 ALIASES = {
     "actor-temperature-ignored": ("temperature = False",),
     "clip-around-return": ("value_clip = False", "value-clip-ignored"),
+    "critic-statistics-unset": ("critic_normalization = False",),
     "dual-clip-ignored": ("dual_clip = False",),
     "generate-knows-one-stop": ("stop_ids = 'one'",),
     "ignored-label-is-token-zero": ("ignored_label = None",),
@@ -62,6 +63,7 @@ ALIASES = {
     "log-prob-temperature-ignored": ("temperature = False",),
     "masked-rows-in-denominator": ("count_empty_rows = True",),
     "mean-of-means": ("global_count = False",),
+    "norm-statistics-unset": ("reward_normalization = False",),
     "one-eos-id": ("stop_ids = 'one'",),
     "one-eps-for-both-sides": ("asymmetric_clip = False",),
     "value-clip-ignored": ("value_clip = False",),

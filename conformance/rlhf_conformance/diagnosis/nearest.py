@@ -40,7 +40,7 @@ TELLING_FAILURES, TELLING_NUMBERS = 3, 4
 MORE_OF_THE_SAME, FURTHER_CASES = 8, 2
 """Cases of the clause itself and of each neighbouring one, for a further examination."""
 LEAST_FURTHER = 4
-"""How many of the neighbouring clauses' cases must agree where the evidence itself tells little."""
+"""How many further cases must agree where the evidence itself tells little."""
 LISTED = 3
 LIKELY = 1
 """The rank up to which candidates are asked first: conventions, and the faults of the clause itself."""
@@ -298,6 +298,7 @@ def distance(user: Observed, other: Observed) -> float:
     shares = [
         abs(x - y) / allowed
         for a, b in pairs
+        if a.what == b.what
         for x, y, allowed in zip(a.actual, b.actual, a.allowed, strict=False)
         if allowed > 0 and math.isfinite(x - y)
     ]
@@ -329,8 +330,9 @@ class Suspect:
 
     apart       the largest difference, as a share of the budget
     refuted     it disagrees on further cases of the clause itself
-    agreed      cases of neighbouring clauses about the same methods on which it agrees, too
-    parted      those on which it does not
+    agreed      further cases of the clause that the adapter passes, and cases of neighbouring clauses about the same
+                methods, on which it agrees, too
+    parted      cases of those neighbouring clauses on which it does not
     elsewhere   cases of neighbouring clauses about other methods on which it does not: those may have faults of
                 their own
     """
@@ -425,6 +427,7 @@ def _examine(evidence: Evidence, suspects: list[Suspect], impostors: Impostors) 
                 agrees_too = _agrees_on(seen, check, suspect, impostors, unit)
                 if check is evidence.check:
                     suspect.refuted |= not agrees_too
+                    suspect.agreed += agrees_too and not seen.failed
                 elif same:
                     suspect.agreed += agrees_too
                     suspect.parted += not agrees_too
