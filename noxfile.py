@@ -140,6 +140,12 @@ def twins(session: nox.Session) -> None:
 
 
 @nox.session
+def diagnoses(session: nox.Session) -> None:
+    """How often a failure is given its right name, for every fault and for near misses; writes docs/diagnosis.md."""
+    prove(session, "diagnoses")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Where the gate's time goes; red where more than a quarter goes anywhere but into adapter and oracle."""
     install(session, ".")

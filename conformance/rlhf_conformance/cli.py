@@ -150,6 +150,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--report {arguments.report}: wanted a folder, this is a file")
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError(f"-n {arguments.workers}: at least one worker is needed")
+    known_failures = _known_failures(arguments)
     cases = _replayed(arguments)
     plan = Plan(
         adapter=arguments.adapter,
@@ -162,7 +163,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         seed=seed,
         time_limit=arguments.time_limit or 0.0,
         database=str(Path(".rlhf-conformance").resolve()),
-        known_failures=_known_failures(arguments),
+        known_failures=known_failures,
         known_file=str(arguments.known_failures or ""),
         accepting=arguments.accept,
         cases=cases,

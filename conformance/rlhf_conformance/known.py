@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 TABLE = "known-failure"
-NUMBER = re.compile(r"0x[0-9a-fA-F]+|(?<![A-Za-z_])[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?")
+NUMBER = re.compile(r"0x[0-9a-fA-F]+|(?<![A-Za-z_0-9.])[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Accepted:
         """What was done to the file, for the one who asked for it."""
         said = (
             ("added", self.added, "say in each row why it is accepted"),
-            ("updated", self.updated, "they fail in another way, or on another case"),
+            ("updated", self.updated, "they had no case, or fail in another way or on another case"),
             ("kept", self.kept, ""),
             ("removed", self.removed, "they pass now"),
             ("kept, but not tried", self.untried, "the adapter does not provide what they need"),
@@ -299,7 +299,7 @@ def _row(data: dict[str, Any], where: str) -> KnownFailure:
     try:
         rlhf_spec.clauses.clause(data["clause"])
     except rlhf_spec.clauses.UnknownClause as error:
-        raise UsageError(f"{where}: {error}; correct it, or remove the row") from error
+        raise UsageError(f"{where}: {error} (correct it, or remove the row)") from error
     if "counterexample" in data:
         data = {**data, "counterexample": _counterexample(data["counterexample"], where)}
     return KnownFailure(**data)

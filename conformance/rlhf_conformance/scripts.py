@@ -42,6 +42,14 @@ RETURNS = {
 """What a candidate returns for a method; of the others, the numbers that were compared."""
 
 
+ANSWERED_FIRST = (
+    *("actor.padding-invariance", "reward.padding-invariance", "critic.padding-invariance"),
+    *("actor.garbage-under-mask", "reward.garbage-under-mask", "critic.garbage-under-mask"),
+    "sequences.rows-independent",
+)
+"""Clauses that judge the first of their calls by the others; all others judge the last."""
+
+
 def script(result: Result, report: Report) -> str | None:
     """The script of a failure as text; None where no case has been kept."""
     failure = result.failure
@@ -80,6 +88,17 @@ class _Script:
         whole = f"{body}\n\n\n{end}"
         return f"{_comment(self._head(probe is not None))}\n{_imports(whole)}\n\n{whole}"
 
+    @property
+    def _judged(self) -> int:
+        """Which of the calls gave the numbers that are judged."""
+        return 0 if self.result.clause in ANSWERED_FIRST else -1
+
+    @property
+    def _is_pair(self) -> bool:
+        """Whether answers of the trainer are compared with each other."""
+        methods = [call.method for call in self.asked]
+        return len(methods) > 1 and len(set(methods)) == 1 and not self._is_split
+
     # --- the head ----------------------------------------------------------------------------------------------------
 
     def _head(self, with_checkpoint: bool) -> list[str]:
@@ -109,18 +128,24 @@ class _Script:
         made = ", then ".join(call.method for call in self.asked) or "nothing but that"
         lines.append(_comment([f"What the trainer was given: {made}."]))
         seeds = self._from_seed()
-        calls = "".join(f"    {{\n{self._arguments(call)}    }},\n" for call in self.asked)
+        calls = "".join(self._remark(i) + self._arguments(call) for i, call in enumerate(self.asked))
+        if any(call.method == "save" for call in prepared):
+            lines.append("# Before it was saved, a training step had moved its weights.")
         if "weights" in self.failure.stored:
             seeds.append("# The answers' weights in the sum whose gradient is compared, a row for each sample.")
             seeds.append(f"WEIGHTS = {literal(self.failure.stored['weights'])}")
         return "\n".join([*lines, *seeds, f"CALLS = [\n{calls}]"])
+
+    def _remark(self, index: int) -> str:
+        is_judged = index == self._judged % len(self.asked)
+        return "    # RETURNED is what came of this call.\n" if self._is_pair and is_judged else ""
 
     def _arguments(self, call: Call) -> str:
         lines = []
         for name, value in _flattened(call.arguments).items():
             leaf = self._is_gradient and LEAF.get(call.method) == name
             lines.append(f"        {literal(name)}: {self._value(call, name, value, leaf)},\n")
-        return "".join(lines)
+        return f"    {{\n{''.join(lines)}    }},\n"
 
     def _value(self, call: Call, name: str, value: Any, leaf: bool = False) -> str:
         if _is_tensor(value):
@@ -160,14 +185,15 @@ class _Script:
 
     def _numbers(self) -> str:
         rows = self.exchange.numbers
+        write = _whole if all(float(row.allowed) == 0 for row in rows) else _number
         partly = f"# Which of the {self.exchange.total} numbers these are.\nOFFSETS = {literal(self._offsets)}"
         return "\n".join(
             [
                 _comment([f"What was compared: {self.failure.what}. {self._expectation()}"]),
                 f"PLACES = {_column(literal(row.place) for row in rows)}",
-                f"EXPECTED = {_column(_number(row.expected) for row in rows)}",
+                f"EXPECTED = {_column(write(row.expected) for row in rows)}",
                 "# What the trainer returned.",
-                f"RETURNED = {_column(_number(row.actual) for row in rows)}",
+                f"RETURNED = {_column(write(row.actual) for row in rows)}",
                 "# By how much an honest implementation may differ, for rounding.",
                 f"ALLOWED = {_column(_number(row.allowed) for row in rows)}",
                 *([] if self._is_whole else [partly]),
@@ -186,10 +212,10 @@ class _Script:
     def _expectation(self) -> str:
         formula = self._formula()
         if formula is None:
-            return ""
+            return "Expected is what the trainer itself returned for another call." if self._is_pair else ""
         if formula.exact:
             return f"Expected is what {formula.name}() below gives in float64."
-        return "Expected is what the trainer itself returned where nothing should be different."
+        return "Expected is what the trainer itself returned for another call."
 
     def _formula(self) -> _Formula | None:
         what, stored = self.failure.what, self.failure.stored
@@ -236,7 +262,7 @@ class _Script:
         wanted = "the numbers that were compared, in the order of PLACES"
         if not self.exchange.numbers:
             wanted = "its answer"
-        elif self.method in LEAF or not self._is_gradient:
+        elif len({call.method for call in self.asked}) == 1 and (self.method in LEAF or not self._is_gradient):
             wanted = RETURNS.get(self.method, wanted)
         asked = self.method or (self.exchange.calls[-1].method if self.exchange.calls else "the trainer")
         said = f"Put the call of {asked} here and return {wanted}. While it returns None, RETURNED stands for it."
@@ -272,7 +298,7 @@ class _Script:
             return f"{head}    gradients = {found}{flip}\n    return flat(gradients)"
         if self._is_split:
             return f"{head}    return [sum(float(answer) for answer in answers)]  # of the micro-batches"
-        return f"{head}    return flat(answers[-1])"
+        return f"{head}    return flat(answers[{self._judged}])"
 
     @property
     def _is_split(self) -> bool:
@@ -462,6 +488,11 @@ def _column(values: Iterable[str]) -> str:
 
 def _number(text: str) -> str:
     return literal(float(text))
+
+
+def _whole(text: str) -> str:
+    """Of numbers that must agree exactly: ids and masks without a point."""
+    return repr(int(float(text))) if float(text).is_integer() else _number(text)
 
 
 _MODULES = ("json", "math", "sys")

@@ -166,11 +166,8 @@ def _verdict(report: Report) -> list[Text]:
     text = f"{report.verdict}: {parts.counts(report)}, in {seconds}"
     lines.append(Text(text, style=style))
     if parts.tested_nothing(report):
-        lines.append(
-            Text(
-                "nothing was tested: the adapter has no method that a selected clause needs: write one", style="yellow"
-            )
-        )
+        text = "nothing was tested: the adapter provides no method that a selected clause needs; write one"
+        lines.append(Text(text, style="yellow"))
     return lines
 
 

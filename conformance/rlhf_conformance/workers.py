@@ -122,9 +122,10 @@ class Watch:
     def _end_if_late(self, path: Path) -> None:
         with contextlib.suppress(OSError, ValueError):
             pid, until = path.read_text().split()
-            if time.time() > float(until) + LATE and any(p.pid == int(pid) for p in self.processes.values()):
-                self.overdue.add(path.stem)
-                os.kill(int(pid), signal.SIGKILL)
+            for process in self.processes.values():
+                if process.pid == int(pid) and time.time() > float(until) + LATE:
+                    self.overdue.add(path.stem)
+                    process.kill()
 
 
 def kill_group(pid: int) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,15 @@ def with_candidate(text: str, code: str) -> str:
     return text.replace("\n\n\ndef main():", f"\n\n\n{code}\n\n\ndef main():", 1)
 
 
-@pytest.fixture(scope="module")
-def scripts() -> dict[str, tuple[Result, str]]:
-    """The result and the script of each fault."""
-    return {name: written(faults()[name].adapter(), clause) for name, clause in FAULTS.items()}
+@cache
+def made(name: str) -> tuple[Result, str]:
+    """The result and the script of a fault."""
+    return written(faults()[name].adapter(), FAULTS[name])
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_script_shows_the_difference_with_torch_alone(name, scripts, tmp_path):
-    result, text = scripts[name]
+def test_a_script_shows_the_difference_with_torch_alone(name, tmp_path):
+    result, text = made(name)
     path = tmp_path / "failure.py"
     path.write_text(text)
     done = run(path)
@@ -126,22 +127,22 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_a_script_ends_with_zero_once_the_candidate_is_right(name, scripts):
-    _, text = scripts[name]
+def test_a_script_ends_with_zero_once_the_candidate_is_right(name):
+    _, text = made(name)
     status, out = run_here(with_candidate(text, RIGHT[name]))
     assert status == 0, out
     assert "differs" not in out
 
 
-def test_a_candidate_that_is_still_wrong_is_seen(scripts):
-    _, text = scripts["half-dropped"]
+def test_a_candidate_that_is_still_wrong_is_seen():
+    _, text = made("half-dropped")
     status, out = run_here(with_candidate(text, "def candidate(**call):\n    return 3 * value_loss(**call)"))
     assert status == 1
     assert "differs" in out
 
 
-def test_a_candidate_with_too_few_numbers_is_refused(scripts):
-    _, text = scripts["critic-values-shifted"]
+def test_a_candidate_with_too_few_numbers_is_refused():
+    _, text = made("critic-values-shifted")
     with pytest.raises(SystemExit, match="the candidate gave 0 numbers"):
         run_here(with_candidate(text, "def candidate(**call):\n    return []"))
 
@@ -159,9 +160,9 @@ def candidate(input_ids, attention_mask, prompt_lengths, response_lengths, **res
 """
 
 
-def test_the_written_checkpoint_is_what_the_trainer_was_given(scripts, tmp_path):
+def test_the_written_checkpoint_is_what_the_trainer_was_given(tmp_path):
     """Upstream's own stack, on the probe that the script has written, finds the expected values."""
-    _, text = scripts["critic-values-shifted"]
+    _, text = made("critic-values-shifted")
     path, folder = tmp_path / "failure.py", tmp_path / "probe"
     path.write_text(with_candidate(text, THROUGH_TRANSFORMERS.format(folder=str(folder)).strip("\n")))
     done = run(path, "--write-checkpoint", str(folder))
@@ -302,6 +303,24 @@ def test_a_gradient_is_taken_of_the_candidate(clause):
     assert run_here(with_candidate(text, steep))[0] == 1
 
 
+PAIRS = {"actions-counted-from-the-edge": "first", "mask-from-pad-id": "first", "boundary-one-early": "last"}
+"""Faults in clauses that compare two answers of the trainer, and which of them is judged."""
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_of_two_calls_the_judged_one_is_compared(name):
+    """A candidate that answers rightly to that call and with nothing to the other."""
+    fault = faults()[name]
+    _, text = written(fault.adapter(), fault.clause)
+    calls = text[text.index("CALLS = [") : text.index("# The model")]
+    assert calls.count('"layout"') == 2
+    remark, other = calls.index("# RETURNED is what came of this call."), calls.rindex('"layout"')
+    assert (remark < other - 100) == (PAIRS[name] == "first")
+    order = "[EXPECTED, []]" if PAIRS[name] == "first" else "[[], EXPECTED]"
+    code = f"def candidate(**call):\n    ANSWERS[:] = ANSWERS or {order}\n    return ANSWERS.pop(0)\n\n\nANSWERS = []"
+    assert run_here(with_candidate(text, code))[0] == 0
+
+
 def test_a_plain_fact_is_stated(tmp_path):
     result, text = written(KeepsNoGraph(), "policy-loss.scalar")
     path = tmp_path / "fact.py"
@@ -325,8 +344,8 @@ def test_an_error_is_stated_with_what_the_trainer_was_given():
     assert 'value_loss raised RuntimeError: no value "loss" \\ today' in out
 
 
-def test_a_case_whose_calls_are_not_on_record_is_still_written_out(scripts):
-    result, _ = scripts["half-dropped"]
+def test_a_case_whose_calls_are_not_on_record_is_still_written_out():
+    result, _ = made("half-dropped")
     text = script(replace(result, failure=replace(result.failure, exchange=None)), Report(()))
     status, out = run_here(str(text))
     assert status == 1
@@ -348,8 +367,8 @@ def test_the_script_of_a_report_that_was_read_back_is_the_same(tmp_path):
     assert script(again.result(result.clause), again) == script(result, report)
 
 
-def test_the_head_says_what_was_found(scripts):
-    result, text = scripts["critic-values-shifted"]
+def test_the_head_says_what_was_found():
+    result, text = made("critic-values-shifted")
     head = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
     assert head.startswith("critic.state-before (MUST): ")
     assert f"expected {result.failure.expected}, got {result.failure.actual}" in head
@@ -369,8 +388,9 @@ def test_answers_that_come_out_otherwise_the_second_time_are_owned_up_to():
     assert "answered with other numbers" in " ".join(text.split())
 
 
-def test_the_scripts_pass_a_linter(scripts, tmp_path):
-    for name, (_, text) in scripts.items():
+def test_the_scripts_pass_a_linter(tmp_path):
+    for name in FAULTS:
+        _, text = made(name)
         (tmp_path / f"{name.replace('-', '_')}.py").write_text(text)
         compile(text, name, "exec")
     ruff = shutil.which("ruff")

@@ -6,13 +6,14 @@ import json
 
 import pytest
 
-from proof import pages, twins
+from proof import diagnoses, pages, twins
+from rlhf_conformance.faults import faults
 from rlhf_conformance.twins import twins as library
 
 DTYPES = ("float32", "bfloat16", "float64")
 
 
-@pytest.mark.parametrize("name", ["faults.md", "twins.md"])
+@pytest.mark.parametrize("name", ["faults.md", "twins.md", "diagnosis.md"])
 def test_a_page_is_what_the_measurements_make_of_it(name):
     """`python -m tests.proof pages` writes them."""
     assert (pages.DOCS / name).read_text() == pages.pages()[name]
@@ -25,6 +26,26 @@ def test_no_twin_failed_over_two_hundred_thousand_examples(dtype):
     assert numbers["examples"] >= 200_000
     assert numbers["twins"] == len(library())
     assert max(numbers["margins"].values()) <= 1
+
+
+def test_nine_faults_in_ten_get_their_own_name_first_and_none_a_wrong_one():
+    numbers = diagnoses.read()
+    assert set(numbers["faults"]) == set(faults())
+    assert diagnoses.complaints(numbers) == []
+    assert diagnoses.counts(numbers["faults"])[diagnoses.WRONG] == 0
+
+
+def test_no_near_miss_gets_a_name():
+    misses = diagnoses.read()["near misses"]
+    assert set(misses) == set(library())
+    assert sum(row["clauses"] for row in misses.values()) >= 200
+    assert {twin: row["named"] for twin, row in misses.items() if row["named"]} == {}
+
+
+def test_a_fault_without_its_name_has_a_reason():
+    rows = diagnoses.read()["faults"]
+    odd = {name for name, row in rows.items() if row["outcome"] in (diagnoses.SILENT, diagnoses.WRONG)}
+    assert odd == set(diagnoses.REASONS)
 
 
 def test_the_interval_of_a_proportion():

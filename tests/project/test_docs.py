@@ -166,7 +166,7 @@ def test_the_readme_opens_with_the_main_commands(line):
     assert any(line in candidate for candidate in lines)
 
 
-@pytest.mark.parametrize("subcommand", ["check", "list", "explain"])
+@pytest.mark.parametrize("subcommand", ["check", "list", "explain", "init"])
 def test_the_documents_show_the_subcommand(subcommand):
     assert ("rlhf-conformance", subcommand) in {command.words[:2] for command in ALL_COMMANDS}
 

@@ -1,4 +1,4 @@
-"""`python -m tests.proof faults | twins | bench | pages`: see the modules."""
+"""`python -m tests.proof faults | twins | diagnoses | bench | pages`: see the modules."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def main() -> int:
     twins.add_argument("--dtype", nargs="*", default=["float32", "float64", "bfloat16"])
     twins.set_defaults(run=run_twins)
 
+    diagnoses = what.add_parser("diagnoses", help="how often a failure is given its right name")
+    diagnoses.add_argument("names", nargs="*", metavar="FAULT")
+    diagnoses.add_argument("--missing", action="store_true", help="only what has no row yet")
+    diagnoses.set_defaults(run=run_diagnoses)
+
     bench = what.add_parser("bench", help="where the time of the gate goes")
     bench.add_argument("adapter", nargs="?", default="reference")
     bench.set_defaults(run=run_bench)
@@ -45,6 +50,12 @@ def run_twins(arguments: argparse.Namespace) -> int:
     from . import twins
 
     return twins.run(arguments.dtype, examples=arguments.examples, workers=arguments.workers)
+
+
+def run_diagnoses(arguments: argparse.Namespace) -> int:
+    from . import diagnoses
+
+    return diagnoses.run(arguments.names, workers=arguments.workers, missing=arguments.missing)
 
 
 def run_bench(arguments: argparse.Namespace) -> int:

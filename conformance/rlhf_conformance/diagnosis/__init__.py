@@ -19,6 +19,7 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 
+from rlhf_conformance._lazy import torch
 from rlhf_conformance.checks import Check, checks
 from rlhf_conformance.judge import ClauseFailure, Comparison, Judge
 from rlhf_conformance.results import ERROR, FAIL, Result
@@ -26,7 +27,11 @@ from rlhf_conformance.subject import AdapterError, Subject, WiringError
 
 SECONDS = 4.0
 """What the diagnosis of one failure may take, about; it is asked for only where something failed."""
-MORE_CASES = 12
+MORE_CASES, FEWEST_CASES = 12, 4
+"""How many cases are drawn anew: for cheap checks, and at least for expensive ones."""
+
+SEED = 20_240_607
+"""Of random numbers that an adapter may draw: none that anybody would seed with."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,9 @@ def observe(check: Check, subject: Subject, case: Any) -> Observed:
     judge = Judge(record=[])
     ended = ""
     try:
-        check.function(subject, case, judge)
+        with torch.random.fork_rng(devices=[] if subject.device == "cpu" else [subject.device]):
+            torch.manual_seed(SEED)  # so that two adapters who draw random numbers draw the same
+            check.function(subject, case, judge)
     except KeyboardInterrupt:
         raise
     except (ClauseFailure, AdapterError, WiringError) as error:
@@ -90,7 +97,8 @@ class Evidence:
     def more(self) -> tuple[Observed, ...]:
         """Other cases of the clause, larger than the smallest, on which the adapter may fail or not."""
         found: list[Observed] = []
-        for case in drawn(self.check, self.subject, MORE_CASES, self.seed):
+        count = max(FEWEST_CASES, 2 * MORE_CASES // max(2, self.check.effort))
+        for case in drawn(self.check, self.subject, count, self.seed):
             if self.late:
                 break
             found.append(observe(self.check, self.subject, case))

@@ -22,6 +22,8 @@ MADE_AGAIN = ("policy_loss", "value_loss", "token_log_probs", "token_entropy")
 """A tensor of these methods that has more numbers is kept as its shape alone: the case says how to make it."""
 PREPARING = ("load_actor", "load_reward_model", "load_critic", "set_training", "save", "restore")
 """Calls that all later ones depend on."""
+ASKED_ONCE = ("sequences.rows-independent",)
+"""Clauses that compare one answer with many others."""
 _WITHHELD = ("path", "device", "starts")
 """Fields that say something of this machine, or nothing to a trainer."""
 
@@ -40,9 +42,10 @@ def exchange(check: Check, subject: Subject, case: Any, failure: Failure) -> Exc
     finally:
         subject.heard = None
     end = next((i for i, e in enumerate(events) if _is_broken(e, failure)), None)
-    if end is None:
-        return Exchange(_calls(events))
-    return Exchange(_calls(events[:end]), *_numbers(events[end]))
+    until = events[:end]
+    if check.slug in ASKED_ONCE:
+        until = [event for event in until if isinstance(event, Call)]
+    return Exchange(_calls(until)) if end is None else Exchange(_calls(until), *_numbers(events[end]))
 
 
 def _worth_hearing(method: str) -> bool:

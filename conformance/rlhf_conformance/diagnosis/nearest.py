@@ -1,11 +1,478 @@
-"""Which known fault, or which convention that is not declared, answers as the adapter does."""
+"""Which known fault, or which convention that is not declared, answers as the adapter does.
+
+Faults are adapters, and so is the reference made to follow another convention: each of them is put in the place of the
+adapter, declares what that declares, and is given the same cases by the same check. One that gives the same answers to
+within the budget, fails on the cases that the adapter fails on and passes on the others, is named.
+
+Agreement can be cheap: an adapter that returns NaN whatever it is asked agrees with every fault that returns NaN
+where it is looked at. So where the failing answers are few, or all one and the same, and where several candidates
+agree, the adapter and the candidates are examined once more on cases of the neighbouring clauses.
+"""
 
 from __future__ import annotations
 
-from rlhf_conformance.diagnosis import Evidence
+import copy
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import rlhf_spec.clauses
+from rlhf_conformance import budgets
+from rlhf_conformance.adapter import DECLARATIONS, METHODS, Adapter, provided
+from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.checks import Check, checks
+from rlhf_conformance.diagnosis import Evidence, Observed, drawn, observe
+from rlhf_conformance.diagnosis.conventions import conventions
+from rlhf_conformance.faults import Fault, faults
+from rlhf_conformance.judge import Comparison
 from rlhf_conformance.results import Diagnosis
+from rlhf_conformance.subject import Subject
+from rlhf_conformance.truth import Truth
+
+ROUNDINGS = 16
+"""How many roundings of its own size a wrong answer may be off by; the budget is that of the right answer."""
+TELLING_FAILURES, TELLING_NUMBERS = 3, 4
+"""So many failing cases, and so many different numbers, are no coincidence."""
+MORE_OF_THE_SAME, FURTHER_CASES = 8, 2
+"""Cases of the clause itself and of each neighbouring one, for a further examination."""
+LEAST_FURTHER = 4
+"""How many further cases must agree where the evidence itself tells little."""
+LISTED = 3
+LIKELY = 1
+"""The rank up to which candidates are asked first: conventions, and the faults of the clause itself."""
+
+
+# --- candidates ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to compare the adapter with.
+
+    says    what it does wrong, or what is declared instead
+    rank    the lower, the likelier where several agree
+    known   it re-enacts a known bug
+    """
+
+    kind: str
+    name: str
+    says: str
+    adapter: type[Adapter]
+    rank: int
+    known: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"`{self.name}`" if self.kind == "fault" else f"the convention {self.name}"
+
+
+def candidates(check: Check, adapter: Adapter) -> list[Candidate]:
+    """Whatever may fail this check, the likeliest first: conventions that the adapter does not declare, the faults of
+    the clause itself, and other faults that show in its chapter."""
+    found = []
+    for convention in conventions():
+        declared = convention.declared(adapter)
+        if declared is not None and (concerns(convention.adapter, check) or convention.adapter is Reference):
+            found.append(Candidate("convention", convention.name, f"you declared {declared}", convention.adapter, 0))
+    for fault in faults().values():
+        if fault.may_fail(check.slug) and concerns(fault.adapter, check):
+            rank = 1 if fault.clause == check.slug else 2
+            found.append(Candidate("fault", fault.name, _lie(fault), fault.adapter, rank, bool(fault.bug)))
+    return sorted(found, key=lambda candidate: candidate.rank)
+
+
+def _lie(fault: Fault) -> str:
+    """What the fault does, and where that was seen."""
+    lie = fault.lie.rstrip(".")
+    if lie[1:2].islower() or lie.startswith("A "):  # a word, and not a symbol of a formula
+        lie = lie[0].lower() + lie[1:]
+    seen = _evidence().get(fault.bug)
+    return f"{lie} (known bug {fault.bug}{f': {seen}' if seen else ''})" if fault.bug else lie
+
+
+@cache
+def _evidence() -> dict[str, str]:
+    """Where each known bug was seen: project and issue."""
+    return {
+        bug: seen
+        for clause in rlhf_spec.clauses.clauses()
+        for bug, seen in zip(clause.bugs, clause.evidence, strict=True)
+    }
+
+
+@cache
+def changed(kind: Any) -> frozenset[str]:
+    """The methods of the adapter that a variant of the reference may answer otherwise.
+
+    One that changes something which several methods use may change all of them: every formula, or every model.
+    """
+    bases = kind.__mro__[: kind.__mro__.index(Reference)]
+    own = {name for base in bases for name in vars(base) if not name.startswith("__")} - {"name", *DECLARATIONS}
+    methods = own & set(METHODS)
+    if own == methods:
+        return frozenset(methods)
+    if methods and not methods & _of_models():
+        return frozenset(METHODS) - _of_models()
+    return frozenset(methods | _of_models())
+
+
+@cache
+def _of_models() -> frozenset[str]:
+    """The methods that concern a model."""
+    return frozenset(METHODS[METHODS.index("load_actor") : METHODS.index("policy_loss")])
+
+
+def concerns(kind: Any, check: Check) -> bool:
+    """Whether the check can tell this adapter from the reference."""
+    return bool(changed(kind) & set(check.needs))
+
+
+# --- in the adapter's place ---------------------------------------------------------------------------------------
+
+
+class Models:
+    """Models that the reference has loaded, for candidates: loading takes most of the time of asking one.
+
+    A model is shared by those who load it as the reference does, as long as it stays as it was; whoever does more about
+    loading gets a copy.
+    """
+
+    def __init__(self) -> None:
+        self._masters: dict[Any, Any] = {}
+        self._shared: dict[Any, _Shared] = {}
+
+    def get(self, key: Any, load: Callable[[], Any], *, shared: bool) -> Any:
+        """The model of a key, loaded once."""
+        if key not in self._masters:
+            self._masters[key] = load()
+        if not shared:
+            return copy.deepcopy(self._masters[key])
+        if key not in self._shared or self._shared[key].has_changed():
+            self._shared[key] = _Shared(copy.deepcopy(self._masters[key]))
+        return self._shared[key].model
+
+
+class _Shared:
+    """A model, and what it was like: modes, hooks, attributes, and how often each tensor was written to."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        modules = list(model.modules())
+        configs = {id(m.config): m.config for m in modules if hasattr(m, "config")}
+        self._attributes = [vars(part) for part in (*modules, *configs.values())]
+        self._inner = [x for found in self._attributes for x in found.values() if isinstance(x, dict)]
+        self._tensors = [*model.parameters(), *model.buffers()]
+        self._was = self._state()
+
+    def has_changed(self) -> bool:
+        return self._state() != self._was
+
+    def _state(self) -> Any:
+        attributes = [[*map(id, found.values())] for found in (*self._attributes, *self._inner)]
+        return attributes, [(x._version, x.requires_grad) for x in self._tensors]
+
+
+class _Loading(Reference):
+    """Stands between a candidate and the reference, and loads models for it."""
+
+    models: Models
+
+    def load_actor(self, checkpoint: Any) -> Any:
+        return self._had("load_actor", checkpoint, super().load_actor)
+
+    def load_reward_model(self, checkpoint: Any) -> Any:
+        return self._had("load_reward_model", checkpoint, super().load_reward_model)
+
+    def load_critic(self, checkpoint: Any) -> Any:
+        return self._had("load_critic", checkpoint, super().load_critic)
+
+    def _had(self, name: str, checkpoint: Any, load: Callable[[Any], Any]) -> Any:
+        if type(self)._options is not Reference._options:
+            return load(checkpoint)
+        key = name, checkpoint, self.attention, self.lora
+        own = getattr(type(self), name) is not getattr(_Loading, name)
+        return self.models.get(key, lambda: load(checkpoint), shared=not own)
+
+
+class _Remembering:
+    """The oracle, which is asked the same for every candidate."""
+
+    def __init__(self, truth: Truth) -> None:
+        self._truth = truth
+        self._answers: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        ask = getattr(self._truth, name)
+
+        def remembered(*args: Any, **options: Any) -> Any:
+            key = f"{name}{args}{options}"
+            if key not in self._answers:
+                self._answers[key] = ask(*args, **options)
+            return self._answers[key]
+
+        return remembered
+
+
+class Impostors:
+    """Makes subjects of candidates: each declares, and lacks, what the user's adapter does."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self._truth: Any = _Remembering(subject.truth)
+        self._models = Models()
+        self._made: dict[type[Adapter], Subject] = {}
+
+    def of(self, kind: type[Adapter]) -> Subject:
+        """The subject of a candidate, with an oracle that it shares with the user's."""
+        if kind not in self._made:
+            user = self.subject
+            self._made[kind] = Subject(self._adapter(kind), user.device, user.dtype, user.store, self._truth)
+        self._made[kind].forget_models()
+        return self._made[kind]
+
+    def _adapter(self, kind: type[Adapter]) -> Adapter:
+        lacking = set(METHODS) - set(provided(self.subject.adapter))
+        blanks = {name: getattr(Adapter, name) for name in lacking}
+        bases = (_Loading,) if kind is Reference else (kind, _Loading)
+        adapter: Any = type(kind.__name__, bases, {**blanks, "models": self._models})()
+        for name in DECLARATIONS:
+            setattr(adapter, name, getattr(self.subject.adapter, name))
+        return adapter
+
+
+# --- agreement ----------------------------------------------------------------------------------------------------
+
+
+def agrees(user: Observed, other: Observed, unit: float) -> bool:
+    """Whether two adapters answered a case alike: the same comparisons, the same outcome, and numbers that lie within
+    the budget of each other."""
+    if user.failed != other.failed or kind_of(user.ended) != kind_of(other.ended):
+        return False
+    if len(user.comparisons) != len(other.comparisons):
+        return False
+    return all(_alike(a, b, unit) for a, b in zip(user.comparisons, other.comparisons, strict=True))
+
+
+def kind_of(ended: str) -> str:
+    """What ended a check, without measured numbers, and without the text and the place of an exception."""
+    method, raised, rest = ended.partition(" raised ")
+    text = f"{method}{raised}{rest.split(':')[0]}" if raised else ended
+    return re.sub(r"-?\d+(\.\d+)?e[+-]?\d+|-?\d+\.\d+", "#", text)
+
+
+def _alike(a: Comparison, b: Comparison, unit: float) -> bool:
+    if (a.broken is None) != (b.broken is None):
+        return False
+    if a.what != b.what:  # the entry that is furthest off is compared, and where none is wrong that is any
+        return a.broken is None and re.sub(r"\d", "", a.what) == re.sub(r"\d", "", b.what)
+    if a.indices != b.indices:
+        return False
+    numbers = zip(a.actual, b.actual, a.expected, b.expected, a.allowed, strict=True)
+    return all(_near(*row, unit) for row in numbers)
+
+
+def _near(a: float, b: float, wanted: float, b_wanted: float, allowed: float, unit: float) -> bool:
+    """Two answers, each with what was expected of it (which may be an answer, too), within the budget of each other.
+
+    Two right answers may lie on either side of the truth.
+    """
+    wrong = [not _within(x, y, allowed) for x, y in ((a, wanted), (b, b_wanted))]
+    if wrong[0] != wrong[1]:
+        return False
+    largest = max((abs(x) for x in (a, b, wanted, b_wanted) if math.isfinite(x)), default=0.0)
+    apart = allowed * (1 if wrong[0] else 2) + ROUNDINGS * unit * largest
+    return _within(a, b, apart) and _within(wanted, b_wanted, apart)
+
+
+def _within(a: float, b: float, apart: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= apart
+
+
+def distance(user: Observed, other: Observed) -> float:
+    """The largest difference of two adapters that agree on a case, as a share of the budget."""
+    pairs = zip(user.comparisons, other.comparisons, strict=True)
+    shares = [
+        abs(x - y) / allowed
+        for a, b in pairs
+        if a.what == b.what
+        for x, y, allowed in zip(a.actual, b.actual, a.allowed, strict=False)
+        if allowed > 0 and math.isfinite(x - y)
+    ]
+    return max(shares, default=0.0)
+
+
+# --- the evidence -------------------------------------------------------------------------------------------------
+
+
+def tells(seen: Sequence[Observed]) -> bool:
+    """Whether an agreement on these cases is no coincidence: there are several different wrong answers, or several
+    failures of somebody who does not always answer the same."""
+    failing = [o for o in seen if o.failed]
+    wrong = {kind_of(o.ended) for o in failing if o.ended} | {f"{x:.4g}" for o in failing for x in _wrong_numbers(o)}
+    answers = {f"{x:.4g}" for o in failing for c in o.comparisons for x in c.actual}
+    return len(wrong) >= TELLING_NUMBERS or (len(failing) >= TELLING_FAILURES and len(answers) >= TELLING_NUMBERS)
+
+
+def _wrong_numbers(seen: Observed) -> Iterator[float]:
+    for comparison in seen.broken:
+        for actual, expected, allowed in zip(comparison.actual, comparison.expected, comparison.allowed, strict=True):
+            if not _within(actual, expected, allowed):
+                yield actual
+
+
+@dataclass
+class Suspect:
+    """A candidate that agrees with the adapter so far.
+
+    apart       the largest difference, as a share of the budget
+    refuted     it disagrees on further cases of the clause itself
+    agreed      further cases of the clause that the adapter passes, and cases of neighbouring clauses about the same
+                methods, on which it agrees, too
+    parted      cases of those neighbouring clauses on which it does not
+    elsewhere   cases of neighbouring clauses about other methods on which it does not: those may have faults of
+                their own
+    """
+
+    candidate: Candidate
+    apart: float = 0.0
+    refuted: bool = False
+    agreed: int = 0
+    parted: int = 0
+    elsewhere: int = 0
+
+    @property
+    def against(self) -> tuple[int, int]:
+        """What speaks against it."""
+        return self.parted, self.elsewhere
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """The likeliest first: the fault of the clause itself, a known bug, the nearest."""
+        return *self.against, self.candidate.rank, not self.candidate.known, self.apart
+
+
+def _suspects(evidence: Evidence, impostors: Impostors) -> list[Suspect]:
+    """Those who agree on every case; the likeliest are asked first, and who could not be asked in time is let go."""
+    everyone = candidates(evidence.check, evidence.subject.adapter)
+    likely = [c for c in everyone if c.rank <= LIKELY]
+    others = [c for c in everyone if c.rank > LIKELY]
+    found = _survivors(likely, evidence, impostors, evidence.until)
+    left = evidence.until - time.monotonic()
+    return found + _survivors(others, evidence, impostors, evidence.until - left / 3)
+
+
+def _survivors(asked: Sequence[Candidate], evidence: Evidence, impostors: Impostors, until: float) -> list[Suspect]:
+    """All are asked for the smallest case, and who is left for the others."""
+    unit = budgets.unit(evidence.subject.dtype)
+    suspects = [Suspect(candidate) for candidate in asked]
+    for seen in _one_by_one(evidence):
+        suspects = [
+            s for s in suspects if time.monotonic() < until and _agrees_on(seen, evidence.check, s, impostors, unit)
+        ]
+        if not suspects:
+            break
+    return suspects
+
+
+def _one_by_one(evidence: Evidence) -> Iterator[Observed]:
+    """The cases, of which all but the smallest are only tried on the adapter when they are asked for."""
+    yield evidence.smallest
+    yield from evidence.more
+
+
+def _agrees_on(seen: Observed, check: Check, suspect: Suspect, impostors: Impostors, unit: float) -> bool:
+    """Ask a suspect, whose errors are its own affair."""
+    try:
+        other = observe(check, impostors.of(suspect.candidate.adapter), seen.case)
+    except Exception:
+        return False
+    if not agrees(seen, other, unit):
+        return False
+    suspect.apart = max(suspect.apart, distance(seen, other))
+    return True
+
+
+def _neighbours(check: Check, adapter: Adapter) -> list[Check]:
+    """Checks of the chapter that the adapter can be asked, those about the same methods first."""
+    chapter = check.slug.split(".")[0] + "."
+    found = [
+        other
+        for other in checks().values()
+        if other.slug.startswith(chapter)
+        and other is not check
+        and not other.single
+        and other.not_provided(adapter) is None
+    ]
+    return sorted(found, key=lambda other: not set(other.needs) <= set(check.needs))
+
+
+def _examine(evidence: Evidence, suspects: list[Suspect], impostors: Impostors) -> None:
+    """The suspects and the adapter on more cases, also of the neighbouring clauses, as long as there is time."""
+    unit = budgets.unit(evidence.subject.dtype)
+    for check in (evidence.check, *_neighbours(evidence.check, evidence.subject.adapter)):
+        same = set(check.needs) <= set(evidence.check.needs)
+        count = MORE_OF_THE_SAME if check is evidence.check else FURTHER_CASES
+        for case in drawn(check, evidence.subject, count, evidence.seed + 1):
+            if evidence.late:
+                return
+            try:
+                seen = observe(check, evidence.subject, case)
+            except Exception:  # a part that the trainer does not return
+                continue
+            for suspect in suspects:
+                agrees_too = _agrees_on(seen, check, suspect, impostors, unit)
+                if check is evidence.check:
+                    suspect.refuted |= not agrees_too
+                    suspect.agreed += agrees_too and not seen.failed
+                elif same:
+                    suspect.agreed += agrees_too
+                    suspect.parted += not agrees_too
+                else:
+                    suspect.elsewhere += not agrees_too
+
+
+# --- what is said -------------------------------------------------------------------------------------------------
 
 
 def diagnoses(evidence: Evidence) -> tuple[Diagnosis, ...]:
     """Those that agree with the adapter on every case of the evidence, the likeliest first."""
-    return ()
+    suspects = agreeing(evidence)
+    return _said(suspects, (evidence.smallest, *evidence.more)) if suspects else ()
+
+
+def agreeing(evidence: Evidence) -> list[Suspect]:
+    """Everyone that answers as the adapter does, the likeliest first; nobody where that may be a coincidence."""
+    if not evidence.smallest.failed:  # it does not fail every time: there is nothing to compare
+        return []
+    impostors = Impostors(evidence.subject)
+    suspects = _suspects(evidence, impostors)
+    if not suspects:
+        return []
+    enough = tells((evidence.smallest, *evidence.more))
+    if not enough or len(suspects) > 1:
+        _examine(evidence, suspects, impostors)
+        suspects = [s for s in suspects if not s.refuted]
+    if not enough:
+        suspects = [s for s in suspects if not s.parted and s.agreed >= LEAST_FURTHER]
+    least = min((s.against for s in suspects), default=(0, 0))
+    return sorted((s for s in suspects if s.against == least), key=lambda s: s.order)
+
+
+def _said(suspects: Sequence[Suspect], seen: Sequence[Observed]) -> tuple[Diagnosis, ...]:
+    """One diagnosis for each of a few; of many only the first, and how many more there are."""
+    failing = sum(o.failed for o in seen)
+    on = f"on {len(seen)} cases, {failing} of them failing" if len(seen) > 1 else "on the failing case"
+    shown = suspects if len(suspects) <= LISTED else suspects[:1]
+    others = "" if shown is suspects else f"; or {len(suspects) - 1} others that answer alike here"
+    return tuple(
+        Diagnosis(
+            s.candidate.kind,
+            s.candidate.name,
+            f"agrees with {s.candidate.label} {on}: {s.candidate.says}{others}",
+        )
+        for s in shown
+    )

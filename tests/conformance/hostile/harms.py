@@ -81,7 +81,7 @@ def fills_memory(ask):
     try:
         hoard = []
         while True:
-            hoard.append(bytearray(2**26))
+            hoard.append(bytes(2**26))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 

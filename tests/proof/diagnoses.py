@@ -1,0 +1,306 @@
+"""How often the diagnosis names the fault: every fault at its own clause, and twins that just miss their budgets.
+
+    python -m tests.proof diagnoses [--missing] [FAULT ...]
+
+writes docs/proof/diagnoses.json, from which docs/diagnosis.md is made. So that agreement to the last bit decides
+nothing, every answer of a fault, and every gradient, carries a rounding or two that the library's does not. Red where
+a wrong name is given, a near miss gets a name, or less than nine in ten get the right one.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from rlhf_conformance.adapter import Adapter, PolicyLossResult
+from rlhf_conformance.checks import checks
+from rlhf_conformance.diagnosis import Evidence, Observed, drawn, nearest, observe, provenance
+from rlhf_conformance.faults import faults
+from rlhf_conformance.judge import Comparison, Mismatch
+from rlhf_conformance.results import ERROR, FAIL
+from rlhf_conformance.runner import PROFILES, try_clause
+from rlhf_conformance.twins import twins
+
+from .files import MEASURED, by_line
+from .trying import _subject, each, touched
+
+NUMBERS = MEASURED / "diagnoses.json"
+Row = dict[str, Any]
+
+FIRST, AMONG, WRONG, SILENT, BY_ERROR, MISSED = "first", "among", "wrong", "silent", "error", "missed"
+"""The right name comes first; it is one of several that answer alike; another's name; none; the clause ends in an
+error whose message says what came; the clause did not fail."""
+
+WORDS = {
+    FIRST: "right name first",
+    AMONG: "right name among several that answer alike",
+    SILENT: "no name",
+    WRONG: "wrong name",
+    BY_ERROR: "named by the error itself",
+    MISSED: "not caught",
+}
+TARGET = 0.9
+PATIENCE = 60.0
+"""Seconds; measured is what is found, not how busy the machine is. The processor time that it takes is in the rows."""
+SHRINKING = 0.3
+"""Seconds; what has not been shrunk by then is looked into as it is."""
+
+ALIASES = {
+    "actor-temperature-ignored": ("temperature = False",),
+    "clip-around-return": ("value_clip = False", "value-clip-ignored"),
+    "critic-statistics-unset": ("critic_normalization = False",),
+    "dual-clip-ignored": ("dual_clip = False",),
+    "generate-knows-one-stop": ("stop_ids = 'one'",),
+    "ignored-label-is-token-zero": ("ignored_label = None",),
+    "kl-metric-k3": ("kl_metric = 'k3'",),
+    "log-prob-temperature-ignored": ("temperature = False",),
+    "masked-rows-in-denominator": ("count_empty_rows = True",),
+    "mean-of-means": ("global_count = False",),
+    "norm-statistics-unset": ("reward_normalization = False",),
+    "one-eos-id": ("stop_ids = 'one'",),
+    "one-eps-for-both-sides": ("asymmetric_clip = False",),
+    "value-clip-ignored": ("value_clip = False",),
+    "value-loss-per-micro-batch": ("global_count = False",),
+}
+"""Faults that do to the letter what a convention, or another fault, does: the same code, or, as for
+`clip-around-return`, the same number always, |clip(x)| being at most |x|."""
+
+
+REASONS: dict[str, str] = {}
+"""Why a fault is not named, or not first."""
+
+
+def reason(name: str, row: Row) -> str:
+    """Why a fault is not called by its own name first."""
+    if name in REASONS:
+        return REASONS[name]
+    return "they answer alike on every case that was tried" if row["outcome"] == AMONG else "not known"
+
+
+# --- faults -------------------------------------------------------------------------------------------------------
+
+
+def measure(name: str) -> tuple[str, Row]:
+    """One fault at its own clause, with noise: what is said of it."""
+    fault = faults()[name]
+    subject = _subject(rough(fault.adapter)(), "float32")
+    tried = try_clause(fault.clause, subject, replace(PROFILES["gate"], shrinking=SHRINKING), 0)
+    row = {"clause": fault.clause, "outcome": MISSED, "named": [], "alike": 0, "places": [], "seconds": 0.0}
+    if tried.result.verdict == ERROR:
+        return name, {**row, "outcome": BY_ERROR, "said": tried.result.reason}
+    if tried.result.verdict != FAIL:
+        return name, row
+    started = time.process_time()
+    check = checks()[fault.clause]
+    until = time.monotonic() + PATIENCE
+    evidence = Evidence(check, subject, observe(check, subject, tried.case), until=until)
+    places = [d.name for d in provenance.diagnoses(evidence) if d.kind in ("place", "numbers")]
+    named = [suspect.candidate.name for suspect in nearest.agreeing(evidence)]
+    return name, {
+        **row,
+        "outcome": outcome(name, named),
+        "named": named[: nearest.LISTED],
+        "alike": len(named),
+        "places": places,
+        "seconds": round(time.process_time() - started, 2),
+        "said": str(tried.result.reason),
+    }
+
+
+def outcome(name: str, named: list[str]) -> str:
+    """What the names that were given are worth, for the fault `name`."""
+    right = {name, *ALIASES.get(name, ())}
+    if not named:
+        return SILENT
+    if named[0] in right:
+        return FIRST
+    return AMONG if right & set(named) else WRONG
+
+
+def rough(kind: type[Adapter]) -> type[Adapter]:
+    """The adapter with answers and gradients that are rounded otherwise: each number is off by up to two roundings."""
+
+    def rounded(method: str) -> Any:
+        def answer(self: Any, *arguments: Any) -> Any:
+            if method.endswith("_loss") and arguments[0].requires_grad:
+                arguments = (_RoughGradient.apply(arguments[0]), *arguments[1:])
+            return _rough(getattr(super(made, self), method)(*arguments))
+
+        return answer
+
+    made = type(kind.__name__, (kind,), {method: rounded(method) for method in FLOATS})
+    return made
+
+
+FLOATS = (
+    "token_log_probs",
+    "token_entropy",
+    "action_log_probs",
+    "action_entropy",
+    "logits",
+    "rewards",
+    "action_values",
+    "values",
+    "policy_loss",
+    "value_loss",
+)
+"""The methods that answer with floating-point numbers."""
+
+
+def _rough(answer: Any) -> Any:
+    if isinstance(answer, PolicyLossResult):
+        return PolicyLossResult(*(_rough(part) for part in (answer.loss, answer.clip_fraction, answer.approx_kl)))
+    if isinstance(answer, list | tuple):
+        return [_rough(part) for part in answer]
+    if not isinstance(answer, torch.Tensor) or not answer.is_floating_point():
+        return answer
+    with torch.enable_grad():  # a fault may have switched it off
+        return (answer.double() * _factors(answer)).to(answer.dtype)
+
+
+def _factors(like: Any) -> Any:
+    """The same for the same shape, so that a question asked twice has one answer; no global generator is used."""
+    noise = torch.rand(like.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(like.device)
+    return 1 + torch.finfo(like.dtype).eps * (2 * noise - 1)
+
+
+class _RoughGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Any) -> Any:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_: Any, gradient: Any) -> Any:
+        return _rough(gradient)
+
+
+# --- near misses --------------------------------------------------------------------------------------------------
+
+PUSHED = (1.2, 5.0)
+"""Errors of a near miss, in budgets."""
+CASES = 13
+CLAUSES = 6
+"""How many of the clauses that can tell a twin from the reference are drawn for it."""
+
+
+def nearly(twin: str, slug: str, seed: int = 0) -> list[str] | None:
+    """Names that are given to an honest twin whose every answer is pushed just over its budget; None where the clause
+    compares nothing within a budget."""
+    check, subject = checks()[slug], _subject(twins()[twin](), "float32")
+    if check.not_provided(subject.adapter):
+        return None
+    chance = random.Random(f"{twin}:{slug}:{seed}")
+    cases = drawn(check, subject, 1 if check.single else CASES, seed)
+    smallest, *more = (pushed(observe(check, subject, case), chance) for case in cases)
+    if not smallest.failed:
+        return None
+    evidence = Evidence(check, subject, smallest, seed, until=time.monotonic() + PATIENCE)
+    evidence.__dict__["more"] = tuple(more)
+    return [suspect.candidate.name for suspect in nearest.agreeing(evidence)]
+
+
+def pushed(seen: Observed, chance: random.Random) -> Observed:
+    """With every number, or with every second case only one of them, off by 1.2 to 5 budgets to either side."""
+    alone = chance.random() < 0.5
+    return replace(seen, comparisons=tuple(_pushed(c, alone, chance) for c in seen.comparisons))
+
+
+def _pushed(comparison: Comparison, alone: bool, chance: random.Random) -> Comparison:
+    places = [i for i, allowed in enumerate(comparison.allowed) if allowed > 0]
+    if alone and places:
+        places = [chance.choice(places)]
+    actual = list(comparison.actual)
+    for i in places:
+        actual[i] = comparison.expected[i] + chance.choice((-1, 1)) * chance.uniform(*PUSHED) * comparison.allowed[i]
+    broken = Mismatch(comparison.what, "", "", "") if places else None
+    return replace(comparison, actual=tuple(actual), broken=broken)
+
+
+def near_misses(twin: str) -> tuple[str, dict[str, list[str] | None]]:
+    """One twin, nearly right, on some of the clauses that could tell it from the reference."""
+    slugs = touched(twins()[twin])
+    return twin, {slug: nearly(twin, slug) for slug in random.Random(twin).sample(slugs, min(CLAUSES, len(slugs)))}
+
+
+# --- all of them --------------------------------------------------------------------------------------------------
+
+
+def run(names: Iterable[str], *, workers: int, missing: bool = False) -> int:
+    """Measure, write, and say what is wrong; the exit status.
+
+    With names, only these faults are measured anew; with `missing`, only faults and twins that have no row.
+    """
+    numbers = read()
+    rows = {name: row for name, row in numbers["faults"].items() if name in faults()}
+    misses = {name: row for name, row in numbers["near misses"].items() if name in twins()}
+    chosen = list(names) or [name for name in faults() if not (missing and name in rows)]
+    nearly_right = [] if list(names) else [name for name in twins() if not (missing and name in misses)]
+    unknown = set(chosen) - set(faults())
+    if unknown:
+        raise SystemExit(f"no such fault: {', '.join(sorted(unknown))}")
+    random.Random(0).shuffle(chosen)  # so that the slow ones do not come all at once
+    for i, (name, row) in enumerate(each(measure, [(name,) for name in chosen], workers), 1):
+        rows[name] = row
+        print(f"{i}/{len(chosen)} {name}: {row['outcome']} {', '.join(row['named'])}", flush=True)
+        write(rows, misses)
+    for twin, found in each(near_misses, [(twin,) for twin in nearly_right], workers):
+        tried = {slug: named for slug, named in found.items() if named is not None}
+        misses[twin] = {"clauses": len(tried), "named": {slug: named for slug, named in tried.items() if named}}
+        print(f"{twin}, nearly right: {misses[twin]}", flush=True)
+        write(rows, misses)
+    numbers = read()
+    print("\n".join(figures(numbers)))
+    wrong = complaints(numbers)
+    print("\n".join(wrong) or "every name that was given is right")
+    return 1 if wrong else 0
+
+
+def counts(rows: Mapping[str, Row]) -> dict[str, int]:
+    """How many faults came to which outcome."""
+    found = collections.Counter(row["outcome"] for row in rows.values())
+    return {outcome: found[outcome] for outcome in WORDS}
+
+
+def share(rows: Mapping[str, Row]) -> float:
+    """The right name first, of the faults whose clause fails on an answer."""
+    count = counts(rows)
+    return count[FIRST] / max(1, len(rows) - count[BY_ERROR])
+
+
+def figures(numbers: Mapping[str, Any]) -> Iterator[str]:
+    count, misses = counts(numbers["faults"]), numbers["near misses"]
+    yield ", ".join(f"{outcome} {n}" for outcome, n in count.items())
+    yield f"the right name first: {share(numbers['faults']):.1%}"
+    tried, named = (sum(n) for n in zip(*((r["clauses"], len(r["named"])) for r in misses.values()), strict=True))
+    yield f"near misses: {tried}, of which got a name: {named}"
+
+
+def complaints(numbers: Mapping[str, Any]) -> list[str]:
+    """What makes the session red."""
+    rows = numbers["faults"]
+    without = [name for name in faults() if name not in rows]
+    said = [f"{len(without)} faults have no row, {without[0]} first"] if without else []
+    said += [f"{name} is called {row['named'][0]}" for name, row in rows.items() if row["outcome"] == WRONG]
+    said += [f"{name} is not caught by {row['clause']}" for name, row in rows.items() if row["outcome"] == MISSED]
+    if share(rows) < TARGET:
+        said.append(f"the right name is first for {share(rows):.1%} of the faults, less than {TARGET:.0%}")
+    for twin, row in numbers["near misses"].items():
+        said += [f"{twin}, nearly right, is called {named[0]} by {slug}" for slug, named in row["named"].items()]
+    return said
+
+
+def read() -> dict[str, Any]:
+    return json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {"faults": {}, "near misses": {}}
+
+
+def write(rows: Mapping[str, Row], misses: Mapping[str, Any]) -> None:
+    numbers = {"faults": dict(sorted(rows.items())), "near misses": dict(sorted(misses.items()))}
+    parts = (f"{json.dumps(key)}: {by_line(found)}" for key, found in numbers.items())
+    NUMBERS.write_text("{\n" + ",\n".join(parts) + "\n}\n")
