@@ -59,8 +59,8 @@ SHIFTED_VALUES = Result(
             ),
             Diagnosis(
                 kind="fault",
-                name="critic-values-shifted",
-                sentence="The answers are those of the known bug critic-values-shifted in all of 12 cases.",
+                name="critic-values-unshifted",
+                sentence="The answers are those of the known bug critic-values-unshifted in all of 12 cases.",
             ),
         ),
         steps=(

@@ -137,7 +137,7 @@ def test_a_page_is_drawn(width, scheme, pages):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The report of a real run: a critic whose values are read one token late."""
+    """The report of a real run: a critic whose values are read one token early."""
     folder = tmp_path_factory.mktemp("run")
     floors = os.pathsep.join(str(ROOT / floor) for floor in ("spec", "reference", "conformance"))
     words = ["check", "fault:critic-values-shifted", "--only", "critic", "-n", "1", "--report", "reports"]
