@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from rlhf_conformance.adapter import Adapter, PolicyLossResult
-from rlhf_conformance.checks import checks
+from rlhf_conformance.checks import NotReturned, checks
 from rlhf_conformance.diagnosis import Evidence, Observed, drawn, nearest, observe, provenance
 from rlhf_conformance.faults import faults
 from rlhf_conformance.judge import Comparison, Mismatch
@@ -204,7 +204,10 @@ def nearly(twin: str, slug: str, seed: int = 0) -> list[str] | None:
         return None
     chance = random.Random(f"{twin}:{slug}:{seed}")
     cases = drawn(check, subject, 1 if check.single else CASES, seed)
-    smallest, *more = (pushed(observe(check, subject, case), chance) for case in cases)
+    try:
+        smallest, *more = (pushed(observe(check, subject, case), chance) for case in cases)
+    except NotReturned:
+        return None
     if not smallest.failed:
         return None
     evidence = Evidence(check, subject, smallest, seed, until=time.monotonic() + PATIENCE)
