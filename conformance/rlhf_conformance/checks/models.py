@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,7 +29,7 @@ from rlhf_conformance.cases.models import (
 from rlhf_conformance.checks import check, offers_layout, side_effects
 from rlhf_conformance.checks.roles import ROLES, Role
 from rlhf_conformance.judge import Judge
-from rlhf_conformance.subject import Subject
+from rlhf_conformance.subject import AdapterError, Subject
 
 rectangle = offers_layout(RECTANGLES)
 
@@ -251,12 +252,16 @@ def _move_weights(parameters: Mapping[str, Any]) -> None:
 
 
 def _ask_in_its_mode(role: Role, subject: Subject, case: ModelCase) -> list[Any]:
-    """Ask, and count a switch between train and eval mode among the disturbances."""
+    """Ask, and count a switch between train and eval mode among the disturbances, and undo it like the others."""
     model = role.model(subject, case)
     mode = getattr(model, "training", None)
     answer = role.ask(subject, model, case)
     if getattr(model, "training", None) != mode:
-        subject.record.disturbed.append("train or eval mode of the model")
+        record = subject.record
+        record.disturbed.append("train or eval mode of the model")
+        with contextlib.suppress(AdapterError):
+            subject.uncopied("set_training", model, bool(mode))
+        subject.record = record
     return answer
 
 
