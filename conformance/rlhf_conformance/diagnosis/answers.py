@@ -215,14 +215,26 @@ class Seen:
 def looked_at(evidence: Evidence) -> list[Seen]:
     """The smallest failing case first, then larger ones, each with the adapter's answers. Nothing where the clause is
     not about a model, or where its adapter gives no answers at all."""
+    cases = [evidence.smallest.case, *drawn(evidence.check, evidence.subject, CASES, evidence.seed)]
+    return _seen(evidence, cases)
+
+
+def unanswered(evidence: Evidence) -> Seen | None:
+    """The smallest failing case alone, where that is one for a model."""
+    quantity = _quantity(evidence)
+    return Seen(evidence.subject, quantity, _inner(evidence.smallest.case)[0]) if quantity else None
+
+
+def looked_at_again(evidence: Evidence) -> list[Seen]:
+    """As many other cases, for evidence that left a choice."""
+    return _seen(evidence, drawn(evidence.check, evidence.subject, CASES, evidence.seed + 1))
+
+
+def _seen(evidence: Evidence, cases: list[Any]) -> list[Seen]:
     quantity = _quantity(evidence)
     if quantity is None:
         return []
     found: list[Seen] = []
-    cases = [
-        evidence.smallest.case,
-        *drawn(evidence.check, evidence.subject, CASES, evidence.seed),
-    ]
     for case in cases:
         if evidence.late:
             break
@@ -241,8 +253,10 @@ def _quantity(evidence: Evidence) -> Quantity | None:
 
 
 def _inner(case: Any) -> tuple[ModelCase, ...]:
+    """What the adapter is asked for a case: that, and what it is compared with."""
     if isinstance(case, ModelCase):
-        return (case,)
+        clean = replace(case.how, garbage=()) if case.how.garbage else case.how.plain()
+        return (case,) if clean == case.how else (case, case.shown(clean))
     if isinstance(case, EditedCase):
         return case.case, case.edited
     if isinstance(case, PermutedCase):

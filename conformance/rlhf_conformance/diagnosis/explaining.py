@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from rlhf_conformance.diagnosis.answers import Answer, Cell, Seen
+from rlhf_conformance.layouts import Sample
 
 COINCIDENCE = 1e-5
 """How likely numbers may agree with a reading by chance, all readings that are tried taken together."""
@@ -54,6 +55,7 @@ class Explanation:
     explained   numbers that differ, with the batch they come from
     against     numbers that are right where the reading has something else
     scope       where it holds
+    named       the scope is more than a count
     open        how many of the numbers that differ it leaves more than one choice
     """
 
@@ -61,6 +63,7 @@ class Explanation:
     explained: list[tuple[Seen, Answer]] = field(default_factory=list)
     against: list[tuple[Seen, Answer]] = field(default_factory=list)
     scope: str = ""
+    named: bool = False
     chance: float = 1.0
     open: int = 0
 
@@ -115,7 +118,7 @@ def _scoped(found: Explanation, seens: list[Seen]) -> Explanation | None:
     total = sum(len(seen.answers) for seen in seens)
     count = len(found.explained)
     if found.everywhere:
-        found.scope = quantity.everywhere
+        found.scope, found.named = quantity.everywhere, True
         return found
     fitting = [
         text
@@ -125,6 +128,7 @@ def _scoped(found: Explanation, seens: list[Seen]) -> Explanation | None:
     named = len(fitting) == 1 and min(count, len(found.against)) >= FEWEST
     if (found.reading.constant or found.reading.fitted) and not named:
         return None
+    found.named = named
     found.scope = fitting[0] if named else f"in {count} of {total} numbers, which are all that differ"
     return found
 
@@ -161,7 +165,7 @@ def scopes(seens: list[Seen]) -> list[Scope]:
     return found
 
 
-def _sample(seen: Seen, answer: Answer):  # type: ignore[no-untyped-def]
+def _sample(seen: Seen, answer: Answer) -> Sample:
     return seen.case.samples[answer.sample]
 
 
@@ -201,6 +205,10 @@ _OF_SAMPLES: list[Scope] = [
     ("in samples shorter than the longest only", lambda s, a: len(_sample(s, a)) < max(_lengths(s))),
     ("in rows with pads on the left only", lambda s, a: _left_pads(s, a) > 0),
     ("in rows with pads on the right only", lambda s, a: _right_pads(s, a) > 0),
+    (
+        "in rows with ordinary ids under the mask only",
+        lambda s, a: bool(s.case.how.garbage) and _left_pads(s, a) + _right_pads(s, a) > 0,
+    ),
     ("in rows with pads only", lambda s, a: _left_pads(s, a) + _right_pads(s, a) > 0),
 ]
 _OF_BATCHES: list[Scope] = [

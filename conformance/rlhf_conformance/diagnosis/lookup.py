@@ -1,4 +1,4 @@
-"""A number looked up among the truth of its whole batch: outputs of a probe are all different, so it tells its place."""
+"""A number looked up among the truth of its whole batch, where outputs of a probe are all different."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import rlhf_spec.positions
 import rlhf_spec.sequences
 from rlhf_conformance.cases.sequences import GeneratedCase, MaskCase, PackCase
 from rlhf_conformance.diagnosis import Evidence
@@ -28,13 +29,26 @@ def of_batch(seen: Seen, where: Callable[[Seen, Answer], Place | None]) -> Pictu
         cell = where(seen, answer) if answer.differs else seen.cell(answer.sample, answer.position)
         unknown += cell is None
         read |= {cell} if cell is not None and seen.holds(cell) else set()
-    flat = [[_cell(seen, (r, c), (r, c) in due, (r, c) in read) for c in range(seen.width)] for r in range(len(seen.ids))]
-    rows = _cut(flat[0], seen.batch.input_ids.shape[1]) if seen.packed else flat
+    rows = _rows(seen, due, read)
     word = seen.quantity.word
     caption = f"layout {seen.case.how.layout!r}; outlined: where each {word} is due, marked: where it was read"
     if unknown:
         caption += f" ({unknown} of {len(seen.answers)} come from no known place)"
-    return Picture(caption, tuple(map(tuple, rows)), _labels(seen, len(rows)), _remarks(seen, len(rows)))
+    return Picture(caption, rows, _labels(seen, len(rows)), _remarks(seen, len(rows)))
+
+
+def of_question(seen: Seen) -> Picture:
+    """The same for a batch that no answers came for: where they are due."""
+    due = {seen.cell(i, p) for i, s in enumerate(seen.case.samples) for p in seen.quantity.due(s)}
+    rows = _rows(seen, due, set())
+    caption = f"layout {seen.case.how.layout!r}; outlined: where each {seen.quantity.word} is due"
+    return Picture(caption, rows, _labels(seen, len(rows)), _spans(seen, len(rows)))
+
+
+def _rows(seen: Seen, due: set[Place], read: set[Place]) -> tuple[tuple[Cell, ...], ...]:
+    places = [[(r, c) for c in range(seen.width)] for r in range(len(seen.ids))]
+    flat = [tuple(_cell(seen, place, place in due, place in read) for place in row) for row in places]
+    return _cut(flat[0], seen.batch.input_ids.shape[1]) if seen.packed else tuple(flat)
 
 
 def _cell(seen: Seen, place: Place, expected: bool, read: bool) -> Cell:
@@ -49,8 +63,8 @@ def _cell(seen: Seen, place: Place, expected: bool, read: bool) -> Cell:
     return Cell(str(token), kind, expected, read)
 
 
-def _cut(row: list[Cell], width: int) -> list[list[Cell]]:
-    return [row[i : i + width] for i in range(0, len(row), width)]
+def _cut(row: tuple[Cell, ...], width: int) -> tuple[tuple[Cell, ...], ...]:
+    return tuple(row[i : i + width] for i in range(0, len(row), width))
 
 
 def _labels(seen: Seen, count: int) -> tuple[str, ...]:
@@ -62,12 +76,17 @@ def _labels(seen: Seen, count: int) -> tuple[str, ...]:
 def _remarks(seen: Seen, count: int) -> tuple[str, ...]:
     """Of a pack, which columns hold which sample; of a padded row, whether its answers differ."""
     if seen.packed:
-        ends = [(s, s + len(x) - 1) for s, x in zip(seen.batch.starts, seen.case.samples, strict=True)]
-        spans = ", ".join(f"sample {i}: {a} to {b}" for i, (a, b) in enumerate(ends))
-        return (spans, *[""] * (count - 1))
+        return _spans(seen, count)
     wrong = [sum(a.differs for a in seen.answers if a.sample == i) for i in range(count)]
     right = [sum(a.sample == i for a in seen.answers) for i in range(count)]
     return tuple(f"{w} of {n} differ" if w else "right" for w, n in zip(wrong, right, strict=True))
+
+
+def _spans(seen: Seen, count: int) -> tuple[str, ...]:
+    if not seen.packed:
+        return ("",) * count
+    ends = [(s, s + len(x) - 1) for s, x in zip(seen.batch.starts, seen.case.samples, strict=True)]
+    return (", ".join(f"sample {i}: {a} to {b}" for i, (a, b) in enumerate(ends)), *[""] * (count - 1))
 
 
 # --- cases without a model -----------------------------------------------------------------------------------------
@@ -96,24 +115,21 @@ def _generated(evidence: Evidence, case: GeneratedCase) -> Picture | None:
         return None
     marked = mask.cpu().bool().tolist()
     rows, remarks = [], []
-    for index, sample in enumerate(case.samples):
+    for index in range(len(case.samples)):
         response = case.rows[index][case.prompt_length :]
-        spec = rlhf_spec.sequences
         if attention:
-            wanted = spec.attention_mask(case.prompt_masks[index], response, case.stop_token_ids)
+            wanted = rlhf_spec.sequences.attention_mask(case.prompt_masks[index], response, case.stop_token_ids)
         else:
-            wanted = [0] * case.prompt_length + spec.action_mask(response, case.stop_token_ids)
+            wanted = [0] * case.prompt_length + rlhf_spec.sequences.action_mask(response, case.stop_token_ids)
             marked[index] = [False] * case.prompt_length + marked[index]
         cells = _generated_row(case, index)
-        row = [
-            replace(cell, expected=bool(w), read=m) for cell, w, m in zip(cells, wanted, marked[index], strict=True)
-        ]
+        row = [replace(cell, expected=bool(w), read=m) for cell, w, m in zip(cells, wanted, marked[index], strict=True)]
         rows.append(tuple(row))
         off = sum(cell.expected != cell.read for cell in row)
         remarks.append(f"{off} cells differ" if off else "right")
-        assert len(sample) <= len(row)
     word = "attended" if attention else "actions"
-    caption = f"stop ids {list(case.stop_token_ids)}, pad id {case.pad_token_id}; outlined: {word} as they should be, marked: as the adapter has them"
+    ids = f"stop ids {list(case.stop_token_ids)}, pad id {case.pad_token_id}"
+    caption = f"{ids}; outlined: {word} as they should be, marked: as the adapter has them"
     return Picture(caption, tuple(rows), tuple(f"row {i}" for i in range(len(rows))), tuple(remarks))
 
 
@@ -142,7 +158,7 @@ def _masks(evidence: Evidence, case: MaskCase) -> Picture:
     answer = evidence.subject.position_ids(evidence.subject.tensor(case.masks)).cpu().tolist()
     rows, remarks = [], []
     for mask, came in zip(case.masks, answer, strict=True):
-        right = rlhf_spec_positions(mask)
+        right = rlhf_spec.positions.position_ids(mask)
         row = [
             Cell(str(position), "prompt" if attended else "pad", bool(attended), not attended or position == due)
             for position, attended, due in zip(came, mask, right, strict=True)
@@ -153,12 +169,6 @@ def _masks(evidence: Evidence, case: MaskCase) -> Picture:
     labels = tuple(f"row {i}" for i in range(len(rows)))
     caption = "positions as the adapter counts them; outlined: tokens, marked: those whose position is right"
     return Picture(caption, tuple(rows), labels, tuple(remarks))
-
-
-def rlhf_spec_positions(mask: list[int]) -> list[int]:
-    import rlhf_spec.positions
-
-    return rlhf_spec.positions.position_ids(mask)
 
 
 def _sequences(evidence: Evidence, case: PackCase) -> Picture:

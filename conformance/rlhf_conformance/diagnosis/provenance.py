@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.diagnosis import Evidence, pictures
-from rlhf_conformance.diagnosis.answers import Answer, Cell, Seen, finite, looked_at
-from rlhf_conformance.diagnosis.explaining import COINCIDENCE, FEWEST, Explanation, explain
+from rlhf_conformance.diagnosis.answers import Answer, Cell, Seen, finite, looked_at, looked_at_again, unanswered
+from rlhf_conformance.diagnosis.explaining import COINCIDENCE, FEWEST, Explanation, Reading, explain
 from rlhf_conformance.diagnosis.lookup import OTHER, OWN, PAD, Source, source_of
 from rlhf_conformance.diagnosis.readings import place_readings
 from rlhf_conformance.diagnosis.transformations import number_readings
@@ -19,7 +19,11 @@ COMMON = {
     "mask": "pads are attended, or tokens are not",
     "positions": "the model is given wrong positions",
     "neighbour": "sequences of a pack see each other",
+    "shards": "the shards of a pack are not put together as they should be",
     "temperature": "the temperature is not applied as it should be",
+    "swap": "the samples come back in another order",
+    "place": "read elsewhere than it should be",
+    "numbers": "the right numbers, transformed",
     "normalisation": "the scores are not normalised as they should be",
 }
 """What readings of a name have in common, for evidence that does not part them."""
@@ -35,9 +39,10 @@ def picture(evidence: Evidence) -> Picture | None:
     """The batch of the smallest failing case, with the places where answers should be read and were."""
     found = _found(evidence)
     if not found.seens:
-        return pictures.of_case(evidence)
-    smallest = next((s for s in found.seens if any(a.differs for a in s.answers)), found.seens[0])
-    return pictures.of_batch(smallest, found.where)
+        asked = unanswered(evidence)
+        return pictures.of_question(asked) if asked else pictures.of_case(evidence)
+    shown = next((s for s in found.seens if any(a.differs for a in s.answers)), found.seens[0])
+    return pictures.of_batch(shown, found.where)
 
 
 class Found:
@@ -81,42 +86,61 @@ def _looked_up(seen: Seen, answer: Answer) -> Cell | None:
 
 
 def _explained(evidence: Evidence, seens: list[Seen]) -> list[Explanation]:
-    """The readings that hold, if they are of one mind: those that hold everywhere before those that hold in part."""
+    """The readings that hold, if they are of one mind. Where they are not, or where it cannot be told how far they
+    hold, more batches are looked at."""
     quantity = seens[0].quantity
     readings = [*place_readings(quantity), *number_readings(quantity, seens)]
-    held = []
+    held = _held(evidence, readings, seens, len(readings))
+    if held and not (len(held) == 1 and held[0].named):
+        seens += looked_at_again(evidence)
+        held = _held(evidence, [e.reading for e in held], seens, len(readings))
+    alike = len({e.reading.name for e in held}) == 1 or _only(held) in (PAD, OTHER)
+    return held if alike else []
+
+
+def _only(held: list[Explanation]) -> str:
+    """What kind of cell all that differs was read in, if it is of one kind by all readings."""
+    kinds = {_kind_of(*one, e.reading.where(*one)) for e in held for one in e.explained}
+    return kinds.pop() if len(kinds) == 1 and held[0].reading.kind == "place" else ""
+
+
+def _held(evidence: Evidence, readings: list[Reading], seens: list[Seen], tried: int) -> list[Explanation]:
+    """Those that hold everywhere before those that hold in part, those that say each number before those that leave
+    some open, those with nothing fitted before the others."""
+    held: list[Explanation] = []
     for reading in readings:
         if evidence.late:
             return []
-        explanation = explain(reading, seens, len(readings))
+        explanation = explain(reading, seens, tried)
         if explanation:
             held.append(explanation)
-    held = [e for e in held if e.everywhere] or [e for e in held if "numbers" not in e.scope] or held
-    held = [e for e in held if not e.reading.fitted] or held
-    held = [e for e in held if not e.open] or held
-    return held if len({e.reading.name for e in held}) == 1 else []
+    for better in (
+        lambda e: e.everywhere,
+        lambda e: e.named,
+        lambda e: not e.reading.fitted,
+        lambda e: not e.open,
+    ):
+        held = [e for e in held if better(e)] or held
+    return held
 
 
 def _claimed(held: list[Explanation], seens: list[Seen]) -> Diagnosis | None:
     best = held[0]
     reading = best.reading
-    name, rule = reading.name, reading.rule
+    name, rule, only = reading.name, reading.rule, _only(held)
+    if only in (PAD, OTHER):
+        name = "pad" if only == PAD else "neighbour"
     if len(held) > 1:
-        rule = COMMON.get(name, rule)
+        rule = f"read at {only}" if only in (PAD, OTHER) else COMMON[name if name in COMMON else reading.kind]
     seen, answer = _clearest(best, seens[0])
-    cells = [reading.where(*one) for one in best.explained]
-    kinds = {_kind_of(s, a, cell) for (s, a), cell in zip(best.explained, cells, strict=True)}
-    if reading.kind == "place" and kinds in ({PAD}, {OTHER}):
-        name = "pad" if kinds == {PAD} else "neighbour"
     said = reading.said(seen, answer)
     holds = f"{rule} {best.scope}" if "shifted" in rule else f"{rule}, {best.scope}"
     return Diagnosis(reading.kind, name, f"{_place(seens, seen, answer)}: you returned {said}: {holds}")
 
 
 def _clearest(found: Explanation, smallest: Seen) -> tuple[Seen, Answer]:
-    """A number to show: of the batch that the report shows if there is one, and one that the reading does not leave
-    open."""
-    shown = [one for one in found.explained if one[0] is smallest] or found.explained
+    """A number to show: one that the reading does not leave open, of the batch that the report shows if there is."""
+    shown = sorted(found.explained, key=lambda one: one[0] is not smallest)
     return next((one for one in shown if len(set(found.reading.predict(*one))) == 1), shown[0])
 
 

@@ -19,7 +19,8 @@ def place_readings(quantity: Quantity) -> list[Reading]:
     """All of this kind that are known, for answers of this kind."""
     found: list[Reading] = []
     for name, text, rule in _rules(quantity):
-        found.append(_own_token(name, text, rule) if quantity.labelled else _plain(name, text, rule))
+        exact = not quantity.index and name != "shift"  # a rule that names a cell of the row means that cell
+        found.append(_own_token(name, text, rule) if quantity.labelled else _plain(name, text, rule, exact=exact))
         if quantity.labelled:
             found.append(_aligned(name, text, rule))
     if quantity.labelled:
@@ -85,15 +86,27 @@ _WINDOWS: list[tuple[str, str, Rule]] = [
         lambda s, a: s.cell(a.sample, _prompt(s, 0) - 1 + a.index),
     ),
     ("window", "actions are counted back from the row's last column, pads included", _from_the_edge),
-    ("window", "positions are counted from the start of the row, not of the sample", lambda s, a: (_row(s, a), a.position)),
+    (
+        "window",
+        "positions are counted from the start of the row, not of the sample",
+        lambda s, a: (_row(s, a), a.position),
+    ),
     ("window", "the pack is cut into equal parts", _in_equal_parts),
     (
         "window",
         "samples are located by counting back from the end of the row, padding included",
         lambda s, a: (0, s.cell(a.sample, a.position)[1] + s.width - _total(s)) if s.packed else None,
     ),
-    ("window", "each boundary of the batch moves the reading one further back", lambda s, a: s.cell(a.sample, a.position - a.sample)),
-    ("window", "each boundary of the batch moves the reading one further on", lambda s, a: s.cell(a.sample, a.position + a.sample)),
+    (
+        "window",
+        "each boundary of the batch moves the reading one further back",
+        lambda s, a: s.cell(a.sample, a.position - a.sample),
+    ),
+    (
+        "window",
+        "each boundary of the batch moves the reading one further on",
+        lambda s, a: s.cell(a.sample, a.position + a.sample),
+    ),
     (
         "order",
         "the actions come in reverse order",
@@ -101,57 +114,79 @@ _WINDOWS: list[tuple[str, str, Rule]] = [
     ),
     ("place", "every action gets what is the first one's", lambda s, a: s.cell(a.sample, _prompt(s, a.sample) - 1)),
     ("place", "every action gets what is the last one's", lambda s, a: s.cell(a.sample, _length(s, a.sample) - 2)),
-]  # fmt: skip
+]
 
 
-def _tokens(seen: Seen, answer: Answer) -> tuple[int, ...]:
-    return seen.case.samples[answer.sample].tokens
+def _by_id(where: str, test: str) -> Rule:
+    """The first or last cell whose id passes: of the sample's tokens (its last one where none does), or of the padded
+    row (column 0 where none does)."""
+    of_row, at = where.endswith("row"), 0 if where.startswith("first") else -1
+
+    def cell(seen: Seen, answer: Answer) -> Cell | None:
+        if of_row and seen.packed:
+            return None
+        special = seen.case.probe.eos_token_id if "EOS" in test else seen.case.probe.pad_token_id
+        ids = seen.ids[answer.sample].tolist() if of_row else seen.case.samples[answer.sample].tokens
+        found = [i for i, token in enumerate(ids) if (token == special) != test.startswith("not")]
+        if of_row:
+            return answer.sample, (found or [0])[at]
+        return seen.cell(answer.sample, (found or [len(ids) - 1])[at])
+
+    return cell
 
 
-def _in_row(seen: Seen, answer: Answer, test: Callable[[int], bool], *, first: bool, beside: int = 0) -> Cell | None:
-    """The first or the last column of a padded row whose id passes, or one beside it; column 0 where none does."""
-    if seen.packed:
-        return None
-    columns = [c for c, token in enumerate(seen.ids[answer.sample].tolist()) if test(token)] or [0]
-    return answer.sample, (columns[0 if first else -1] + beside) % seen.width
+def _before_first_pad(seen: Seen, answer: Answer) -> Cell | None:
+    cell = _by_id("first of row", "pad")(seen, answer)
+    return None if cell is None else (cell[0], (cell[1] - 1) % seen.width)
 
 
-def _in_sample(seen: Seen, answer: Answer, test: Callable[[int], bool], *, first: bool) -> Cell:
-    """The first or last token of the sample that passes, its last token where none does."""
-    found = [p for p, token in enumerate(_tokens(seen, answer)) if test(token)] or [_length(seen, answer.sample) - 1]
-    return seen.cell(answer.sample, found[0 if first else -1])
+def _end_of(seen: Seen, sample: int) -> Cell:
+    return seen.cell(sample, _length(seen, sample) - 1)
+
+
+def _in_own_row(seen: Seen, answer: Answer, column: int) -> Cell | None:
+    return None if seen.packed else (answer.sample, column)
 
 
 _ENDS: list[tuple[str, str, Rule]] = [
-    ("pad", "read at the last column of the row, pad or not", lambda s, a: None if s.packed else (a.sample, s.width - 1)),
-    ("window", "read at column n - 1 of the row, where n counts the sample's tokens", lambda s, a: None if s.packed else (a.sample, _length(s, a.sample) - 1)),
-    ("place", "read at the last token of the prompt", lambda s, a: s.cell(a.sample, _prompt(s, a.sample) - 1)),
-    ("place", "read at the first token of the response", lambda s, a: s.cell(a.sample, _prompt(s, a.sample))),
-    ("place", "read at the first token", lambda s, a: s.cell(a.sample, 0)),
-    ("place", "read at the first EOS of the sample", lambda s, a: _in_sample(s, a, lambda t: t == s.case.probe.eos_token_id, first=True)),
-    ("place", "read at the last token that is not EOS", lambda s, a: _in_sample(s, a, lambda t: t != s.case.probe.eos_token_id, first=False)),
-    ("place", "read at the last token that is not the pad id", lambda s, a: _in_sample(s, a, lambda t: t != s.case.probe.pad_token_id, first=False)),
-    ("window", "read before the first pad id of the row", lambda s, a: _in_row(s, a, lambda t: t == s.case.probe.pad_token_id, first=True, beside=-1)),
-    ("window", "read at the last EOS of the row, at column 0 where there is none", lambda s, a: _in_row(s, a, lambda t: t == s.case.probe.eos_token_id, first=False)),
-    ("window", "read at the first EOS of the row, at column 0 where there is none", lambda s, a: _in_row(s, a, lambda t: t == s.case.probe.eos_token_id, first=True)),
-    ("window", "read at the last id of the row that is not the pad id", lambda s, a: _in_row(s, a, lambda t: t != s.case.probe.pad_token_id, first=False)),
-    ("window", "every row is read where the first one ends", lambda s, a: None if s.packed else (a.sample, s.cell(0, _length(s, 0) - 1)[1])),
-    ("neighbour", "every sample gets the score at the end of the last one", lambda s, a: s.cell(len(s.case.samples) - 1, _length(s, len(s.case.samples) - 1) - 1)),
-    ("neighbour", "every sample gets the score at the end of the first one", lambda s, a: s.cell(0, _length(s, 0) - 1)),
-]  # fmt: skip
+    ("window", "read at the last column of the row, pad or not", lambda s, a: _in_own_row(s, a, s.width - 1)),
+    (
+        "window",
+        "read at column n - 1 of the row, where n counts the sample's tokens",
+        lambda s, a: _in_own_row(s, a, _length(s, a.sample) - 1),
+    ),
+    ("window", "every row is read where the first one ends", lambda s, a: _in_own_row(s, a, _end_of(s, 0)[1])),
+    ("window", "read before the first pad id of the row, at its end where there is none", _before_first_pad),
+    ("window", "read at the last EOS of the row, at column 0 where there is none", _by_id("last of row", "EOS")),
+    ("window", "read at the first EOS of the row, at column 0 where there is none", _by_id("first of row", "EOS")),
+    ("window", "read at the last id of the row that is not the pad id", _by_id("last of row", "not pad")),
+    ("window", "read at the first EOS of the sample", _by_id("first", "EOS")),
+    ("window", "read at the last token that is not EOS", _by_id("last", "not EOS")),
+    ("window", "read at the last token that is not the pad id", _by_id("last", "not pad")),
+    ("window", "read at the last token of the prompt", lambda s, a: s.cell(a.sample, _prompt(s, a.sample) - 1)),
+    ("window", "read at the first token of the response", lambda s, a: s.cell(a.sample, _prompt(s, a.sample))),
+    ("window", "read at the first token", lambda s, a: s.cell(a.sample, 0)),
+    (
+        "neighbour",
+        "every sample gets the score at the end of the last one",
+        lambda s, a: _end_of(s, len(s.case.samples) - 1),
+    ),
+    ("neighbour", "every sample gets the score at the end of the first one", lambda s, a: _end_of(s, 0)),
+]
 
 
 # --- what is read there --------------------------------------------------------------------------------------------
 
 
-def _plain(name: str, text: str, rule: Rule) -> Reading:
+def _plain(name: str, text: str, rule: Rule, *, exact: bool) -> Reading:
     """The number of another position."""
 
     def said(seen: Seen, answer: Answer) -> str:
         cell = _cell(seen, answer, rule)
         return f"the {seen.quantity.word} of {spot(seen, answer, cell)} where that of position {answer.position} is due"
 
-    return Reading("place", name, text, _numbers_at(rule), said, _where(rule))
+    where = rule if exact else _where(rule)
+    return Reading("place", name, text, _numbers_at(rule, exact=exact), said, where)
 
 
 def _own_token(name: str, text: str, rule: Rule) -> Reading:
@@ -160,13 +195,15 @@ def _own_token(name: str, text: str, rule: Rule) -> Reading:
     def said(seen: Seen, answer: Answer) -> str:
         cell = _cell(seen, answer, rule)
         there = spot(seen, answer, cell)
-        return f"the log-prob of its token under the logits of {there} where those of position {answer.position} are due"
+        return (
+            f"the log-prob of its token under the logits of {there} where those of position {answer.position} are due"
+        )
 
     text = f"logits {text}" if name == "shift" else f"{text}, for the logits alone"
     return Reading("place", name, text, _numbers_at(rule), said, _where(rule))
 
 
-def _numbers_at(rule: Rule) -> Callable[[Seen, Answer], tuple[float, ...]]:
+def _numbers_at(rule: Rule, *, exact: bool = False) -> Callable[[Seen, Answer], tuple[float, ...]]:
     def numbers(seen: Seen, answer: Answer) -> tuple[float, ...]:
         cell = rule(seen, answer)
         if cell is None:
@@ -175,7 +212,7 @@ def _numbers_at(rule: Rule) -> Callable[[Seen, Answer], tuple[float, ...]]:
         if owner is not None and owner[0] == answer.sample:
             return (seen.read(answer, *owner),)
         there = (seen.read(answer, *owner),) if owner else _behind_the_edge(seen, answer, cell)
-        return (*there, *_instead(seen, answer, cell))
+        return there if exact else (*there, *_instead(seen, answer, cell))
 
     return numbers
 
@@ -308,7 +345,9 @@ _ORDERS: tuple[tuple[str, Callable[[Seen], list[Order]]], ...] = (
 def _swapped(seen: Seen, answer: Answer, orders: Callable[[Seen], list[Order]]) -> tuple[float, ...]:
     key = ("order", orders)
     if key not in seen.remembered:
-        seen.remembered[key] = next((rows for order in orders(seen) for rows in _laid(seen, order) if _fits(seen, rows)), None)
+        seen.remembered[key] = next(
+            (rows for order in orders(seen) for rows in _laid(seen, order) if _fits(seen, rows)), None
+        )
     rows = seen.remembered[key]
     return () if rows is None else rows[answer.sample, answer.index]
 
@@ -322,8 +361,10 @@ def _laid(seen: Seen, order: Order) -> list[Numbers]:
     for answer in seen.answers:
         rows[answer.sample].append(answer.expected)
     flat = [number for i in order for number in rows[i]]
-    cut = {(a.sample, a.index): (number,) for a, number in zip(seen.answers, flat, strict=True)}
-    by_row = {(a.sample, a.index): _of_row(seen, a, rows[order[a.sample]], len(rows[a.sample])) for a in seen.answers}
+    cut: Numbers = {(a.sample, a.index): (number,) for a, number in zip(seen.answers, flat, strict=True)}
+    by_row: Numbers = {
+        (a.sample, a.index): _of_row(seen, a, rows[order[a.sample]], len(rows[a.sample])) for a in seen.answers
+    }
     return [by_row, cut]
 
 
@@ -339,9 +380,7 @@ def _fits(seen: Seen, rows: Numbers) -> bool:
 
 def _said_swap(seen: Seen, answer: Answer) -> str:
     twins = [
-        a
-        for a in seen.answers
-        if (a.sample, a.index) != (answer.sample, answer.index) and near(answer, (a.expected,))
+        a for a in seen.answers if (a.sample, a.index) != (answer.sample, answer.index) and near(answer, (a.expected,))
     ]
     if len(twins) != 1:
         return f"{answer.actual:.4g} where {answer.expected:.4g} is due"

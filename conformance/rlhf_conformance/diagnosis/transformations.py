@@ -111,12 +111,16 @@ _LOG_PROB: list[tuple[str, str, Transformed]] = [
     ("logit", "the logit, not normalised", lambda s, a: (_logit(s, a),)),
     ("logit", "the logit over the temperature, not normalised", lambda s, a: (_logit(s, a) / s.case.temperature,)),
     ("token", "the log-prob of the most probable token", lambda s, a: (max(s.tables()[a.sample][a.position]),)),
-]  # fmt: skip
+]
 _LOGITS: list[tuple[str, str, Transformed]] = [
     ("temperature", "the logits are divided by the temperature", lambda s, a: (a.expected / s.case.temperature,)),
     ("log-prob", "log-probs, where logits are due", lambda s, a: (_normalised_logit(s, a, 1.0),)),
-    ("log-prob", "log-probs at the temperature, where logits are due", lambda s, a: (_normalised_logit(s, a, s.case.temperature),)),
-]  # fmt: skip
+    (
+        "log-prob",
+        "log-probs at the temperature, where logits are due",
+        lambda s, a: (_normalised_logit(s, a, s.case.temperature),),
+    ),
+]
 
 
 def _normalised_logit(seen: Seen, answer: Answer, temperature: float) -> float:
@@ -150,7 +154,11 @@ def _normalising(change: Callable[[float, float, float], float]) -> Transformed:
 
 _NORMALISATION: list[tuple[str, str, Transformed]] = [
     ("normalisation", "the raw score, not normalised", _normalising(lambda x, mean, std: x)),
-    ("normalisation", "(r - mean) / std, where the raw score is due", _normalising(lambda x, mean, std: (x - mean) / std)),
+    (
+        "normalisation",
+        "(r - mean) / std, where the raw score is due",
+        _normalising(lambda x, mean, std: (x - mean) / std),
+    ),
     ("normalisation", "the mean is subtracted, but not divided by std", _normalising(lambda x, mean, std: x - mean)),
     ("normalisation", "divided by std, but the mean is not subtracted", _normalising(lambda x, mean, std: x / std)),
     ("normalisation", "normalised twice", _normalising(lambda x, mean, std: ((x - mean) / std - mean) / std)),
@@ -158,7 +166,7 @@ _NORMALISATION: list[tuple[str, str, Transformed]] = [
     ("normalisation", "r - mean / std", _normalising(lambda x, mean, std: x - mean / std)),
     ("normalisation", "r std + mean", _normalising(lambda x, mean, std: x * std + mean)),
     ("normalisation", "mean and std are swapped", _normalising(lambda x, mean, std: (x - std) / abs(mean))),
-]  # fmt: skip
+]
 
 
 # --- with a number taken from the answers --------------------------------------------------------------------------

@@ -44,7 +44,8 @@ class Rows:
     """Padded rows: ids, mask and positions (B, L) as they should be handed to the model."""
 
     def __init__(self, seen: Seen) -> None:
-        self.seen, self.ids, self.mask = seen, seen.ids, seen.batch.attention_mask
+        self.seen, self.ids = seen, seen.ids
+        self.mask: Any = seen.batch.attention_mask
         self.by_id = (self.ids != seen.case.probe.pad_token_id).long()
         self.right = counted(self.mask)
         self.columns = torch.arange(self.ids.shape[1]).expand_as(self.ids)
@@ -109,6 +110,7 @@ def _early(rows: Any) -> Any:
 
 def _ones(mask: Any) -> Any:
     return torch.ones_like(mask)
+
 
 WORLDS = (
     World("mask", "pads are attended and counted, as without an attention mask", False,
