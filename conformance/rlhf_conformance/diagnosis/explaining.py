@@ -35,6 +35,7 @@ class Reading:
     said            what came for what, in words
     where           the cell in which the number was read
     fitted          how many numbers were used up to fit it
+    loose           it holds wherever another of its name does
     constant        it says that numbers are one and the same, as a bound or a zero is
     """
 
@@ -46,6 +47,7 @@ class Reading:
     where: Callable[[Seen, Answer], Cell | None] = nowhere
     fitted: int = 0
     constant: bool = False
+    loose: bool = False
 
 
 @dataclass

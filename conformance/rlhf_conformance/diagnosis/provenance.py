@@ -119,6 +119,7 @@ def _held(evidence: Evidence, readings: list[Reading], seens: list[Seen], tried:
         lambda e: e.named,
         lambda e: not e.reading.fitted,
         lambda e: not e.open,
+        lambda e: not e.reading.loose,
     ):
         held = [e for e in held if better(e)] or held
     return held
@@ -140,7 +141,7 @@ def _claimed(held: list[Explanation], seens: list[Seen]) -> Diagnosis | None:
 
 def _clearest(found: Explanation, smallest: Seen) -> tuple[Seen, Answer]:
     """A number to show: one that the reading does not leave open, of the batch that the report shows if there is."""
-    shown = sorted(found.explained, key=lambda one: one[0] is not smallest)
+    shown = sorted(found.explained, key=lambda one: one[0].case is not smallest.case)
     return next((one for one in shown if len(set(found.reading.predict(*one))) == 1), shown[0])
 
 
@@ -154,7 +155,7 @@ def _kind_of(seen: Seen, answer: Answer, cell: Cell | None) -> str:
 def _place(seens: list[Seen], seen: Seen, answer: Answer) -> str:
     """The place of an answer; in the batch that the report shows, or in another one."""
     place = seen.quantity.place(answer)
-    return place if seen is seens[0] else f"{place} of another batch of this clause"
+    return place if seen.case is seens[0].case else f"{place} of another batch of this clause"
 
 
 # --- numbers one by one --------------------------------------------------------------------------------------------

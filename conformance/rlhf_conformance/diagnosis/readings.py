@@ -32,6 +32,7 @@ def place_readings(quantity: Quantity) -> list[Reading]:
             text,
             lambda s, a, order=order: _swapped(s, a, order),  # type: ignore[misc]
             _said_swap,
+            loose=order is _any_order,
         )
         for text, order in _ORDERS
     ]
