@@ -91,6 +91,10 @@ class Truth:
         model.module.zero_grad(set_to_none=True)
         return found
 
+    def alone(self, probe: Probe) -> Alone:
+        """The model itself, in float64, for whoever asks what it would say to something else."""
+        return self._model(probe, False)
+
     def _remembered(self, probe: Probe, tokens: Sequence[int], plain: bool) -> Rows:
         key = (probe, tuple(tokens), plain)
         if key not in self._outputs:

@@ -77,6 +77,7 @@ class Evidence:
 
     smallest    the failing case that the report shows
     until       of `time.monotonic()`: what has not been looked at by then is let go
+    remembered  what one look has found and another one needs as well
     """
 
     check: Check
@@ -84,6 +85,7 @@ class Evidence:
     smallest: Observed
     seed: int = 0
     until: float = field(default_factory=lambda: time.monotonic() + SECONDS)
+    remembered: dict[str, Any] = field(default_factory=dict)
 
     @property
     def slug(self) -> str:
