@@ -76,40 +76,43 @@ def test_a_sampled_error_of_zero_leaves_room():
 U, HALF = 2.0**-24, torch.bfloat16  # the unit round-off of float32
 LOG_PROB = 2 * U * (6 * 2 / 0.5 + 2 + 2 * math.log(2) + 2)
 WORKED = {
-    "log-prob": (budgets.log_prob([1.0, -2.0], 0.5, torch.float32), LOG_PROB),
-    "entropy": (budgets.entropy([1.0, -2.0], 0.5, torch.float32), LOG_PROB * (2 + 3 / 0.5 + math.log(2))),
-    "log-prob gradient": (budgets.log_prob_gradient([1.0, -2.0], 0.5, torch.float32), 2 * (LOG_PROB + 2 * U) / 0.5),
-    "policy token": (budgets.policy_token(-3.0, -0.5, -2.0, torch.float32), 2 * U * (3 * (2 * 0.5 + 6) + 2)),
+    "log-prob": (lambda: budgets.log_prob([1.0, -2.0], 0.5, torch.float32), LOG_PROB),
+    "entropy": (lambda: budgets.entropy([1.0, -2.0], 0.5, torch.float32), LOG_PROB * (2 + 3 / 0.5 + math.log(2))),
+    "log-prob gradient": (
+        lambda: budgets.log_prob_gradient([1.0, -2.0], 0.5, torch.float32),
+        2 * (LOG_PROB + 2 * U) / 0.5,
+    ),
+    "policy token": (lambda: budgets.policy_token(-3.0, -0.5, -2.0, torch.float32), 2 * U * (3 * (2 * 0.5 + 6) + 2)),
     "value token, far from the return": (
-        budgets.value_token(3.0, 1.0, -2.0, torch.float32),
+        lambda: budgets.value_token(3.0, 1.0, -2.0, torch.float32),
         2 * (5 * 4 * U * 3 + 3 * U * 5**2),
     ),
     "value token, the old one farther": (
-        budgets.value_token(0.5, -4.0, 0.0, torch.float32),
+        lambda: budgets.value_token(0.5, -4.0, 0.0, torch.float32),
         2 * (5 * 4 * U * 4 + 3 * U * 5**2),
     ),
-    "value token of zeros": (budgets.value_token(0.0, 0.0, 0.0, torch.float32), 2 * (4e-3 * U + 3 * U)),
-    "value gradient": (budgets.value_token_gradient(-1.0, 3.0, -2.0, torch.float32), 2 * 6 * U * 3),
-    "value gradient of zeros": (budgets.value_token_gradient(0.0, 0.0, 0.0, torch.float32), 2 * 6 * U * 1e-3),
+    "value token of zeros": (lambda: budgets.value_token(0.0, 0.0, 0.0, torch.float32), 2 * (4e-3 * U + 3 * U)),
+    "value gradient": (lambda: budgets.value_token_gradient(-1.0, 3.0, -2.0, torch.float32), 2 * 6 * U * 3),
+    "value gradient of zeros": (lambda: budgets.value_token_gradient(0.0, 0.0, 0.0, torch.float32), 2 * 6 * U * 1e-3),
     "mean": (
-        budgets.aggregate([3.0, -1.0], [0.5, 0.25], [0.5, 0.25], torch.float32),
+        lambda: budgets.aggregate([3.0, -1.0], [0.5, 0.25], [0.5, 0.25], torch.float32),
         0.25 + 0.0625 + 2 * U * (2 + 3) * (1.5 + 0.25) + 1e-12,
     ),
-    "mean of nothing": (budgets.aggregate([], [], [], torch.float32), 1e-12),
+    "mean of nothing": (lambda: budgets.aggregate([], [], [], torch.float32), 1e-12),
     "model": (
-        budgets.model_output([1.0, 2.0], [1.5, 1.75], 10.0, torch.float32, 0.5),
+        lambda: budgets.model_output([1.0, 2.0], [1.5, 1.75], 10.0, torch.float32, 0.5),
         2 * 10 * (6 * U + 300 * U) / 0.5 + 4 * 0.5,
     ),
     "model, half, a high temperature": (
-        budgets.model_output([1.0], [1.5], 10.0, HALF, 2.0),
+        lambda: budgets.model_output([1.0], [1.5], 10.0, HALF, 2.0),
         2 * 10 * (6 * 2.0**-8 + 300 * U) + 4 * 0.5,
     ),
-    "model without an answer": (budgets.model_output([], [], 1.0, torch.float32), 2 * (6 * U + 300 * U)),
+    "model without an answer": (lambda: budgets.model_output([], [], 1.0, torch.float32), 2 * (6 * U + 300 * U)),
     "model gradient, half": (
-        budgets.model_gradient(10.0, 0.5, HALF),
+        lambda: budgets.model_gradient(10.0, 0.5, HALF),
         2 * 10 * (2 * 6 * 2.0**-8 + 2 * 300 * U) + 4 * 0.5 + 1e-9,
     ),
-    "model gradient of zero": (budgets.model_gradient(0.0, 0.0, HALF), 1e-9),
+    "model gradient of zero": (lambda: budgets.model_gradient(0.0, 0.0, HALF), 1e-9),
 }
 
 
@@ -117,7 +120,7 @@ WORKED = {
 def test_a_budget_is_what_its_docstring_says(name):
     """A slip in a budget is neither a false alarm nor a missed bug at once: it only takes room from one of the two."""
     budget, by_hand = WORKED[name]
-    assert budget == pytest.approx(by_hand, rel=1e-12, abs=0)
+    assert budget() == pytest.approx(by_hand, rel=1e-12, abs=0)
 
 
 # --- honest arithmetic is inside ----------------------------------------------------------------------------------

@@ -127,6 +127,20 @@ def test_an_exact_comparison_names_its_place_and_its_note():
     assert (error.value.mismatch.place, error.value.mismatch.note) == ("sample 0, action 0", "why")
 
 
+def test_without_a_note_there_is_none():
+    said = []
+    for broken in (
+        lambda judge: judge.close([1.0], [2.0], 0.0, what="number"),
+        lambda judge: judge.equal([1.0], [2.0], what="number"),
+        lambda judge: judge.that(False, "number", expected="one", actual="none"),
+        lambda judge: judge.fail("number", expected="one", actual="none"),
+    ):
+        with pytest.raises(ClauseFailure) as error:
+            broken(Judge())
+        said.append((error.value.mismatch.what, error.value.mismatch.place, error.value.mismatch.note))
+    assert said == [("number", "row 0", "")] * 2 + [("number", "", "")] * 2
+
+
 def test_a_budget_that_was_met_exactly_is_a_margin_of_one():
     judge = Judge()
     judge.close([1.0, 0.5], [0.0, 0.0], 1.0, what="number")
