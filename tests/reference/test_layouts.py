@@ -147,3 +147,8 @@ def test_whole_sequences_are_padded_right() -> None:
 def test_a_prompt_without_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="prompt"):
         ragged([([], [7, 8])])
+
+
+def test_answers_of_shards_keep_what_they_have_for_each_token() -> None:
+    rows = torch.arange(24).reshape(2, 3, 4)
+    assert torch.equal(ref.unshard(rows), torch.arange(24).reshape(1, 6, 4))

@@ -40,6 +40,12 @@ def test_entropy_is_that_of_the_spec(temperature: float) -> None:
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), atol=1e-13, rtol=0)
 
 
+def test_the_temperature_is_1_unless_it_is_said() -> None:
+    logits, labels = logits_and_labels(4)
+    assert torch.equal(token_entropy(logits), token_entropy(logits, temperature=1.0))
+    assert torch.equal(token_log_probs(logits, labels), token_log_probs(logits, labels, temperature=1.0))
+
+
 def test_gradient_of_a_log_prob_is_that_of_the_spec() -> None:
     logits, labels = logits_and_labels(4)
     logits.requires_grad_()

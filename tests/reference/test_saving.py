@@ -66,6 +66,22 @@ def test_a_head_drawn_for_a_causal_lm_comes_back_with_its_adapter(checkpoints: d
     torch.testing.assert_close(ask(ref.CriticModel.load(tmp_path)), ask(critic), atol=0, rtol=0)
 
 
+def test_a_regression_model_is_restored_with_the_options_and_on_the_base_that_are_asked_for(
+    with_head: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = ref.CriticModel(with_head("llama"), lora=LORA, dtype=torch.float64)
+    shake(model)
+    model.save(tmp_path / "adapter")
+    other = tmp_path / "other"
+    changed = ref.CriticModel(with_head("llama"))
+    shake(changed)
+    changed.save(other)
+    restored = ref.CriticModel.load(tmp_path / "adapter", dtype=torch.float64)
+    assert restored.head.weight.dtype == torch.float64
+    assert torch.equal(ask(restored), ask(model))
+    assert not torch.allclose(ask(ref.CriticModel.load(tmp_path / "adapter", base=other)).double(), ask(model))
+
+
 def test_normalisation_comes_back(with_head: Callable[..., Path], tmp_path: Path) -> None:
     ref.RewardModel(with_head("llama"), normalize=True, mean=0.5, std=2.0).save(tmp_path)
     restored = ref.RewardModel.load(tmp_path)
