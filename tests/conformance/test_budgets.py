@@ -91,8 +91,20 @@ WORKED = {
         lambda: budgets.value_token(0.5, -4.0, 0.0, torch.float32),
         2 * (5 * 4 * U * 4 + 3 * U * 5**2),
     ),
+    "value token, the return the largest": (
+        lambda: budgets.value_token(1.0, 2.0, -6.0, torch.float32),
+        2 * (9 * 4 * U * 6 + 3 * U * 9**2),
+    ),
     "value token of zeros": (lambda: budgets.value_token(0.0, 0.0, 0.0, torch.float32), 2 * (4e-3 * U + 3 * U)),
     "value gradient": (lambda: budgets.value_token_gradient(-1.0, 3.0, -2.0, torch.float32), 2 * 6 * U * 3),
+    "value gradient, the value the largest": (
+        lambda: budgets.value_token_gradient(-5.0, 3.0, -2.0, torch.float32),
+        2 * 6 * U * 5,
+    ),
+    "value gradient, the return the largest": (
+        lambda: budgets.value_token_gradient(1.0, 3.0, -6.0, torch.float32),
+        2 * 6 * U * 6,
+    ),
     "value gradient of zeros": (lambda: budgets.value_token_gradient(0.0, 0.0, 0.0, torch.float32), 2 * 6 * U * 1e-3),
     "mean": (
         lambda: budgets.aggregate([3.0, -1.0], [0.5, 0.25], [0.5, 0.25], torch.float32),
@@ -121,6 +133,12 @@ def test_a_budget_is_what_its_docstring_says(name):
     """A slip in a budget is neither a false alarm nor a missed bug at once: it only takes room from one of the two."""
     budget, by_hand = WORKED[name]
     assert budget() == pytest.approx(by_hand, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("losses, errors, weights", [([1.0], [], [1.0]), ([1.0, 2.0], [0.0], [1.0])])
+def test_a_mean_has_an_error_and_a_weight_for_each_loss(losses, errors, weights):
+    with pytest.raises(ValueError):
+        budgets.aggregate(losses, errors, weights, torch.float32)
 
 
 # --- honest arithmetic is inside ----------------------------------------------------------------------------------

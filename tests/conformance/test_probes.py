@@ -158,6 +158,9 @@ def test_the_oracle_agrees_with_a_forward_pass_that_is_written_out(architecture,
     log_probs = wanted.log_softmax(-1)
     actions = [float(log_probs[i - 1, TOKENS[i]]) for i in range(len(SAMPLE.prompt), len(TOKENS))]
     assert truth.action_log_probs(probe, SAMPLE, 1.0) == pytest.approx(actions, abs=1e-4)
+    log_p = (wanted / 0.7).log_softmax(-1)
+    entropies = -(log_p.exp() * log_p).sum(-1)[len(SAMPLE.prompt) - 1 : -1]
+    assert truth.action_entropies(probe, SAMPLE, 0.7) == pytest.approx(entropies.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -274,6 +277,14 @@ def test_a_gradient_holds_nothing_of_the_one_before(truth):
     again = truth.gradients(Probe(), [SAMPLE], [[1.0] * 3], answer="log_probs")
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_weights_are_not_rounded(truth):
+    """In GPT-2, which is float64 throughout."""
+    probe = Probe("gpt2")
+    whole, tenth = (truth.gradients(probe, [SAMPLE], [[w] * 3], answer="log_probs") for w in (1.0, 0.1))
+    for name, gradient in whole.items():
+        torch.testing.assert_close(tenth[name], 0.1 * gradient, rtol=1e-10, atol=1e-13)
 
 
 def test_a_weight_for_each_answer_or_none(truth):

@@ -144,6 +144,20 @@ def test_after_the_actions_of_a_row_padded_on_the_right_there_is_0(
     assert (values == 0).tolist() == outside.tolist()
 
 
+def test_lengths_alone_make_a_pack_and_positions_are_taken_as_they_are_given(
+    with_head: Callable[..., Path], batch: ref.RaggedBatch
+) -> None:
+    pack, rows = batch.pack(), batch.pad(0)
+    for model, counts in (
+        (ref.CriticModel(with_head("gpt2")), (pack.num_actions,)),
+        (ref.RewardModel(with_head("gpt2")), ()),
+    ):
+        by_lengths = model(pack.input_ids, *counts, sequence_lengths=pack.lengths)
+        torch.testing.assert_close(by_lengths, model(pack.input_ids, *counts, position_ids=pack.position_ids))
+        later = model(rows.input_ids, attention_mask=rows.attention_mask, position_ids=rows.position_ids + 1)
+        assert not torch.allclose(later, model(rows.input_ids, attention_mask=rows.attention_mask))
+
+
 def test_without_actions_a_critic_gives_every_position(
     critic: ref.CriticModel,
     with_head: Callable[..., Path],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 
 import rlhf_reference as ref
 
@@ -93,6 +94,15 @@ def test_a_saved_reward_model_is_read_by_transformers(with_head: Callable[..., P
     reward_model.save(tmp_path)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).float()
     torch.testing.assert_close(theirs(INPUT).logits[0], ask(reward_model))
+
+
+def test_a_saved_reward_model_says_that_its_tensors_are_of_torch(
+    with_head: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Some versions of transformers refuse a file that does not."""
+    ref.RewardModel(with_head("llama")).save(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as tensors:
+        assert tensors.metadata() == {"format": "pt"}
 
 
 def test_the_parameters_have_the_names_on_disk(with_head: Callable[..., Path], architecture: str) -> None:
