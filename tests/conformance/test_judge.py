@@ -87,6 +87,7 @@ def test_the_place_of_the_first_difference_is_named(place, wanted):
 @pytest.mark.parametrize(
     "place, index, wanted",
     [
+        (sample_action, (3,), "sample 3"),
         (pack_position, (3,), "position 3 of the pack"),
         (pack_position, (), ""),
         (sample_position, (0, 1, 2), "sample 0, position 1, entry 2"),

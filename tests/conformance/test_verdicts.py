@@ -181,6 +181,11 @@ def test_the_reason_of_a_known_failure_keeps_both_stories():
     assert "expected 1, got 2" in result.reason
 
 
+def test_a_known_failure_that_passes_says_what_to_do():
+    result = with_known_failures(Result(MUST, "MUST", PASS), (KNOWN,))
+    assert result.reason == "accepted as a known failure (clips after the mean), but it passes: remove the row"
+
+
 def test_a_report_of_known_failures_only_is_not_green():
     assert status(with_known_failures(Result(MUST, "MUST", FAIL), (KNOWN,))) == INCOMPLETE
 
