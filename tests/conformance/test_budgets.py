@@ -141,6 +141,11 @@ def test_a_mean_has_an_error_and_a_weight_for_each_loss(losses, errors, weights)
         budgets.aggregate(losses, errors, weights, torch.float32)
 
 
+def test_a_model_has_a_plain_answer_for_each_truth():
+    with pytest.raises(ValueError):
+        budgets.model_output([1.0, 2.0], [1.0], 1.0, torch.float32)
+
+
 # --- honest arithmetic is inside ----------------------------------------------------------------------------------
 
 

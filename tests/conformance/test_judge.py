@@ -107,6 +107,7 @@ def test_the_first_of_several_differences_is_the_one_that_is_told():
 
 def test_one_number_is_not_counted():
     assert refused(1.5, 0.0).mismatch.count == ""
+    assert refused([1.5, 0.0], [0.0, 0.0]).mismatch.count == "1 of 2 numbers differ"
 
 
 def test_a_note_that_takes_work_is_made_for_a_failure_only():

@@ -152,3 +152,9 @@ def test_a_prompt_without_tokens_is_refused() -> None:
 def test_answers_of_shards_keep_what_they_have_for_each_token() -> None:
     rows = torch.arange(24).reshape(2, 3, 4)
     assert torch.equal(ref.unshard(rows), torch.arange(24).reshape(1, 6, 4))
+
+
+def test_the_padding_of_a_pack_holds_0_unless_it_is_said() -> None:
+    batch = ragged([([5, 6], [7])])
+    for pack in (batch.pack(pad_to_multiple=4), ref.pack_sequences(batch.sequences(), pad_to_multiple=4)):
+        assert pack.input_ids.tolist() == [[5, 6, 7, 0]]

@@ -186,6 +186,15 @@ def test_a_4_bit_actor_computes_with_the_weights_that_nf4_stands_for(checkpoints
 
 
 @needs_bitsandbytes
+def test_4_bit_weights_are_computed_with_in_the_dtype_that_is_asked_for(checkpoints: dict[str, Path]) -> None:
+    import bitsandbytes
+
+    model = ref.Actor(checkpoints["llama"], dtype=torch.bfloat16, load_in_4bit=True).model
+    layers = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}
+
+
+@needs_bitsandbytes
 def test_a_4_bit_actor_trains_and_restores_its_adapter(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     actor = ref.Actor(checkpoints["llama"], load_in_4bit=True, lora=LORA)
     shake(actor)
