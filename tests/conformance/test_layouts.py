@@ -199,6 +199,8 @@ def test_a_batch_says_what_it_was_made_with(batch_of, how):
     assert batch.response_lengths == tuple(len(s.response) for s in batch_of)
     assert (batch.labels is not None) == (how.layout == "sharded")
     assert (batch.position_ids is not None) == (how.layout in PACKS)
+    for other in (batch.attention_mask, batch.position_ids, batch.labels):
+        assert other is None or other.shape == batch.input_ids.shape
     assert present(batch_of, how, pad_token_id=7).temperature == 1.0
 
 
