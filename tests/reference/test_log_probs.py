@@ -145,6 +145,11 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> No
         token_log_probs(logits, labels, temperature=temperature)
 
 
+def test_logits_of_one_position_need_their_axis() -> None:
+    with pytest.raises(ValueError, match="position axis, not \\(11,\\)"):
+        token_entropy(torch.zeros(V))
+
+
 def test_labels_of_another_shape_are_refused() -> None:
     logits, labels = logits_and_labels(2, 5)
     with pytest.raises(ValueError, match="do not fit"):

@@ -134,6 +134,11 @@ def test_values_of_pads_are_0(with_head: Callable[..., Path], batch: ref.RaggedB
     assert raw[rows.attention_mask == 0].eq(0).all()
 
 
+def test_rows_without_an_action_have_no_values(with_head: Callable[..., Path], batch: ref.RaggedBatch) -> None:
+    rows = batch.pad(0)
+    assert ref.CriticModel(with_head("gpt2"))(rows.input_ids, 0, rows.attention_mask).shape == (3, 0)
+
+
 def test_after_the_actions_of_a_row_padded_on_the_right_there_is_0(
     with_head: Callable[..., Path], batch: ref.RaggedBatch
 ) -> None:
