@@ -180,10 +180,10 @@ def test_cells_without_a_token_hold_the_garbage_or_the_pad(batch_of, how):
 )
 def test_garbage_is_put_in_one_after_another(layout, cells):
     batch_of = (Sample((1, 2, 3), (4,)), Sample((5,), (6, 7)))
-    batch = shown(batch_of, Presentation(layout, extra_left=1, extra_right=1, garbage=(11, 12)))
+    batch = shown(batch_of, Presentation(layout, extra_left=1, extra_right=1, garbage=(11, 12, 13)))
     ones = [torch.ones(len(s), dtype=torch.int64) for s in batch_of]
     outside = batch.input_ids[batch.from_ragged(ones) == 0].tolist()
-    assert outside == ([11, 12] * 4)[:cells]
+    assert outside == ([11, 12, 13] * 3)[:cells]
 
 
 def test_plain_is_the_same_layout_with_nothing_added():
