@@ -71,6 +71,81 @@ def test_a_sampled_error_of_zero_leaves_room():
     assert budgets.model_gradient(1.0, 0.0, torch.float32) > 1e-5
 
 
+# --- the formulas, worked by hand ---------------------------------------------------------------------------------
+
+U, HALF = 2.0**-24, torch.bfloat16  # the unit round-off of float32
+LOG_PROB = 2 * U * (6 * 2 / 0.5 + 2 + 2 * math.log(2) + 2)
+WORKED = {
+    "log-prob": (lambda: budgets.log_prob([1.0, -2.0], 0.5, torch.float32), LOG_PROB),
+    "entropy": (lambda: budgets.entropy([1.0, -2.0], 0.5, torch.float32), LOG_PROB * (2 + 3 / 0.5 + math.log(2))),
+    "log-prob gradient": (
+        lambda: budgets.log_prob_gradient([1.0, -2.0], 0.5, torch.float32),
+        2 * (LOG_PROB + 2 * U) / 0.5,
+    ),
+    "policy token": (lambda: budgets.policy_token(-3.0, -0.5, -2.0, torch.float32), 2 * U * (3 * (2 * 0.5 + 6) + 2)),
+    "value token, far from the return": (
+        lambda: budgets.value_token(3.0, 1.0, -2.0, torch.float32),
+        2 * (5 * 4 * U * 3 + 3 * U * 5**2),
+    ),
+    "value token, the old one farther": (
+        lambda: budgets.value_token(0.5, -4.0, 0.0, torch.float32),
+        2 * (5 * 4 * U * 4 + 3 * U * 5**2),
+    ),
+    "value token, the return the largest": (
+        lambda: budgets.value_token(1.0, 2.0, -6.0, torch.float32),
+        2 * (9 * 4 * U * 6 + 3 * U * 9**2),
+    ),
+    "value token of zeros": (lambda: budgets.value_token(0.0, 0.0, 0.0, torch.float32), 2 * (4e-3 * U + 3 * U)),
+    "value gradient": (lambda: budgets.value_token_gradient(-1.0, 3.0, -2.0, torch.float32), 2 * 6 * U * 3),
+    "value gradient, the value the largest": (
+        lambda: budgets.value_token_gradient(-5.0, 3.0, -2.0, torch.float32),
+        2 * 6 * U * 5,
+    ),
+    "value gradient, the return the largest": (
+        lambda: budgets.value_token_gradient(1.0, 3.0, -6.0, torch.float32),
+        2 * 6 * U * 6,
+    ),
+    "value gradient of zeros": (lambda: budgets.value_token_gradient(0.0, 0.0, 0.0, torch.float32), 2 * 6 * U * 1e-3),
+    "mean": (
+        lambda: budgets.aggregate([3.0, -1.0], [0.5, 0.25], [0.5, 0.25], torch.float32),
+        0.25 + 0.0625 + 2 * U * (2 + 3) * (1.5 + 0.25) + 1e-12,
+    ),
+    "mean of nothing": (lambda: budgets.aggregate([], [], [], torch.float32), 1e-12),
+    "model": (
+        lambda: budgets.model_output([1.0, 2.0], [1.5, 1.75], 10.0, torch.float32, 0.5),
+        2 * 10 * (6 * U + 300 * U) / 0.5 + 4 * 0.5,
+    ),
+    "model, half, a high temperature": (
+        lambda: budgets.model_output([1.0], [1.5], 10.0, HALF, 2.0),
+        2 * 10 * (6 * 2.0**-8 + 300 * U) + 4 * 0.5,
+    ),
+    "model without an answer": (lambda: budgets.model_output([], [], 1.0, torch.float32), 2 * (6 * U + 300 * U)),
+    "model gradient, half": (
+        lambda: budgets.model_gradient(10.0, 0.5, HALF),
+        2 * 10 * (2 * 6 * 2.0**-8 + 2 * 300 * U) + 4 * 0.5 + 1e-9,
+    ),
+    "model gradient of zero": (lambda: budgets.model_gradient(0.0, 0.0, HALF), 1e-9),
+}
+
+
+@pytest.mark.parametrize("name", WORKED)
+def test_a_budget_is_what_its_docstring_says(name):
+    """A slip in a budget is neither a false alarm nor a missed bug at once: it only takes room from one of the two."""
+    budget, by_hand = WORKED[name]
+    assert budget() == pytest.approx(by_hand, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("losses, errors, weights", [([1.0], [], [1.0]), ([1.0, 2.0], [0.0], [1.0])])
+def test_a_mean_has_an_error_and_a_weight_for_each_loss(losses, errors, weights):
+    with pytest.raises(ValueError):
+        budgets.aggregate(losses, errors, weights, torch.float32)
+
+
+def test_a_model_has_a_plain_answer_for_each_truth():
+    with pytest.raises(ValueError):
+        budgets.model_output([1.0, 2.0], [1.0], 1.0, torch.float32)
+
+
 # --- honest arithmetic is inside ----------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rlhf_conformance.judge import ClauseFailure, Judge, row_column, sample_action, sample_position
+from rlhf_conformance.judge import ClauseFailure, Judge, pack_position, row_column, sample_action, sample_position
 
 finite = st.floats(-1e6, 1e6)
 not_finite = st.sampled_from((math.nan, math.inf, -math.inf))
@@ -84,6 +84,82 @@ def test_the_place_of_the_first_difference_is_named(place, wanted):
     assert mismatch.note == "why"
 
 
+@pytest.mark.parametrize(
+    "place, index, wanted",
+    [
+        (sample_action, (3,), "sample 3"),
+        (pack_position, (3,), "position 3 of the pack"),
+        (pack_position, (), ""),
+        (sample_position, (0, 1, 2), "sample 0, position 1, entry 2"),
+        (row_column, (0, 1, 2), "row 0, column 1, entry 2"),
+        (row_column, (), ""),
+    ],
+)
+def test_a_place_says_as_much_as_its_index(place, index, wanted):
+    assert place(index) == wanted
+
+
+def test_the_first_of_several_differences_is_the_one_that_is_told():
+    mismatch = refused([0.0, 1.0, 9.0], [0.0, 0.0, 0.0], 0.5).mismatch
+    assert (mismatch.place, mismatch.actual, mismatch.error, mismatch.budget) == ("row 1", "1", 1.0, 0.5)
+    assert mismatch.count == "2 of 3 numbers differ"
+
+
+def test_one_number_is_not_counted():
+    assert refused(1.5, 0.0).mismatch.count == ""
+    assert refused([1.5, 0.0], [0.0, 0.0]).mismatch.count == "1 of 2 numbers differ"
+
+
+def test_a_note_that_takes_work_is_made_for_a_failure_only():
+    made = []
+    Judge().close(1.0, 1.0, 0.0, what="number", note=lambda: made.append("too early") or "never")
+    assert made == []
+    assert refused([1.0], [0.0], note=lambda: "asked").mismatch.note == "asked"
+    assert refused([1.0], [], note=lambda: "asked").mismatch.note == "asked"
+
+
+def test_another_number_of_numbers_is_said_in_numbers():
+    mismatch = refused([1.0], [1.0, 2.0], what="loss").mismatch
+    assert (mismatch.what, mismatch.expected, mismatch.actual) == ("loss", "2 numbers", "1 numbers")
+
+
+def test_an_exact_comparison_names_its_place_and_its_note():
+    with pytest.raises(ClauseFailure) as error:
+        Judge().equal([[1.0]], [[2.0]], what="token", place=sample_action, note="why")
+    assert (error.value.mismatch.place, error.value.mismatch.note) == ("sample 0, action 0", "why")
+
+
+def test_without_a_note_there_is_none():
+    said = []
+    for broken in (
+        lambda judge: judge.close([1.0], [2.0], 0.0, what="number"),
+        lambda judge: judge.equal([1.0], [2.0], what="number"),
+        lambda judge: judge.that(False, "number", expected="one", actual="none"),
+        lambda judge: judge.fail("number", expected="one", actual="none"),
+    ):
+        with pytest.raises(ClauseFailure) as error:
+            broken(Judge())
+        said.append((error.value.mismatch.what, error.value.mismatch.place, error.value.mismatch.note))
+    assert said == [("number", "row 0", "")] * 2 + [("number", "", "")] * 2
+
+
+def test_a_budget_that_was_met_exactly_is_a_margin_of_one():
+    judge = Judge()
+    judge.close([1.0, 0.5], [0.0, 0.0], 1.0, what="number")
+    assert judge.margin == 1.0
+
+
+def test_without_a_budget_the_margin_of_the_same_number_is_none_of_it():
+    judge = Judge()
+    judge.equal(1.0, 1.0, what="number")
+    assert judge.margin == 0.0
+
+
+def test_numbers_are_shown_with_seven_digits():
+    mismatch = refused([1.23456789], [2.0]).mismatch
+    assert (mismatch.expected, mismatch.actual) == ("2", "1.234568")
+
+
 def test_a_nan_behind_a_larger_difference_is_still_counted():
     assert refused([0.0, 9.0, math.nan], [0.0, 0.0, 0.0], 1.0).mismatch.count == "2 of 3 numbers differ"
 
@@ -121,3 +197,10 @@ def test_a_fact_that_does_not_hold_is_a_failure():
     with pytest.raises(ClauseFailure, match="graph: expected one, got none"):
         judge.that(False, "graph", expected="one", actual="none")
     assert judge.comparisons == 2
+
+
+def test_a_fact_that_does_not_hold_names_its_place_and_its_note():
+    with pytest.raises(ClauseFailure) as error:
+        Judge().that(False, "graph", expected="one", actual="none", place="sample 2", note="why")
+    assert (error.value.mismatch.place, error.value.mismatch.note) == ("sample 2", "why")
+    assert str(error.value) == "graph at sample 2: expected one, got none"

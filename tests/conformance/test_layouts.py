@@ -175,6 +175,35 @@ def test_cells_without_a_token_hold_the_garbage_or_the_pad(batch_of, how):
     assert set(outside.tolist()) <= set(how.garbage or (PAD,))
 
 
+@pytest.mark.parametrize(
+    "layout, cells", [("padded", 7), ("left", 3), ("right", 3), ("packed-tail", 3), ("sharded", 1)]
+)
+def test_garbage_is_put_in_one_after_another(layout, cells):
+    batch_of = (Sample((1, 2, 3), (4,)), Sample((5,), (6, 7)))
+    batch = shown(batch_of, Presentation(layout, extra_left=1, extra_right=1, garbage=(11, 12, 13)))
+    ones = [torch.ones(len(s), dtype=torch.int64) for s in batch_of]
+    outside = batch.input_ids[batch.from_ragged(ones) == 0].tolist()
+    assert outside == ([11, 12, 13] * 3)[:cells]
+
+
+def test_plain_is_the_same_layout_with_nothing_added():
+    how = Presentation("sharded", extra_left=1, extra_right=2, tail=4, shards=3, garbage=(9,))
+    assert how.plain() == Presentation("sharded", tail=4, shards=3)
+
+
+@given(samples, presentations())
+def test_a_batch_says_what_it_was_made_with(batch_of, how):
+    batch = present(batch_of, how, pad_token_id=7, temperature=0.7, device="cpu")
+    assert (batch.layout, batch.temperature, batch.pad_token_id) == (how.layout, 0.7, 7)
+    assert batch.prompt_lengths == tuple(len(s.prompt) for s in batch_of)
+    assert batch.response_lengths == tuple(len(s.response) for s in batch_of)
+    assert (batch.labels is not None) == (how.layout == "sharded")
+    assert (batch.position_ids is not None) == (how.layout in PACKS)
+    for other in (batch.attention_mask, batch.position_ids, batch.labels):
+        assert other is None or other.shape == batch.input_ids.shape
+    assert present(batch_of, how, pad_token_id=7).temperature == 1.0
+
+
 @given(samples, presentations())
 def test_garbage_changes_nothing_else(batch_of, how):
     with_garbage, plain = shown(batch_of, how), shown(batch_of, replace(how, garbage=()))
@@ -240,6 +269,7 @@ def test_a_batch_is_made_without_asking_the_oracle(batch_of, how):
 @given(st.lists(tokens, min_size=1, max_size=4), st.integers(1, 5))
 def test_prompts_are_padded_left(prompts, count):
     batch = present_prompts(prompts, max_new_tokens=count, stop_token_ids=(1,), pad_token_id=PAD)
+    assert (batch.max_new_tokens, batch.stop_token_ids, batch.pad_token_id) == (count, (1,), PAD)
     width = max(map(len, prompts))
     for row, mask, prompt in zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), prompts, strict=True):
         assert row == [PAD] * (width - len(prompt)) + list(prompt)

@@ -43,6 +43,16 @@ def test_places_are_taken_in_order_and_often_enough(data, n, least):
     assert len(taken) >= min(least, n)
 
 
+def test_no_more_places_are_added_than_are_missing():
+    assert Picks(bytes(3)).some(3, 0) == []
+    assert Picks(bytes([0, 255, 0])).some(3, 1) == [1]
+    assert Picks(bytes([0, 255, 0])).some(3, 2) == [0, 1]
+
+
+def test_a_place_is_taken_in_five_cases_of_eight():
+    assert sum(Picks(bytes([byte])).some(1, 0) == [0] for byte in range(256)) == 160
+
+
 @given(st.binary(min_size=6, max_size=6), st.integers(0, 3))
 def test_who_reads_less_of_a_part_leaves_the_next_alone(data, read):
     picks = Picks(data)
@@ -50,6 +60,11 @@ def test_who_reads_less_of_a_part_leaves_the_next_alone(data, read):
     for _ in range(read):
         first.below(256)
     assert [second.below(256) for _ in range(3)] == list(data[3:])
+
+
+@given(picked(3, lambda picks: picks._data))
+def test_a_case_has_as_many_choices_as_it_asked_for(data):
+    assert len(data) == 3
 
 
 def test_outward():

@@ -158,6 +158,9 @@ def test_the_oracle_agrees_with_a_forward_pass_that_is_written_out(architecture,
     log_probs = wanted.log_softmax(-1)
     actions = [float(log_probs[i - 1, TOKENS[i]]) for i in range(len(SAMPLE.prompt), len(TOKENS))]
     assert truth.action_log_probs(probe, SAMPLE, 1.0) == pytest.approx(actions, abs=1e-4)
+    log_p = (wanted / 0.7).log_softmax(-1)
+    entropies = -(log_p.exp() * log_p).sum(-1)[len(SAMPLE.prompt) - 1 : -1]
+    assert truth.action_entropies(probe, SAMPLE, 0.7) == pytest.approx(entropies.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -241,3 +244,49 @@ def test_plain_answers_are_those_of_the_dtype_under_test(store):
     exact, plain = (half.logits(Probe(), TOKENS, plain=p) for p in (False, True))
     worst = max(abs(a - b) for x, y in zip(exact, plain, strict=True) for a, b in zip(x, y, strict=True))
     assert 1e-3 < worst < 1.0
+
+
+# Each answer of the oracle, with and without `plain`.
+ANSWERS = {
+    "logits": lambda truth, **plain: truth.logits(Probe(), TOKENS, **plain),
+    "scores": lambda truth, **plain: truth.scores(Probe(head_name="score"), TOKENS, **plain),
+    "action_log_probs": lambda truth, **plain: truth.action_log_probs(Probe(), SAMPLE, 0.7, **plain),
+    "action_entropies": lambda truth, **plain: truth.action_entropies(Probe(), SAMPLE, 0.7, **plain),
+    "action_values": lambda truth, **plain: truth.action_values(Probe(head_name="score"), SAMPLE, **plain),
+    "reward": lambda truth, **plain: [truth.reward(Probe(head_name="score"), SAMPLE, **plain)],
+    "gradients": lambda truth, **plain: (
+        truth.gradients(Probe(), [SAMPLE], [[1.0] * 3], answer="log_probs", **plain)["lm_head.weight"].double().tolist()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_is_exact_unless_a_plain_one_is_asked_for(name, store):
+    """Of a plain answer comes the sampled part of a budget: an exact one in its place would leave no room."""
+    half = Truth(store, torch.bfloat16, "cpu")
+    exact, plain = ANSWERS[name](half), ANSWERS[name](half, plain=True)
+    assert exact == ANSWERS[name](half, plain=False)
+    assert plain == ANSWERS[name](Truth(store, torch.bfloat16, "cpu"), plain=True)
+    assert exact == ANSWERS[name](Truth(store, torch.float32, "cpu"))
+    assert exact != plain
+
+
+def test_a_gradient_holds_nothing_of_the_one_before(truth):
+    ask = {"answer": "log_probs", "temperature": 1.0}
+    first = truth.gradients(Probe(), [SAMPLE], [[1.0] * 3], **ask)
+    again = truth.gradients(Probe(), [SAMPLE], [[1.0] * 3], answer="log_probs")
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_weights_are_not_rounded(truth):
+    """In GPT-2, which is float64 throughout."""
+    probe = Probe("gpt2")
+    whole, tenth = (truth.gradients(probe, [SAMPLE], [[w] * 3], answer="log_probs") for w in (1.0, 0.1))
+    for name, gradient in whole.items():
+        torch.testing.assert_close(tenth[name], 0.1 * gradient, rtol=1e-10, atol=1e-13)
+
+
+def test_a_weight_for_each_answer_or_none(truth):
+    with pytest.raises(ValueError):
+        truth.gradients(Probe(), [SAMPLE], [], answer="log_probs")

@@ -115,6 +115,15 @@ def test_ids_under_the_mask_do_not_matter(actor: ref.Actor, batch: ref.RaggedBat
     torch.testing.assert_close(actor(garbage, rows.num_actions, rows.attention_mask), before, atol=0, rtol=0)
 
 
+def test_attention_is_computed_as_asked(with_head: Callable[..., Path], attention: str) -> None:
+    """Both ways give the same numbers, so only the configuration tells."""
+    for model in (
+        ref.Actor(with_head("llama"), attn_implementation=attention).model,
+        ref.CriticModel(with_head("llama"), attn_implementation=attention).backbone,
+    ):
+        assert model.config._attn_implementation == attention
+
+
 def test_pads_have_log_prob_0(gpt2: ref.Actor, batch: ref.RaggedBatch) -> None:
     rows = batch.pad(0)
     log_probs = gpt2(rows.input_ids, rows.num_actions, rows.attention_mask)

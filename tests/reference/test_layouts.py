@@ -147,3 +147,30 @@ def test_whole_sequences_are_padded_right() -> None:
 def test_a_prompt_without_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="prompt"):
         ragged([([], [7, 8])])
+
+
+def test_answers_of_shards_keep_what_they_have_for_each_token() -> None:
+    rows = torch.arange(24).reshape(2, 3, 4)
+    assert torch.equal(ref.unshard(rows), torch.arange(24).reshape(1, 6, 4))
+
+
+def test_the_padding_of_a_pack_holds_0_unless_it_is_said() -> None:
+    batch = ragged([([5, 6], [7])])
+    for pack in (batch.pack(pad_to_multiple=4), ref.pack_sequences(batch.sequences(), pad_to_multiple=4)):
+        assert pack.input_ids.tolist() == [[5, 6, 7, 0]]
+
+
+def test_without_a_word_on_actions_a_pack_has_none() -> None:
+    assert ref.pack_sequences([torch.tensor([5, 6]), torch.tensor([7])]).num_actions == (0, 0)
+
+
+def test_a_sequence_without_tokens_is_not_packed() -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        ref.pack_sequences([torch.tensor([5]), torch.tensor([], dtype=torch.long)])
+
+
+@pytest.mark.parametrize("prompts, responses", [(2, 1), (1, 2), (0, 0), (0, 1)])
+def test_prompts_without_their_responses_are_no_batch(prompts: int, responses: int) -> None:
+    row = torch.tensor([5])
+    with pytest.raises(ValueError, match="do not make a batch"):
+        ref.RaggedBatch((row,) * prompts, (row,) * responses)

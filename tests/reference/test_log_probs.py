@@ -40,6 +40,12 @@ def test_entropy_is_that_of_the_spec(temperature: float) -> None:
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), atol=1e-13, rtol=0)
 
 
+def test_the_temperature_is_1_unless_it_is_said() -> None:
+    logits, labels = logits_and_labels(4)
+    assert torch.equal(token_entropy(logits), token_entropy(logits, temperature=1.0))
+    assert torch.equal(token_log_probs(logits, labels), token_log_probs(logits, labels, temperature=1.0))
+
+
 def test_gradient_of_a_log_prob_is_that_of_the_spec() -> None:
     logits, labels = logits_and_labels(4)
     logits.requires_grad_()
@@ -137,6 +143,11 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> No
     logits, labels = logits_and_labels(2)
     with pytest.raises(ValueError, match="temperature"):
         token_log_probs(logits, labels, temperature=temperature)
+
+
+def test_logits_of_one_position_need_their_axis() -> None:
+    with pytest.raises(ValueError, match="position axis, not \\(11,\\)"):
+        token_entropy(torch.zeros(V))
 
 
 def test_labels_of_another_shape_are_refused() -> None:

@@ -277,3 +277,21 @@ def test_an_unknown_aggregation_is_refused() -> None:
 def test_bands_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):
         ref.PolicyLoss(**options)
+
+
+def test_a_value_may_be_held_where_it_is_and_tokens_weigh_the_same_unless_said() -> None:
+    """A clip of 0: the value does not move at all. Rows of different lengths tell the token mean from the other."""
+    values, old, returns = float64([[[1.0, 5.0], [3.0, 3.0]], [[0.5, 4.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    mask = torch.tensor([[1, 1], [1, 0]])
+    squares = torch.maximum(values.square(), old.square())
+    assert ref.ValueLoss(0.0)(values, old, returns, mask).item() == pytest.approx(squares[mask > 0].mean().item() / 2)
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 0.2), (0.2, 0.0), (1.0, 0.2), (1.5, 0.2)])
+def test_a_band_may_be_empty_on_one_side_or_reach_below_0(low: float, high: float) -> None:
+    log_ratio, advantages = [[-3.0, 3.0, 0.1, -0.1]] * 2, [[1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, -1.0]]
+    new, old, gain = float64([log_ratio, [[0.0] * 4] * 2, advantages])
+    ratio = new.exp()
+    wanted = -torch.minimum(ratio * gain, ratio.clamp(1 - low, 1 + high) * gain).mean()
+    loss = ref.PolicyLoss(low, high)(new, old, gain, torch.ones(2, 4)).loss
+    assert loss.item() == pytest.approx(wanted.item())

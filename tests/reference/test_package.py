@@ -27,3 +27,7 @@ def test_a_public_name_is_that_of_its_module_and_is_documented(name: str) -> Non
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="Critik"):
         _ = ref.Critik
+
+
+def test_the_names_of_the_package_are_listed() -> None:
+    assert set(ref.__all__) <= set(dir(ref))

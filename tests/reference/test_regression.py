@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import rlhf_reference as ref
+from rlhf_reference.checkpoint import new_head
 from rlhf_spec import critic as spec_critic
 from rlhf_spec import reward as spec_reward
 
@@ -133,6 +134,35 @@ def test_values_of_pads_are_0(with_head: Callable[..., Path], batch: ref.RaggedB
     assert raw[rows.attention_mask == 0].eq(0).all()
 
 
+def test_rows_without_an_action_have_no_values(with_head: Callable[..., Path], batch: ref.RaggedBatch) -> None:
+    rows = batch.pad(0)
+    assert ref.CriticModel(with_head("gpt2"))(rows.input_ids, 0, rows.attention_mask).shape == (3, 0)
+
+
+def test_after_the_actions_of_a_row_padded_on_the_right_there_is_0(
+    with_head: Callable[..., Path], batch: ref.RaggedBatch
+) -> None:
+    rows = batch.pad(0, "right")
+    counts = (0, *rows.num_actions[1:])
+    values = ref.CriticModel(with_head("gpt2"))(rows.input_ids, counts, rows.attention_mask)
+    outside = torch.arange(max(counts)) >= torch.tensor(counts).unsqueeze(1)
+    assert (values == 0).tolist() == outside.tolist()
+
+
+def test_lengths_alone_make_a_pack_and_positions_are_taken_as_they_are_given(
+    with_head: Callable[..., Path], batch: ref.RaggedBatch
+) -> None:
+    pack, rows = batch.pack(), batch.pad(0)
+    for model, counts in (
+        (ref.CriticModel(with_head("gpt2")), (pack.num_actions,)),
+        (ref.RewardModel(with_head("gpt2")), ()),
+    ):
+        by_lengths = model(pack.input_ids, *counts, sequence_lengths=pack.lengths)
+        torch.testing.assert_close(by_lengths, model(pack.input_ids, *counts, position_ids=pack.position_ids))
+        later = model(rows.input_ids, attention_mask=rows.attention_mask, position_ids=rows.position_ids + 1)
+        assert not torch.allclose(later, model(rows.input_ids, attention_mask=rows.attention_mask))
+
+
 def test_without_actions_a_critic_gives_every_position(
     critic: ref.CriticModel,
     with_head: Callable[..., Path],
@@ -246,6 +276,13 @@ def test_a_head_is_drawn_where_there_is_none_and_asked_for(checkpoints: dict[str
     torch.manual_seed(0)
     weight = ref.CriticModel(checkpoints["llama"], init_head=True).head.weight
     assert weight.std().item() == pytest.approx(33**-0.5, rel=0.5)
+
+
+def test_the_variance_of_a_new_head_is_that_of_its_source() -> None:
+    torch.manual_seed(0)
+    drawn = torch.randn(1, 8, dtype=torch.float64)
+    torch.manual_seed(0)
+    assert torch.equal(new_head(8, torch.float64), drawn / 3)
 
 
 def test_a_head_with_a_bias_is_refused(with_head: Callable[..., Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 
 import rlhf_reference as ref
 
@@ -66,6 +67,22 @@ def test_a_head_drawn_for_a_causal_lm_comes_back_with_its_adapter(checkpoints: d
     torch.testing.assert_close(ask(ref.CriticModel.load(tmp_path)), ask(critic), atol=0, rtol=0)
 
 
+def test_a_regression_model_is_restored_with_the_options_and_on_the_base_that_are_asked_for(
+    with_head: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = ref.CriticModel(with_head("llama"), lora=LORA, dtype=torch.float64)
+    shake(model)
+    model.save(tmp_path / "adapter")
+    other = tmp_path / "other"
+    changed = ref.CriticModel(with_head("llama"))
+    shake(changed)
+    changed.save(other)
+    restored = ref.CriticModel.load(tmp_path / "adapter", dtype=torch.float64)
+    assert restored.head.weight.dtype == torch.float64
+    assert torch.equal(ask(restored), ask(model))
+    assert not torch.allclose(ask(ref.CriticModel.load(tmp_path / "adapter", base=other)).double(), ask(model))
+
+
 def test_normalisation_comes_back(with_head: Callable[..., Path], tmp_path: Path) -> None:
     ref.RewardModel(with_head("llama"), normalize=True, mean=0.5, std=2.0).save(tmp_path)
     restored = ref.RewardModel.load(tmp_path)
@@ -77,6 +94,15 @@ def test_a_saved_reward_model_is_read_by_transformers(with_head: Callable[..., P
     reward_model.save(tmp_path)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).float()
     torch.testing.assert_close(theirs(INPUT).logits[0], ask(reward_model))
+
+
+def test_a_saved_reward_model_says_that_its_tensors_are_of_torch(
+    with_head: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Some versions of transformers refuse a file that does not."""
+    ref.RewardModel(with_head("llama")).save(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as tensors:
+        assert tensors.metadata() == {"format": "pt"}
 
 
 def test_the_parameters_have_the_names_on_disk(with_head: Callable[..., Path], architecture: str) -> None:
@@ -157,6 +183,15 @@ def test_a_4_bit_actor_computes_with_the_weights_that_nf4_stands_for(checkpoints
     assert rounded == 2 * 7
     torch.testing.assert_close(ask(quantised), ask(plain), atol=1e-4, rtol=0)
     assert not torch.allclose(ask(quantised), unquantised, atol=1e-2)
+
+
+@needs_bitsandbytes
+def test_4_bit_weights_are_computed_with_in_the_dtype_that_is_asked_for(checkpoints: dict[str, Path]) -> None:
+    import bitsandbytes
+
+    model = ref.Actor(checkpoints["llama"], dtype=torch.bfloat16, load_in_4bit=True).model
+    layers = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}
 
 
 @needs_bitsandbytes

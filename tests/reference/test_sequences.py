@@ -116,3 +116,9 @@ def test_a_prompt_mask_of_the_whole_row_is_refused() -> None:
             pad_token_id=0,
             prompt_attention_mask=torch.ones(2, 6).long(),
         )
+
+
+def test_rows_that_are_prompts_alone_have_no_actions() -> None:
+    rows = process_sequences(torch.tensor([[0, 5], [5, 6]]), 2, stop_token_ids=(1,), pad_token_id=0)
+    assert rows.attention_mask.tolist() == [[0, 1], [1, 1]]
+    assert rows.action_mask.shape == (2, 0)
