@@ -36,7 +36,7 @@ class Source:
         if not seen.quantity.labelled:
             return f"the {word} of {there} where that of position {due} is due"
         if self.token is None:
-            return f"the {word} of its token under the logits of {there} where those of position {due} are due"
+            return f"its {word} under the logits of {there} where those of position {due} are due"
         token = spot(seen, answer, self.token)
         return f"the {word} of the token at {token} where that of the one at position {due + 1} is due"
 

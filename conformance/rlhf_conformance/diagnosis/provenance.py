@@ -131,11 +131,13 @@ def _claimed(held: list[Explanation], seens: list[Seen]) -> Diagnosis | None:
     name, rule, only = reading.name, reading.rule, _only(held)
     if only in (PAD, OTHER):
         name = "pad" if only == PAD else "neighbour"
+    scope = best.scope
     if len(held) > 1:
+        scope = f"in all {len(best.explained)} numbers that differ"
         rule = f"read at {only}" if only in (PAD, OTHER) else COMMON[name if name in COMMON else reading.kind]
     seen, answer = _clearest(best, seens[0])
     said = reading.said(seen, answer)
-    holds = f"{rule} {best.scope}" if "shifted" in rule else f"{rule}, {best.scope}"
+    holds = f"{rule} {scope}" if "shifted" in rule else f"{rule}, {scope}"
     return Diagnosis(reading.kind, name, f"{_place(seens, seen, answer)}: you returned {said}: {holds}")
 
 
@@ -155,7 +157,7 @@ def _kind_of(seen: Seen, answer: Answer, cell: Cell | None) -> str:
 def _place(seens: list[Seen], seen: Seen, answer: Answer) -> str:
     """The place of an answer; in the batch that the report shows, or in another one."""
     place = seen.quantity.place(answer)
-    return place if seen.case is seens[0].case else f"{place} of another batch of this clause"
+    return place if seen.case is seens[0].case else f"{place} of another batch"
 
 
 # --- numbers one by one --------------------------------------------------------------------------------------------

@@ -196,11 +196,9 @@ def _own_token(name: str, text: str, rule: Rule) -> Reading:
     def said(seen: Seen, answer: Answer) -> str:
         cell = _cell(seen, answer, rule)
         there = spot(seen, answer, cell)
-        return (
-            f"the log-prob of its token under the logits of {there} where those of position {answer.position} are due"
-        )
+        return f"its log-prob under the logits of {there} where those of position {answer.position} are due"
 
-    text = f"logits {text}" if name == "shift" else f"{text}, for the logits alone"
+    text = f"logits {text}" if name == "shift" else f"{text}, for logits alone"
     return Reading("place", name, text, _numbers_at(rule), said, _where(rule))
 
 
