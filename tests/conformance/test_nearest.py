@@ -222,7 +222,7 @@ def test_a_candidate_declares_and_lacks_what_the_adapter_does():
     candidate = nearest.Impostors(user).of(faults()["half-dropped"].adapter)
     assert candidate.provided == user.provided
     assert {n: getattr(candidate.adapter, n) for n in DECLARATIONS} == {n: getattr(Partial, n) for n in DECLARATIONS}
-    assert candidate.truth is user.truth
+    assert candidate.truth._truth is user.truth
 
 
 def test_a_model_that_a_candidate_has_changed_is_not_given_to_the_next(store):

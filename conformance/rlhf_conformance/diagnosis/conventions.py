@@ -20,11 +20,13 @@ class Convention:
 
     name        as the user would declare it
     declared    what an adapter declares that does not follow it, as words; None where it may well follow it
+    methods     those that it concerns, where the reference follows it as it is
     """
 
     name: str
     declared: Callable[[Adapter], str | None]
     adapter: type[Adapter]
+    methods: tuple[str, ...] = ()
 
 
 def conventions() -> tuple[Convention, ...]:
@@ -42,20 +44,17 @@ def _only_mean(aggregation: str) -> Callable[[Adapter], str | None]:
     return lambda adapter: aggregation if tuple(adapter.aggregations) == (aggregation,) else None
 
 
-class _TokenMean(Reference):
-    aggregation = "token-mean"
+def _taking(aggregation: str) -> type[Adapter]:
+    """The reference with this mean, whatever it is asked for."""
 
-    def policy_loss(self, new, old, advantages, mask, options):
-        asked = replace(options, aggregation=self.aggregation)
-        return super().policy_loss(new, old, advantages, mask, asked)
+    class Taking(Reference):
+        def policy_loss(self, new, old, advantages, mask, options):
+            return super().policy_loss(new, old, advantages, mask, replace(options, aggregation=aggregation))
 
-    def value_loss(self, values, old, returns, mask, options):
-        asked = replace(options, aggregation=self.aggregation)
-        return super().value_loss(values, old, returns, mask, asked)
+        def value_loss(self, values, old, returns, mask, options):
+            return super().value_loss(values, old, returns, mask, replace(options, aggregation=aggregation))
 
-
-class _SequenceMean(_TokenMean):
-    aggregation = "sequence-mean"
+    return Taking
 
 
 class _EmptyRowsCounted(Reference):
@@ -73,25 +72,20 @@ def _counting_rows(mask: Any, options: Any) -> Any:
     return replace(options, global_count=len(mask)) if counted else options
 
 
-class _OtherKl(Reference):
-    """approx_kl by the estimator k3 = r - 1 - log r."""
+def _estimating(estimate: Callable[[Any], Any]) -> type[Adapter]:
+    """The reference whose approx_kl is the mean of an estimate made of the log-ratio."""
 
-    def policy_loss(self, new, old, advantages, mask, options):
-        right = super().policy_loss(new, old, advantages, mask, options)
-        return replace(right, approx_kl=_masked_mean(self.estimate(_log_ratio(new, old, mask)), mask))
+    class Estimating(Reference):
+        def policy_loss(self, new, old, advantages, mask, options):
+            right = super().policy_loss(new, old, advantages, mask, options)
+            return replace(right, approx_kl=_masked_mean(estimate(_log_ratio(new, old, mask)), mask))
 
-    def estimate(self, log_r):
-        return log_r.expm1() - log_r
-
-
-class _K1(_OtherKl):
-    def estimate(self, log_r):
-        return -log_r
+    return Estimating
 
 
-class _K2(_OtherKl):
-    def estimate(self, log_r):
-        return 0.5 * log_r**2
+_K1 = _estimating(lambda log_r: -log_r)
+_K2 = _estimating(lambda log_r: 0.5 * log_r**2)
+_K3 = _estimating(lambda log_r: log_r.expm1() - log_r)
 
 
 def _log_ratio(new: Any, old: Any, mask: Any) -> Any:
@@ -193,16 +187,18 @@ def _flag(attribute: str, adapter: type[Adapter]) -> Convention:
 
 
 _CONVENTIONS = (
-    Convention("token-mean", _only_mean("sequence-mean"), _TokenMean),
-    Convention("sequence-mean", _only_mean("token-mean"), _SequenceMean),
+    Convention("token-mean", _only_mean("sequence-mean"), _taking("token-mean")),
+    Convention("sequence-mean", _only_mean("token-mean"), _taking("sequence-mean")),
     Convention("count_empty_rows = True", _instead_of("count_empty_rows", False), _EmptyRowsCounted),
-    Convention("count_empty_rows = False", _instead_of("count_empty_rows", True), Reference),
-    Convention("kl_metric = 'k3'", _instead_of("kl_metric", "k1"), _OtherKl),
+    Convention(
+        "count_empty_rows = False", _instead_of("count_empty_rows", True), Reference, ("policy_loss", "value_loss")
+    ),
+    Convention("kl_metric = 'k3'", _instead_of("kl_metric", "k1"), _K3),
     Convention("kl_metric = 'k1'", _instead_of("kl_metric", "k3"), _K1),
     Convention("the KL estimator k2, half the squared log-ratio", _instead_of("kl_metric", "k1"), _K2),
     Convention("the KL estimator k2, half the squared log-ratio", _instead_of("kl_metric", "k3"), _K2),
     Convention("packed_labels = 'unshifted'", _instead_of("packed_labels", "shifted"), _Unshifted),
-    Convention("packed_labels = 'shifted'", _instead_of("packed_labels", "unshifted"), Reference),
+    Convention("packed_labels = 'shifted'", _instead_of("packed_labels", "unshifted"), Reference, ("pack_sequences",)),
     Convention("stop_ids = 'one'", _instead_of("stop_ids", "set"), _FirstStop),
     Convention("ignored_label = None", _instead_of("ignored_label", "zero"), _IgnoredLabelScored),
     _flag("takes_attention_mask", _MaskFromPads),

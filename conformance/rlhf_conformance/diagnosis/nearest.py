@@ -76,7 +76,9 @@ def candidates(check: Check, adapter: Adapter) -> list[Candidate]:
     found = []
     for convention in conventions():
         declared = convention.declared(adapter)
-        if declared is not None and (concerns(convention.adapter, check) or convention.adapter is Reference):
+        kind: Any = convention.adapter
+        methods = {*changed(kind), *convention.methods}
+        if declared is not None and methods & set(check.needs):
             found.append(Candidate("convention", convention.name, f"you declared {declared}", convention.adapter, 0))
     for fault in faults().values():
         if fault.may_fail(check.slug) and concerns(fault.adapter, check):
@@ -88,7 +90,7 @@ def candidates(check: Check, adapter: Adapter) -> list[Candidate]:
 def _lie(fault: Fault) -> str:
     """What the fault does, and where that was seen."""
     lie = fault.lie.rstrip(".")
-    if lie[1:2].islower() or lie.startswith("A "):  # a word, and not a symbol of a formula
+    if lie[:3] != "NaN" and (lie[1:2].islower() or lie.startswith("A ")):  # a word, and not a symbol of a formula
         lie = lie[0].lower() + lie[1:]
     seen = _evidence().get(fault.bug)
     return f"{lie} (known bug {fault.bug}{f': {seen}' if seen else ''})" if fault.bug else lie
