@@ -186,10 +186,14 @@ def test_a_4_bit_actor_computes_with_the_weights_that_nf4_stands_for(checkpoints
 
 
 @needs_bitsandbytes
-def test_4_bit_weights_are_computed_with_in_the_dtype_that_is_asked_for(checkpoints: dict[str, Path]) -> None:
+def test_a_4_bit_actor_computes_in_the_dtype_and_with_the_attention_that_are_asked_for(
+    checkpoints: dict[str, Path],
+) -> None:
     import bitsandbytes
 
-    model = ref.Actor(checkpoints["llama"], dtype=torch.bfloat16, load_in_4bit=True).model
+    model = ref.Actor(checkpoints["llama"], dtype=torch.bfloat16, attn_implementation="eager", load_in_4bit=True).model
+    assert model.config._attn_implementation == "eager"
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
     layers = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
     assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}
 
