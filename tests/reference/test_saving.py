@@ -121,6 +121,12 @@ def test_only_adapter_and_head_are_trained_with_lora(with_head: Callable[..., Pa
     assert len(trained) == 1 + 2 * 2 * 7  # the head; A and B of 7 linear layers in each of 2 blocks
 
 
+def test_an_adapter_has_the_rank_and_the_scale_that_are_asked_for(checkpoints: dict[str, Path]) -> None:
+    actor = ref.Actor(checkpoints["llama"], lora=ref.LoraOptions(rank=3, alpha=5))
+    config = actor.model.peft_config["default"]
+    assert (config.r, config.lora_alpha) == (3, 5)
+
+
 def test_a_restored_adapter_can_be_trained_on(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     actor = ref.Actor(checkpoints["llama"], lora=LORA)
     actor.save(tmp_path)
