@@ -1,4 +1,4 @@
-"""`python -m tests.proof faults | twins | bench | pages`: see the modules."""
+"""`python -m tests.proof faults | twins | mutation | bench | pages`: see the modules."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def main() -> int:
     twins.add_argument("--dtype", nargs="*", default=["float32", "float64", "bfloat16"])
     twins.set_defaults(run=run_twins)
 
+    mutation = what.add_parser("mutation", help="slips in the reference and in the suite that no test sees")
+    mutation.add_argument("targets", nargs="*", metavar="reference | suite")
+    mutation.add_argument("--left", action="store_true", help="only what was left the last time, once more")
+    mutation.set_defaults(run=run_mutation)
+
     bench = what.add_parser("bench", help="where the time of the gate goes")
     bench.add_argument("adapter", nargs="?", default="reference")
     bench.set_defaults(run=run_bench)
@@ -45,6 +50,12 @@ def run_twins(arguments: argparse.Namespace) -> int:
     from . import twins
 
     return twins.run(arguments.dtype, examples=arguments.examples, workers=arguments.workers)
+
+
+def run_mutation(arguments: argparse.Namespace) -> int:
+    from . import mutation
+
+    return mutation.run(arguments.targets, workers=arguments.workers, left=arguments.left)
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
