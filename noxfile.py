@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,34 +151,11 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "tests.proof", "bench", *session.posargs, env=ENVIRONMENT)
 
 
-MUTATION = """
-[mutmut]
-source_paths=rlhf_reference/
-tests_dir=tests/
-"""
-REFERENCE_IS_CONFORMANT = """
-from rlhf_conformance import conformance_suite
-from rlhf_conformance.adapters.reference import Reference
-
-test_conformance = conformance_suite(Reference(), strict=True)
-"""
-
-
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """mutmut on the reference, with the gate as its tests; `-- "rlhf_reference.policy_loss*"` for some of it.
-
-    The package is put at the root of a project of its own, since mutmut derives a module's name from its path.
-    """
-    install(session, ".", "mutmut")
-    folder = Path(session.create_tmp())
-    shutil.copytree(ROOT / "reference" / "rlhf_reference", folder / "rlhf_reference", dirs_exist_ok=True)
-    (folder / "tests").mkdir(exist_ok=True)
-    (folder / "tests" / "test_reference.py").write_text(REFERENCE_IS_CONFORMANT)
-    (folder / "setup.cfg").write_text(MUTATION)
-    session.chdir(folder)
-    session.run("mutmut", "run", "--max-children", WORKERS, *session.posargs, env=ENVIRONMENT)
-    session.run("mutmut", "results", env=ENVIRONMENT)
+    """mutmut on the reference and on the suite, and what no test sees; writes docs/mutation.md. `-- suite` for one."""
+    install(session, "-e", ".[bnb]", "jsonschema", "mutmut")
+    prove(session, "mutation")
 
 
 @nox.session

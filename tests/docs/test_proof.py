@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from proof import diagnoses, pages, twins
+from proof import diagnoses, mutation, pages, survivors, twins
 from rlhf_conformance.faults import faults
 from rlhf_conformance.twins import twins as library
 
 DTYPES = ("float32", "bfloat16", "float64")
 
 
-@pytest.mark.parametrize("name", ["faults.md", "twins.md", "diagnosis.md"])
+@pytest.mark.parametrize("name", ["faults.md", "twins.md", "diagnosis.md", "mutation.md"])
 def test_a_page_is_what_the_measurements_make_of_it(name):
     """`python -m tests.proof pages` writes them."""
     assert (pages.DOCS / name).read_text() == pages.pages()[name]
@@ -46,6 +46,59 @@ def test_a_fault_without_its_name_has_a_reason():
     rows = diagnoses.read()["faults"]
     odd = {name for name, row in rows.items() if row["outcome"] in (diagnoses.SILENT, diagnoses.WRONG)}
     assert odd == set(diagnoses.REASONS)
+
+
+@pytest.fixture(scope="module")
+def left() -> list[tuple[str, str]]:
+    """(function, edit) of every mutant that no test killed."""
+    rows = json.loads(mutation.NUMBERS.read_text())
+    return [(function, edit) for function, row in rows.items() for edit in row["left"]]
+
+
+def test_every_mutant_is_killed_or_left():
+    for row in json.loads(mutation.NUMBERS.read_text()).values():
+        assert row["mutants"] == sum(row["killed"].values()) + len(row["left"]) + row["untried"]
+
+
+def test_every_surviving_mutant_has_a_reason_of_a_known_kind(left):
+    assert {survivors.reason(function, edit).kind for function, edit in left} <= set(survivors.KINDS)
+
+
+def test_every_reason_is_needed(left):
+    used = {survivors.reason(function, edit) for function, edit in left}
+    assert [row for row in survivors.REASONS if row not in used] == []
+
+
+def test_an_edit_without_a_reason_is_refused():
+    with pytest.raises(LookupError, match=r"a\.b: x -> y"):
+        survivors.reason("a.b", "x -> y")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "f(x, device=x.device) -> f(x, device=None)",
+        "f(x, device=x.device) -> f(x, )",
+        "device=device, -> ",
+        "_chunks(shape, n, x.device): -> _chunks(shape, n, None):",
+    ],
+)
+def test_an_edit_of_the_device_alone_is_known(edit):
+    assert survivors.reason("a.b", edit).kind == "CPU"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "f(x, device=x.device) -> f(None, device=x.device)",
+        "f(x, device=x.device) -> None",
+        "f(x, device=x[0].device) -> f(x, device=x[1].device)",
+        "f(x, dtype=d, device=device) -> f(x, device=device)",
+        "_chunks(shape, n, x.device): -> _chunks(shape, None, x.device):",
+    ],
+)
+def test_an_edit_of_more_than_the_device_is_not_taken_for_one(edit):
+    assert survivors.find("a.b", edit) is None
 
 
 def test_the_interval_of_a_proportion():

@@ -1,4 +1,4 @@
-"""`python -m tests.proof faults | twins | diagnoses | bench | pages`: see the modules."""
+"""`python -m tests.proof faults | twins | diagnoses | mutation | bench | pages`: see the modules."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def main() -> int:
     diagnoses.add_argument("--missing", action="store_true", help="only what has no row yet")
     diagnoses.set_defaults(run=run_diagnoses)
 
+    mutation = what.add_parser("mutation", help="slips in the reference and in the suite that no test sees")
+    mutation.add_argument("targets", nargs="*", metavar="reference | suite")
+    mutation.add_argument("--left", action="store_true", help="only what was left the last time, once more")
+    mutation.set_defaults(run=run_mutation)
+
     bench = what.add_parser("bench", help="where the time of the gate goes")
     bench.add_argument("adapter", nargs="?", default="reference")
     bench.set_defaults(run=run_bench)
@@ -56,6 +61,12 @@ def run_diagnoses(arguments: argparse.Namespace) -> int:
     from . import diagnoses
 
     return diagnoses.run(arguments.names, workers=arguments.workers, missing=arguments.missing)
+
+
+def run_mutation(arguments: argparse.Namespace) -> int:
+    from . import mutation
+
+    return mutation.run(arguments.targets, workers=arguments.workers, left=arguments.left)
 
 
 def run_bench(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The documents that are made from the measurements: docs/faults.md, docs/twins.md and docs/diagnosis.md.
+"""The documents that are made from the measurements: faults.md, twins.md, diagnosis.md and mutation.md in docs.
 
 python -m tests.proof pages
 """
@@ -16,6 +16,7 @@ from rlhf_conformance.faults import faults
 
 from . import diagnoses as naming
 from . import faults as matrix
+from . import mutation, survivors
 from . import twins as alarms
 from .files import DOCS, table
 
@@ -31,6 +32,7 @@ def pages() -> dict[str, str]:
         "faults.md": faults_page(matrix.read()),
         "twins.md": twins_page(json.loads(alarms.NUMBERS.read_text())),
         "diagnosis.md": diagnosis_page(naming.read()),
+        "mutation.md": mutation_page(json.loads(mutation.NUMBERS.read_text())),
     }
 
 
@@ -212,6 +214,112 @@ BUDGETS_INTRODUCTION = """\
 Errors as a share of what a clause allows: the largest of any twin, which has to stay below 1, and the smallest at
 which a fault of the clause was found, which is above 1. Clauses that compare exactly are left out, and where no
 fault of a clause is about numbers the last column is empty."""
+
+
+# --- mutation -----------------------------------------------------------------------------------------------------
+
+
+def mutation_page(rows: dict[str, dict]) -> str:
+    return (
+        "\n\n".join(
+            [
+                "# Slips that no test sees",
+                MUTATION_INTRODUCTION,
+                table(("kind", "what it means"), survivors.KINDS.items()),
+                *(part for target in mutation.TARGETS.values() for part in _target(target, rows)),
+            ]
+        )
+        + "\n"
+    )
+
+
+MUTATION_INTRODUCTION = """\
+A *mutant* is the source with one slip in it that [mutmut](https://github.com/boxed/mutmut) makes: an operator
+exchanged, an argument left out or `None`, a number one larger, a text in other letters. One that every test passes
+is either no slip, or shows what the tests do not see. So each of those is listed here, with the reason why it is
+harmless, or as open.
+
+This page is made by `python -m nox -s mutation` (`-- reference` or `-- suite` for one of its two parts, `-- suite
+--left` to try once more what was left). The numbers and the edits are in `docs/proof/mutation.json`, the reasons in
+`tests/proof/survivors.py`. A mutant that makes the tests run for ever, or ends their process, counts as killed. What
+is *not tried* had no turn yet: a run can be ended at any time and goes on from there. Asked are the tests during which
+the function was called, so a fixture that several tests share speaks for the first of them only."""
+
+MUTATION_TARGETS = {
+    "rlhf_reference": """\
+The tests are the clauses: the reference through its own adapter, in the profile `gate`, in float32, strict, where
+anything but a pass counts as caught. What they let live is tried on `tests/reference`, where saving, loading, LoRA,
+errors and what else no clause asks for have their tests. So the first column of kills is the suite's own, and a
+mutant that is *not reached* runs in no clause. The gate is not asked about messages and devices, and was not asked
+about most of what every model goes through (`checkpoint`, `loading`, `regression.RegressionModel.__init__`,
+`inputs.ModelInputs.of`), which takes it a minute for each mutant: *not asked* counts all of these.
+
+What no clause asks for, and `tests/reference` does: the gradient of the entropy, a clip band that is empty on one side
+or reaches below 0, rows without an action, sampling, errors, LoRA, and restoring on another base.""",
+    "rlhf_conformance": """\
+Of the suite, what decides over others: comparisons, budgets, verdicts, choices, layouts and the oracle, with the
+tests of `tests/conformance` that run in one process. Its other modules have not been tried.""",
+}
+
+
+def _target(target: mutation.Target, rows: dict[str, dict]) -> Iterable[str]:
+    own = {name: row for name, row in rows.items() if name.startswith(target.name + ".")}
+    modules = collections.defaultdict(list)
+    for name, row in own.items():
+        modules[_module(name)].append((name, row))
+    trials = [trial.name for trial in target.trials]
+    kinds = [kind for kind in survivors.KINDS if any(kind in _kinds(name, row) for name, row in own.items())]
+    first, *others = trials
+    head = ["module", "mutants", f"not reached by {first}", "not asked of it", f"killed by {first}"]
+    head += [*(f"killed by {trial}" for trial in others), *kinds, "not tried"]
+    counts = {
+        module.removeprefix(target.name + "."): _counts(functions, trials, kinds)
+        for module, functions in modules.items()
+    }
+    counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+    yield f"## `{target.name}`"
+    yield MUTATION_TARGETS[target.name]
+    yield table(head, ((module, *map(str, numbers)) for module, numbers in counts.items()))
+    yield f"mutmut leaves decorated functions alone: {_codes(mutation.untouched(target))}."
+    for module, functions in modules.items():
+        left = [(name, edit) for name, row in functions for edit in row["left"]]
+        if left:
+            yield f"### `{module}`"
+            yield table(("where", "old -> new", "kind", "why"), _reasons(module, left))
+
+
+def _counts(functions: list[tuple[str, dict]], trials: list[str], kinds: list[str]) -> list[int]:
+    left = collections.Counter(kind for name, row in functions for kind in _kinds(name, row))
+    rows = [row for _, row in functions]
+    return [
+        *(sum(row[what] for row in rows) for what in ("mutants", "unreached", "unasked")),
+        *(sum(row["killed"].get(trial, 0) for row in rows) for trial in trials),
+        *(left[kind] for kind in kinds),
+        sum(row["untried"] for row in rows),
+    ]
+
+
+def _kinds(name: str, row: dict) -> list[str]:
+    return [survivors.reason(name, edit).kind for edit in row["left"]]
+
+
+def _reasons(module: str, left: list[tuple[str, str]]) -> Iterable[tuple[str, ...]]:
+    """One row for each reason of a function: edits that have the same one stand together."""
+    together = collections.defaultdict(list)
+    for name, edit in left:
+        together[name.removeprefix(module + "."), survivors.reason(name, edit)].append(edit)
+    for (name, why), edits in together.items():
+        shown = "; ".join(f"`{edit}`" for edit in edits) if why.shown else f"{len(edits)} edit{'s' * (len(edits) > 1)}"
+        yield f"`{name}`", shown, why.kind, why.why
+
+
+def _module(function: str) -> str:
+    """
+    >>> _module("rlhf_reference.actor.Actor.save"), _module("rlhf_conformance.cases.picks.Picks.of")
+    ('rlhf_reference.actor', 'rlhf_conformance.cases.picks')
+    """
+    parts = function.split(".")
+    return ".".join(parts[:3] if parts[1] in ("cases", "checks") else parts[:2])
 
 
 # --- diagnoses ----------------------------------------------------------------------------------------------------

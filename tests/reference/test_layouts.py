@@ -174,3 +174,9 @@ def test_prompts_without_their_responses_are_no_batch(prompts: int, responses: i
     row = torch.tensor([5])
     with pytest.raises(ValueError, match="do not make a batch"):
         ref.RaggedBatch((row,) * prompts, (row,) * responses)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_padded_rows_know_the_lengths_of_their_parts(side: str) -> None:
+    rows = ragged([([5, 6], [7]), ([8], [9, 3, 4])]).pad(0, side)
+    assert (rows.prompt_lengths, rows.response_lengths) == ((2, 1), (1, 3))

@@ -102,6 +102,14 @@ def test_logits_near_the_end_of_float32_stay_finite_below_temperature_1() -> Non
     assert token_log_probs(logits, torch.tensor([0]), temperature=0.5).item() == 0.0
 
 
+def test_a_position_is_not_rounded_by_the_logits_of_another() -> None:
+    logits, labels = logits_and_labels(2, dtype=torch.float32)
+    alone = token_log_probs(logits[1:], labels[1:]), token_entropy(logits[1:])
+    logits[0] += 1e6
+    assert torch.equal(token_log_probs(logits, labels)[1:], alone[0])
+    assert torch.equal(token_entropy(logits)[1:], alone[1])
+
+
 def test_a_log_prob_is_never_above_0() -> None:
     logits = 30 * torch.randn(2000, V, generator=torch.Generator().manual_seed(0))
     assert token_log_probs(logits, logits.argmax(-1)).max() <= 0

@@ -218,6 +218,11 @@ def test_a_config_that_asks_for_normalisation_gets_it(with_head: Callable[..., P
     assert ref.RewardModel(tmp_path)(INPUT).item() == pytest.approx((raw - 0.5) / 4.0)
 
 
+def test_a_config_that_says_nothing_of_normalisation_asks_for_none(with_head: Callable[..., Path]) -> None:
+    model = ref.RewardModel(with_head("llama"))
+    assert (model.normalize, model.mean, model.std) == (False, 0.0, 1.0)
+
+
 def test_a_std_of_0_is_refused(with_head: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="std"):
         ref.RewardModel(with_head("llama"), normalize=True, std=0.0)
@@ -276,6 +281,18 @@ def test_a_head_is_drawn_where_there_is_none_and_asked_for(checkpoints: dict[str
     torch.manual_seed(0)
     weight = ref.CriticModel(checkpoints["llama"], init_head=True).head.weight
     assert weight.std().item() == pytest.approx(33**-0.5, rel=0.5)
+
+
+@pytest.mark.parametrize("asked, name", [(None, "score"), ("v_head", "v_head")])
+def test_a_drawn_head_has_the_name_that_is_asked_for_and_is_drawn_in_float32(
+    checkpoints: dict[str, Path], asked: str | None, name: str
+) -> None:
+    torch.manual_seed(0)
+    drawn = new_head(32, torch.float32)
+    torch.manual_seed(0)
+    critic = ref.CriticModel(checkpoints["llama"], head_name=asked, init_head=True, dtype=torch.float64)
+    assert critic.head_name == name
+    assert torch.equal(critic.head.weight, drawn.double())
 
 
 def test_the_variance_of_a_new_head_is_that_of_its_source() -> None:

@@ -121,6 +121,12 @@ def test_only_adapter_and_head_are_trained_with_lora(with_head: Callable[..., Pa
     assert len(trained) == 1 + 2 * 2 * 7  # the head; A and B of 7 linear layers in each of 2 blocks
 
 
+def test_an_adapter_has_the_rank_and_the_scale_that_are_asked_for(checkpoints: dict[str, Path]) -> None:
+    actor = ref.Actor(checkpoints["llama"], lora=ref.LoraOptions(rank=3, alpha=5))
+    config = actor.model.peft_config["default"]
+    assert (config.r, config.lora_alpha) == (3, 5)
+
+
 def test_a_restored_adapter_can_be_trained_on(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     actor = ref.Actor(checkpoints["llama"], lora=LORA)
     actor.save(tmp_path)
@@ -186,10 +192,14 @@ def test_a_4_bit_actor_computes_with_the_weights_that_nf4_stands_for(checkpoints
 
 
 @needs_bitsandbytes
-def test_4_bit_weights_are_computed_with_in_the_dtype_that_is_asked_for(checkpoints: dict[str, Path]) -> None:
+def test_a_4_bit_actor_computes_in_the_dtype_and_with_the_attention_that_are_asked_for(
+    checkpoints: dict[str, Path],
+) -> None:
     import bitsandbytes
 
-    model = ref.Actor(checkpoints["llama"], dtype=torch.bfloat16, load_in_4bit=True).model
+    model = ref.Actor(checkpoints["llama"], dtype=torch.bfloat16, attn_implementation="eager", load_in_4bit=True).model
+    assert model.config._attn_implementation == "eager"
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
     layers = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
     assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}
 
