@@ -20,7 +20,7 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 
 from rlhf_conformance._lazy import torch
-from rlhf_conformance.checks import Check, checks
+from rlhf_conformance.checks import Check, NotReturned, checks
 from rlhf_conformance.judge import ClauseFailure, Comparison, Judge
 from rlhf_conformance.results import ERROR, FAIL, Result
 from rlhf_conformance.subject import AdapterError, Subject, WiringError
@@ -59,13 +59,14 @@ def observe(check: Check, subject: Subject, case: Any) -> Observed:
     """Try a case with every comparison on record."""
     judge = Judge(record=[])
     ended = ""
+    subject.forget_models()  # no case inherits what another one has done to a model
     try:
         with torch.random.fork_rng(devices=[] if subject.device == "cpu" else [subject.device]):
             torch.manual_seed(SEED)  # so that two adapters who draw random numbers draw the same
             check.function(subject, case, judge)
     except KeyboardInterrupt:
         raise
-    except (ClauseFailure, AdapterError, WiringError) as error:
+    except (ClauseFailure, AdapterError, WiringError, NotReturned) as error:
         ended = str(error)
     assert judge.record is not None
     return Observed(case, tuple(judge.record), ended)
