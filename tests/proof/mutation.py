@@ -92,6 +92,7 @@ TARGETS = {
                     "tests/conformance/conftest.py",
                     "tests/conformance/plain_models.py",
                     "tests/conformance/hostile",
+                    "tests/samples.py",
                     *(f"tests/conformance/test_{name}.py" for name in OWN_TESTS),
                 ),
             ),
@@ -112,6 +113,7 @@ use_git_change_detection=false
 
 [tool:pytest]
 addopts=-p rlhf_conformance.plugin -p mutation_rules --import-mode=importlib
+pythonpath=tests
 markers=cuda: needs a CUDA device
 """
 MAKE_MUTANTS = """\

@@ -10,6 +10,7 @@ evidence allows for more than one reading.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -66,7 +67,7 @@ def observe(check: Check, subject: Subject, case: Any) -> Observed:
             check.function(subject, case, judge)
     except KeyboardInterrupt:
         raise
-    except (ClauseFailure, AdapterError, WiringError, NotReturned) as error:
+    except (ClauseFailure, AdapterError, WiringError) as error:
         ended = str(error)
     assert judge.record is not None
     return Observed(case, tuple(judge.record), ended)
@@ -104,7 +105,8 @@ class Evidence:
         for case in drawn(self.check, self.subject, count, self.seed):
             if self.late:
                 break
-            found.append(observe(self.check, self.subject, case))
+            with contextlib.suppress(NotReturned):  # a case for which the trainer does not make what is judged
+                found.append(observe(self.check, self.subject, case))
         return tuple(found)
 
 
