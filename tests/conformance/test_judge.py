@@ -204,3 +204,30 @@ def test_a_fact_that_does_not_hold_names_its_place_and_its_note():
         Judge().that(False, "graph", expected="one", actual="none", place="sample 2", note="why")
     assert (error.value.mismatch.place, error.value.mismatch.note) == ("sample 2", "why")
     assert str(error.value) == "graph at sample 2: expected one, got none"
+
+
+def test_a_judge_with_a_record_keeps_every_comparison_and_goes_on():
+    judge = Judge(record=[])
+    judge.close([[1.0, 2.5], [3.0]], [[1.0, 2.0], [3.0]], [0.1, 0.2], what="first", place=sample_action, note="why")
+    judge.equal(torch.tensor([4]), [4], what="second")
+    first, second = judge.record
+    assert (first.what, second.what) == ("first", "second")
+    assert first.indices == ((0, 0), (0, 1), (1, 0))
+    assert first.actual == (1.0, 2.5, 3.0)
+    assert first.expected == (1.0, 2.0, 3.0)
+    assert first.allowed == (0.1, 0.1, 0.2)
+    assert (first.place((0, 1)), second.place((0,))) == ("sample 0, action 1", "row 0")
+    assert (first.broken.place, first.broken.note, first.broken.count) == (
+        "sample 0, action 1",
+        "why",
+        "1 of 3 numbers differ",
+    )
+    assert second.broken is None
+    assert judge.comparisons == 4
+
+
+def test_a_judge_with_a_record_still_stops_at_a_plain_fact():
+    judge = Judge(record=[])
+    with pytest.raises(ClauseFailure):
+        judge.that(False, "shape", expected="()", actual="(1,)")
+    assert judge.record == []

@@ -290,3 +290,11 @@ def test_weights_are_not_rounded(truth):
 def test_a_weight_for_each_answer_or_none(truth):
     with pytest.raises(ValueError):
         truth.gradients(Probe(), [SAMPLE], [], answer="log_probs")
+
+
+def test_the_oracles_model_is_the_one_in_float64_on_the_cpu(truth):
+    probe = Probe()
+    alone = truth.alone(probe)
+    assert {(p.dtype, p.device.type) for p in alone.module.parameters()} == {(torch.float64, "cpu")}
+    assert alone(TOKENS).tolist() == truth.logits(probe, TOKENS)
+    assert truth.alone(probe) is alone

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from dataclasses import replace
 
 import pytest
 
@@ -17,9 +19,11 @@ from rlhf_conformance.results import (
     SKIP,
     UNEXPECTED_PASS,
     VERDICTS,
+    Failure,
     Report,
     Result,
 )
+from samples import SHIFTED_VALUES
 
 MUST, SHOULD, CONVENTION = "policy-loss.clip", "policy-loss.overflow", "policy-loss.aggregation"
 LEVELS = {MUST: "MUST", SHOULD: "SHOULD", CONVENTION: "CONVENTION"}
@@ -153,6 +157,40 @@ def test_every_check_has_a_floor_of_at_least_one_example(profile):
 
     for check in checks().values():
         assert 1 <= PROFILES[profile].floor_of(check) <= PROFILES[profile].examples_of(check)
+
+
+# --- as data ------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_with_all_that_a_failure_may_hold_comes_back_from_json():
+    assert SHIFTED_VALUES.failure.picture is not None
+    assert SHIFTED_VALUES.failure.exchange is not None
+    assert Result.from_json(json.loads(json.dumps(SHIFTED_VALUES.to_json()))) == SHIFTED_VALUES
+    plain = replace(SHIFTED_VALUES, failure=replace(SHIFTED_VALUES.failure, picture=None, exchange=None))
+    assert Result.from_json(json.loads(json.dumps(plain.to_json()))) == plain
+
+
+STORED = Result(MUST, "MUST", FAIL, failure=Failure("loss", "", "1", "2", stored={"type": "LossCase"}))
+
+
+@pytest.mark.parametrize(
+    "result, run, replayed",
+    [
+        (STORED, {"command": "check a:A", "report": "my reports/report.json"}, "--replay 'my reports/report.json'"),
+        (STORED, {"command": "check a:A"}, ""),
+        (STORED, {"command": "check a:A", "report": ""}, ""),
+        (replace(STORED, failure=replace(STORED.failure, stored=None)), {"command": "check a:A", "report": "r"}, ""),
+        (replace(STORED, failure=None), {"command": "check a:A", "report": "r"}, ""),
+    ],
+    ids=["a stored case", "no report", "an empty path", "no stored case", "no failure"],
+)
+def test_the_command_that_repeats_a_clause(result, run, replayed):
+    assert Report((result,), run=run).command(result) == f"check a:A --only {MUST} {replayed}".rstrip()
+
+
+@pytest.mark.parametrize("run", [{}, {"command": "", "report": "r"}])
+def test_an_adapter_that_is_an_object_has_no_command(run):
+    assert Report((STORED,), run=run).command(STORED) == ""
 
 
 # --- through the command -------------------------------------------------------------------------------------------

@@ -158,7 +158,13 @@ REASONS = (
     Reason("regression.RegressionModel.__init__", r"bias=None", "equivalent", "None is as false"),
     Reason("regression.RegressionModel.__init__", r'"normalize_reward", None', "equivalent", "None is as false"),
     # --- the suite
-    Reason("judge.Judge.close", r"^severity = ", "open", "it is computed and never read: no slip can show"),
+    Reason(
+        "results.Report.command",
+        r", None\)|\(\"(command|report)\", \)",
+        "equivalent",
+        "nothing stands for no command, and no path",
+    ),
+    Reason("truth.Truth.alone", "None", "equivalent", "no more plain than False; the model is loaded a second time"),
     Reason(
         "budgets.model_output", r"temperature: float = 2\.0", "equivalent", "a temperature above 1 counts as 1 here"
     ),
