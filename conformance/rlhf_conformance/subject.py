@@ -127,7 +127,8 @@ class Subject:
         self.record = CallRecord()
         if self.heard is not None:
             self.heard(method, tuple(args))
-        answer = getattr(self.adapter, method)(*args)
+        with _unset_memory_is_nan() if method in LOADING else contextlib.nullcontext():
+            answer = getattr(self.adapter, method)(*args)
         if self.device != "cpu":
             torch.cuda.synchronize(self.device)  # an error of its kernels is an error of this call
         return answer
@@ -410,6 +411,21 @@ class _GlobalState:
 
 _ENTERED: list[Any] = []
 """Inference modes that were entered to undo an adapter's: one that is forgotten is left."""
+
+
+LOADING = ("load_actor", "load_reward_model", "load_critic", "restore")
+
+
+@contextlib.contextmanager
+def _unset_memory_is_nan() -> Iterator[None]:
+    """A parameter or a buffer that a trainer allocates and never sets is NaN, and not whatever lay in memory: what
+    depends on it is found in every run, and not now and then. That is what torch does in its deterministic mode."""
+    was, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warns)
 
 
 @contextlib.contextmanager

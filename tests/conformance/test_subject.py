@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rlhf_conformance.adapter import Adapter, PackedSequences, PolicyLossOptions, PolicyLossResult, ProcessedSequences
+from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.batch import Prompts
 from rlhf_conformance.cases.losses import LossCase
 from rlhf_conformance.cases.models import ModelCase
@@ -304,3 +305,15 @@ def test_models_are_loaded_once_a_clause():
     subject.forget_models()
     assert subject.model("load_actor", Probe()) is not first
     assert len(loads) == 3
+
+
+def test_memory_that_a_trainer_never_sets_is_nan_after_loading(store):
+    class Unset(Reference):
+        def load_critic(self, checkpoint):
+            model = super().load_critic(checkpoint)
+            model.unset = torch.empty(64)
+            return model
+
+    subject = Subject.make(Unset(), device="cpu", dtype="float32", store=store)
+    assert subject.load("load_critic", Probe(head_name="score")).unset.isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()

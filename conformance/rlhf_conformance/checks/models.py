@@ -226,6 +226,7 @@ def _register_round_trip(role: Role) -> None:
             f"{role.what} before saving",
             expected="finite numbers",
             actual="NaN or infinite ones",
+            note="memory that a trainer allocates while loading and never sets is NaN here",
         )
         with tempfile.TemporaryDirectory() as folder:
             subject.call("save", model, Path(folder))
