@@ -288,6 +288,9 @@ METHODS = (
 )
 """The methods that make up what an adapter provides (`parameters` and `set_training` have defaults that work)."""
 
+PREPARING = ("load_actor", "load_reward_model", "load_critic", "set_training", "save", "restore")
+"""The methods that answer nothing, but prepare what later calls are given."""
+
 
 class DeclarationError(ValueError):
     """A class attribute of an adapter holds something that it may not."""

@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rlhf_spec.clauses
-from rlhf_conformance.results import (
-    CONFORMANT_STATUS,
-    FAILED_STATUS,
-    INCOMPLETE_STATUS,
-    NOT_PROVIDED,
-    SKIP,
-    USAGE_STATUS,
-)
+from rlhf_conformance.results import CONFORMANT_STATUS, FAILED_STATUS, INCOMPLETE_STATUS, USAGE_STATUS
 from rlhf_conformance.suite import DTYPES, PROFILES
 
 if TYPE_CHECKING:
@@ -203,8 +196,9 @@ def _known_failures(arguments: argparse.Namespace) -> tuple[KnownFailure, ...]:
 def _accept(console: Console, report: Report, plan: Plan, arguments: argparse.Namespace) -> int:
     """Write the known failures of a run, and say what became of each row."""
     from rlhf_conformance import known, reporting, terminal
+    from rlhf_conformance.reporting import parts
 
-    if all(result.verdict in (NOT_PROVIDED, SKIP) for result in report.results):
+    if parts.tested_nothing(report):
         terminal.show_report(console, report)
         return INCOMPLETE_STATUS
     accepted = known.accept(report, plan)

@@ -20,12 +20,12 @@ import rlhf_spec.clauses
 import rlhf_spec.policy_loss
 import rlhf_spec.value_loss
 from rlhf_conformance import probe_files, probes
+from rlhf_conformance.adapter import PREPARING
 from rlhf_conformance.cases import storing
 from rlhf_conformance.literals import literal, tensor
 from rlhf_conformance.results import Call, Exchange, Failure, Report, Result
 
 WIDTH = 110
-PREPARING = ("load_actor", "load_reward_model", "load_critic", "set_training", "save", "restore")
 CASE_NAMES = {
     "policy_loss": {"log_probs": "new", "old_log_probs": "old", "advantages": "target", "action_mask": "mask"},
     "value_loss": {"values": "new", "old_values": "old", "returns": "target", "action_mask": "mask"},

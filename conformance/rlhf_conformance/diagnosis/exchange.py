@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from rlhf_conformance._lazy import torch
-from rlhf_conformance.adapter import METHODS, PolicyLossOptions, ValueLossOptions
+from rlhf_conformance.adapter import METHODS, PREPARING, PolicyLossOptions, ValueLossOptions
 from rlhf_conformance.batch import Batch, Prompts
 from rlhf_conformance.cases import storing
 from rlhf_conformance.checks import Check
@@ -20,8 +20,6 @@ NUMBERS = 256
 CELLS = 300
 MADE_AGAIN = ("policy_loss", "value_loss", "token_log_probs", "token_entropy")
 """A tensor of these methods that has more numbers is kept as its shape alone: the case says how to make it."""
-PREPARING = ("load_actor", "load_reward_model", "load_critic", "set_training", "save", "restore")
-"""Calls that all later ones depend on."""
 ASKED_ONCE = ("sequences.rows-independent",)
 """Clauses that compare one answer with many others."""
 _WITHHELD = ("path", "device", "starts")
