@@ -26,7 +26,8 @@ def load(
     """`auto_class.from_pretrained(path)` on `device` (None: the CPU).
 
     dtype         of the weights, whatever the checkpoint's; with 4-bit weights the dtype that they are computed in
-    load_in_4bit  linear layers as NF4 (Dettmers et al. 2023), by bitsandbytes
+    load_in_4bit  linear layers as NF4 (Dettmers et al. 2023), by bitsandbytes; train and eval mode, with and without
+                  gradients, compute with the same numbers on whatever processor
     raises        ImportError if bitsandbytes is wanted and missing; ValueError if the checkpoint lacks weights that
                   the model has: transformers would draw them at random
     """
@@ -36,6 +37,8 @@ def load(
     model, report = auto_class.from_pretrained(path, output_loading_info=True, **options)
     if report["missing_keys"]:
         raise ValueError(f"the checkpoint {path} lacks weights: {sorted(report['missing_keys'])}")
+    if load_in_4bit:
+        _without_packing(model)
     return model if load_in_4bit or device is None else model.to(device)  # type: ignore[no-any-return]
 
 
@@ -43,6 +46,19 @@ def _nf4(dtype: torch.dtype) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError("load_in_4bit=True needs bitsandbytes, which is not installed: pip install bitsandbytes")
     return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _without_packing(model: nn.Module) -> None:
+    """Keep every layer on the one way to compute that takes part in training, in place.
+
+    On a processor with avx512_bf16 bitsandbytes packs the weights of a layer anew at the first forward in
+    eval mode, and takes another kernel from then on. Train mode then has other log-probs, so that the ratio is not 1
+    before any step; and a layer whose input has fewer than 64 features cannot be computed at all. The layer asks the
+    attribute `support_avx512bf16_for_cpu` first.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def without_dropout(model: nn.Module) -> nn.Module:

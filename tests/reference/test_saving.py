@@ -215,6 +215,23 @@ def test_a_4_bit_actor_trains_and_restores_its_adapter(checkpoints: dict[str, Pa
     torch.testing.assert_close(ask(ref.Actor.load(tmp_path, load_in_4bit=True)), ask(actor), atol=0, rtol=0)
 
 
+@needs_bitsandbytes
+@pytest.mark.parametrize("packs", [True, False], ids=["a processor that packs", "one that does not"])
+def test_a_4_bit_actor_computes_the_same_in_eval_and_train_mode(
+    packs: bool, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old log-probs are taken in eval mode without gradients; before any step the ratio to them is 1."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: packs)
+    actor = ref.Actor(checkpoints["llama"], load_in_4bit=True)
+    answers = []
+    for training in (False, True, False):
+        actor.train(training)
+        with torch.set_grad_enabled(training):
+            answers.append(actor(INPUT, 4).detach())
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
+
+
 def test_4_bit_without_bitsandbytes_says_what_is_missing(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
