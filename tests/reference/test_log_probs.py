@@ -13,6 +13,7 @@ from rlhf_reference import token_entropy, token_log_probs
 from rlhf_spec import log_probs as spec
 
 V = 11
+THREE = 3 * V * 8  # bytes of three positions in float64
 
 
 def logits_and_labels(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,7 +29,7 @@ def test_log_prob_is_that_of_the_spec(temperature: float) -> None:
         [spec.token_log_prob(z, label, temperature) for z, label in zip(*rows, strict=True)]
         for rows in zip(logits.tolist(), labels.tolist(), strict=True)
     ]
-    actual = token_log_probs(logits, labels, temperature=temperature, chunk_size=3)
+    actual = token_log_probs(logits, labels, temperature=temperature, chunk_bytes=THREE)
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), atol=1e-13, rtol=0)
 
 
@@ -36,7 +37,7 @@ def test_log_prob_is_that_of_the_spec(temperature: float) -> None:
 def test_entropy_is_that_of_the_spec(temperature: float) -> None:
     logits, _ = logits_and_labels(2, 5)
     expected = [[spec.entropy(z, temperature) for z in row] for row in logits.tolist()]
-    actual = token_entropy(logits, temperature=temperature, chunk_size=3)
+    actual = token_entropy(logits, temperature=temperature, chunk_bytes=THREE)
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), atol=1e-13, rtol=0)
 
 
@@ -58,21 +59,23 @@ def test_gradient_of_log_probs_by_finite_differences() -> None:
     logits, labels = logits_and_labels(2, 5)
     labels[1, 2] = -100
     torch.autograd.gradcheck(
-        lambda z: token_log_probs(z[:, :-1], labels[:, 1:], temperature=0.7, chunk_size=3), logits.requires_grad_()
+        lambda z: token_log_probs(z[:, :-1], labels[:, 1:], temperature=0.7, chunk_bytes=THREE), logits.requires_grad_()
     )
 
 
 def test_gradient_of_the_entropy_by_finite_differences() -> None:
     logits, _ = logits_and_labels(2, 5)
-    torch.autograd.gradcheck(lambda z: token_entropy(z[:, :-1], temperature=0.7, chunk_size=3), logits.requires_grad_())
+    torch.autograd.gradcheck(
+        lambda z: token_entropy(z[:, :-1], temperature=0.7, chunk_bytes=THREE), logits.requires_grad_()
+    )
 
 
 @pytest.mark.parametrize("positions", range(1, 10))
 def test_no_position_is_dropped_whatever_the_chunk_size(positions: int) -> None:
     logits, labels = logits_and_labels(positions)
     expected = logits.log_softmax(-1)[torch.arange(positions), labels]
-    for chunk_size in range(1, 11):
-        torch.testing.assert_close(token_log_probs(logits, labels, chunk_size=chunk_size), expected)
+    for size in range(1, 11):
+        torch.testing.assert_close(token_log_probs(logits, labels, chunk_bytes=size * V * 8), expected)
 
 
 def test_a_slice_of_the_logits_gives_what_its_copy_gives() -> None:
@@ -195,8 +198,8 @@ def large_tensors(compute: Any, leaf: torch.Tensor) -> tuple[int, int]:
 def test_no_second_tensor_of_the_logits_size_and_one_gradient(what: str, dtype: torch.dtype) -> None:
     logits, labels = logits_and_labels(8, 9, dtype=dtype)
     compute = {
-        "log_probs": lambda z: token_log_probs(z, labels, chunk_size=8),
-        "entropy": lambda z: token_entropy(z, chunk_size=8),
+        "log_probs": lambda z: token_log_probs(z, labels, chunk_bytes=8 * V * 4),
+        "entropy": lambda z: token_entropy(z, chunk_bytes=8 * V * 4),
     }[what]
     assert large_tensors(compute, logits.requires_grad_()) == (0, 1)
 
@@ -214,5 +217,34 @@ def test_nothing_but_logits_and_labels_is_saved_for_the_backward_pass() -> None:
     logits.requires_grad_()
     saved: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-        token_log_probs(logits, labels, chunk_size=8)
+        token_log_probs(logits, labels, chunk_bytes=8 * V * 4)
     assert {x.untyped_storage().data_ptr() for x in saved} == {x.untyped_storage().data_ptr() for x in (logits, labels)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_nan_is_not_hidden_by_the_entropy(dtype: torch.dtype) -> None:
+    logits, _ = logits_and_labels(3, dtype=dtype)
+    logits[1, 2] = torch.nan
+    assert token_entropy(logits).isnan().tolist() == [False, True, False]
+    logits.requires_grad_()
+    token_entropy(logits).sum().backward()
+    assert logits.grad.isnan().any(-1).tolist() == [False, True, False]
+
+
+def test_chunks_of_another_size_compute_the_same_numbers() -> None:
+    """With -inf among the logits, in one chunk and in one for each position."""
+    logits, labels = logits_and_labels(2, 3, 4, dtype=torch.float32)
+    logits[..., 3] = -torch.inf
+    labels[labels == 3] = 4
+    logits.requires_grad_()
+    for compute in (
+        lambda size: token_log_probs(logits, labels, chunk_bytes=size),
+        lambda size: token_entropy(logits, chunk_bytes=size),
+    ):
+        found = []
+        for size in (1, 10**6):
+            result = compute(size)
+            found.append((result.detach(), *torch.autograd.grad(result.sum(), logits)))
+        for one, whole in zip(*found, strict=True):
+            assert one.isfinite().all()
+            torch.testing.assert_close(one, whole)
