@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nox
 from nox.virtualenv import PassthroughEnv
+from packaging.requirements import Requirement
 
 nox.needs_version = ">=2024.10.9"
 nox.options.sessions = ["lint", "tests", "conformance"]
@@ -69,6 +70,35 @@ def tests(session: nox.Session) -> None:
     """The project's own tests. `nox -s tests -- tests/project -x` runs some of them."""
     install(session, "-e", ".[bnb]", "hatchling", "editables", "jsonschema")
     session.run("python", "-m", "pytest", "-n", "auto", "--dist", "worksteal", *session.posargs, env=ENVIRONMENT)
+
+
+def lowest(requirement: Requirement) -> str:
+    """A requirement as its lowest version: "rich>=13" -> "rich==13"."""
+    (bound,) = (part.version for part in requirement.specifier if part.operator == ">=")
+    return f"{requirement.name}=={bound}"
+
+
+def requirements() -> list[Requirement]:
+    """What pyproject.toml says that the package needs here."""
+    found = map(Requirement, nox.project.load_toml(ROOT / "pyproject.toml")["project"]["dependencies"])
+    return [requirement for requirement in found if requirement.marker is None or requirement.marker.evaluate()]
+
+
+@nox.session
+@nox.parametrize("which", ["lowest", "newest"])
+def floors(session: nox.Session, which: str) -> None:
+    """Every door of the package with the lowest version that each dependency is declared with, and with the newest.
+
+    torch is the one of constraints.txt: an old one for Linux brings gigabytes of CUDA libraries. `-- torch` takes its
+    lowest version, too.
+    """
+    own = requirements()
+    with_torch = "torch" in session.posargs
+    pins = [lowest(r) if which == "lowest" else r.name for r in own if r.name != "torch" or with_torch]
+    torch = [] if with_torch else [next(line for line in CONSTRAINTS.read_text().splitlines() if line[:7] == "torch==")]
+    session.install("--upgrade", *torch, *pins)
+    session.install("--no-deps", ".")
+    session.run("python", "tests/project/doors.py", env=ENVIRONMENT)
 
 
 @nox.session
@@ -146,9 +176,12 @@ def diagnoses(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Where the gate's time goes; red where more than a quarter goes anywhere but into adapter and oracle."""
+    """Where the gate's time goes, red where more than a quarter goes anywhere but into adapter and oracle; and how
+    fast the reference takes token log-probs, in docs/speed.md."""
     install(session, ".")
     session.run("python", "-m", "tests.proof", "bench", *session.posargs, env=ENVIRONMENT)
+    session.run("python", "-m", "tests.proof", "speed", env=ENVIRONMENT)
+    session.run("python", "-m", "tests.proof", "pages", env=ENVIRONMENT)
 
 
 @nox.session

@@ -13,37 +13,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_conformance.adapter import Adapter as Adapter
-    from rlhf_conformance.adapter import PackedSequences as PackedSequences
-    from rlhf_conformance.adapter import PolicyLossOptions as PolicyLossOptions
-    from rlhf_conformance.adapter import PolicyLossResult as PolicyLossResult
-    from rlhf_conformance.adapter import ProcessedSequences as ProcessedSequences
-    from rlhf_conformance.adapter import ValueLossOptions as ValueLossOptions
-    from rlhf_conformance.batch import Batch as Batch
-    from rlhf_conformance.batch import Prompts as Prompts
-    from rlhf_conformance.command import check as check
-    from rlhf_conformance.loading import LoadError as LoadError
-    from rlhf_conformance.probes import Checkpoint as Checkpoint
+    from rlhf_conformance.chapters.packing.interface import PackedSequences as PackedSequences
+    from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions as PolicyLossOptions
+    from rlhf_conformance.chapters.policy_loss.interface import PolicyLossResult as PolicyLossResult
+    from rlhf_conformance.chapters.sequences.interface import ProcessedSequences as ProcessedSequences
+    from rlhf_conformance.chapters.value_loss.interface import ValueLossOptions as ValueLossOptions
+    from rlhf_conformance.oracle.batch import Batch as Batch
+    from rlhf_conformance.oracle.batch import Prompts as Prompts
+    from rlhf_conformance.oracle.probes import Checkpoint as Checkpoint
     from rlhf_conformance.results import Report as Report
-    from rlhf_conformance.suite import UsageError as UsageError
-    from rlhf_conformance.suite import conformance_suite as conformance_suite
+    from rlhf_conformance.run.command import check as check
+    from rlhf_conformance.run.loading import LoadError as LoadError
+    from rlhf_conformance.run.loading import UsageError as UsageError
+    from rlhf_conformance.run.suite import conformance_suite as conformance_suite
 
-_HOMES = {
-    "adapter": (
-        "Adapter",
-        "PackedSequences",
-        "PolicyLossOptions",
-        "PolicyLossResult",
-        "ProcessedSequences",
-        "ValueLossOptions",
-    ),
-    "batch": ("Batch", "Prompts"),
-    "command": ("check",),
-    "loading": ("LoadError",),
-    "probes": ("Checkpoint",),
-    "results": ("Report",),
-    "suite": ("UsageError", "conformance_suite"),
+_HOME_OF = {
+    "Adapter": "adapter",
+    "Batch": "oracle.batch",
+    "Checkpoint": "oracle.probes",
+    "LoadError": "run.loading",
+    "PackedSequences": "chapters.packing.interface",
+    "PolicyLossOptions": "chapters.policy_loss.interface",
+    "PolicyLossResult": "chapters.policy_loss.interface",
+    "ProcessedSequences": "chapters.sequences.interface",
+    "Prompts": "oracle.batch",
+    "Report": "results",
+    "UsageError": "run.loading",
+    "ValueLossOptions": "chapters.value_loss.interface",
+    "check": "run.command",
+    "conformance_suite": "run.suite",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
 
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import rlhf_spec.clauses
 from rlhf_conformance.results import CONFORMANT_STATUS, FAILED_STATUS, INCOMPLETE_STATUS, USAGE_STATUS
-from rlhf_conformance.suite import DTYPES, PROFILES
+from rlhf_conformance.run.known import DTYPES
+from rlhf_conformance.run.plan import PROFILES, Plan
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rlhf_conformance.known import KnownFailure
     from rlhf_conformance.results import Report
-    from rlhf_conformance.suite import Plan
+    from rlhf_conformance.run.known import KnownFailure
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,9 +111,8 @@ def _add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
-    from rlhf_conformance.loading import LoadError
     from rlhf_conformance.reporting import ReportError
-    from rlhf_conformance.suite import UsageError
+    from rlhf_conformance.run.loading import LoadError, UsageError
 
     arguments = build_parser().parse_args(argv)
     try:
@@ -128,11 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from rlhf_conformance import reporting, terminal
-    from rlhf_conformance.command import run_plan
-    from rlhf_conformance.loading import parse_options
-    from rlhf_conformance.reporting import github
-    from rlhf_conformance.suite import Plan, UsageError, require_device, validate_plan
+    from rlhf_conformance import reporting
+    from rlhf_conformance.reporting import github, terminal
+    from rlhf_conformance.run.command import run_plan
+    from rlhf_conformance.run.loading import UsageError, parse_options
+    from rlhf_conformance.run.plan import validate_plan
+    from rlhf_conformance.run.suite import require_device
 
     seed = arguments.seed
     if seed is None:
@@ -179,8 +179,8 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 
 def _known_failures(arguments: argparse.Namespace) -> tuple[KnownFailure, ...]:
-    from rlhf_conformance import known
-    from rlhf_conformance.loading import UsageError
+    from rlhf_conformance.run import known
+    from rlhf_conformance.run.loading import UsageError
 
     path = arguments.known_failures
     if arguments.accept:
@@ -195,8 +195,9 @@ def _known_failures(arguments: argparse.Namespace) -> tuple[KnownFailure, ...]:
 
 def _accept(console: Console, report: Report, plan: Plan, arguments: argparse.Namespace) -> int:
     """Write the known failures of a run, and say what became of each row."""
-    from rlhf_conformance import known, reporting, terminal
-    from rlhf_conformance.reporting import parts
+    from rlhf_conformance import reporting
+    from rlhf_conformance.reporting import parts, terminal
+    from rlhf_conformance.run import known
 
     if parts.tested_nothing(report):
         terminal.show_report(console, report)
@@ -219,8 +220,9 @@ def _accept(console: Console, report: Report, plan: Plan, arguments: argparse.Na
 
 def _replayed(arguments: argparse.Namespace) -> dict[str, Any]:
     """The stored cases that are asked for, by slug; none where nothing is replayed."""
-    from rlhf_conformance.replaying import ReplayError, read_cases
-    from rlhf_conformance.suite import UsageError, selected
+    from rlhf_conformance.reporting.replaying import ReplayError, check_cases, read_cases
+    from rlhf_conformance.run.loading import UsageError
+    from rlhf_conformance.run.plan import selected
 
     if arguments.replay is None:
         return {}
@@ -231,13 +233,17 @@ def _replayed(arguments: argparse.Namespace) -> dict[str, Any]:
     asked = {slug: cases[slug] for slug in selected(arguments.only) if slug in cases}
     if not asked:
         raise UsageError(f"--replay {arguments.replay}: it holds cases of {', '.join(cases)} only")
+    try:
+        check_cases(asked, arguments.replay)
+    except ReplayError as error:
+        raise UsageError(f"--replay: {error}") from error
     return asked
 
 
 def _written(report: Report, folder: Path) -> str:
     """The files for people first."""
     from rlhf_conformance import reporting
-    from rlhf_conformance.suite import UsageError
+    from rlhf_conformance.run.loading import UsageError
 
     try:
         path = reporting.write(report, folder)
@@ -246,13 +252,11 @@ def _written(report: Report, folder: Path) -> str:
     return f"{path.with_name('report.html')}, {path}"
 
 
-def _repeat(plan: object) -> str:
+def _repeat(plan: Plan) -> str:
     """The command that runs the same cases again; `--only` is added for one clause."""
     from rlhf_conformance.reporting.parts import spelled
-    from rlhf_conformance.suite import Plan
-    from rlhf_conformance.terminal import command_line
+    from rlhf_conformance.reporting.terminal import command_line
 
-    assert isinstance(plan, Plan)
     assert plan.adapter is not None
     arguments = ["check", plan.adapter]
     for key, value in plan.options.items():
@@ -281,13 +285,13 @@ def _cores() -> int:
 def run_list(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from rlhf_conformance import terminal
+    from rlhf_conformance.reporting import terminal
 
     clauses = rlhf_spec.clauses.clauses()
     remarks = dict.fromkeys((c.slug for c in clauses), "")
     if arguments.adapter:
-        from rlhf_conformance.checks import checks
-        from rlhf_conformance.loading import load_adapter, parse_options
+        from rlhf_conformance.judging.checks import checks
+        from rlhf_conformance.run.loading import load_adapter, parse_options
 
         adapter = load_adapter(arguments.adapter, parse_options(arguments.options))
         reasons = {slug: check.not_provided(adapter) for slug, check in checks().items()}
@@ -313,7 +317,7 @@ def run_explain(arguments: argparse.Namespace) -> int:
 
 
 def run_init(arguments: argparse.Namespace) -> int:
-    from rlhf_conformance import starting
+    from rlhf_conformance.run import starting
 
     for path in starting.write(arguments.folder):
         print(f"wrote {path}")
@@ -323,7 +327,7 @@ def run_init(arguments: argparse.Namespace) -> int:
 
 def run_matrix(arguments: argparse.Namespace) -> int:
     from rlhf_conformance.reporting import markdown, matrix
-    from rlhf_conformance.suite import UsageError
+    from rlhf_conformance.run.loading import UsageError
 
     found = matrix.combined([(path, _read(path)) for path in arguments.reports])
     sys.stdout.write(markdown.matrix(found))
@@ -339,7 +343,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
 
 def run_diff(arguments: argparse.Namespace) -> int:
     from rlhf_conformance.reporting import diff
-    from rlhf_conformance.suite import UsageError
+    from rlhf_conformance.run.loading import UsageError
 
     if not 0 <= arguments.margin <= 1:
         raise UsageError(f"--margin {arguments.margin:g}: wanted a fraction from 0 to 1")

@@ -6,13 +6,14 @@ import math
 import struct
 from typing import Any
 
-from rlhf_conformance.cases import storing
+NUMBER = "float"
+"""The key under which JSON holds a number that is not finite."""
 
 
 def literal(value: Any) -> str:
     """Plain data as source; numbers that are not finite as `float("nan")`."""
-    if isinstance(value, dict) and set(value) == {storing.NUMBER}:
-        return f'float("{value[storing.NUMBER]}")'
+    if isinstance(value, dict) and set(value) == {NUMBER}:
+        return f'float("{value[NUMBER]}")'
     if isinstance(value, dict):
         return "{" + ", ".join(f"{literal(key)}: {literal(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -34,6 +35,12 @@ def tensor(data: dict[str, Any], *, leaf: bool = False, indent: int = 8) -> str:
     rows = "".join(f"\n{pad}        {literal(row)}," for row in numbers) if many else ""
     inner = f"\n{pad}    [{rows}\n{pad}    ],\n{pad}    " if many else f"{literal(numbers)}, "
     return f"torch.tensor({inner}dtype=torch.{data['dtype']}{', requires_grad=True' if leaf else ''})"
+
+
+def source(value: Any) -> str:
+    """A small tensor as source."""
+    data = {"tensor": value.detach().cpu().tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    return tensor(data, indent=8)
 
 
 def _short(value: Any, dtype: str) -> Any:

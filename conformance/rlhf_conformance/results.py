@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
+
+from rlhf_conformance.plain import from_plain, to_plain
 
 PASS = "pass"
 FAIL = "fail"
@@ -76,10 +78,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the adapter: the method, and its arguments by name as plain data (`diagnosis.exchange`)."""
+    """A call of the adapter: the method, and its arguments by name as plain data (`diagnosis.exchange`).
+
+    role    "judged": numbers of its answer are judged; "expected": they are what is expected; "prepared": it came
+            before, and answered nothing; empty in reports of an earlier version
+    """
 
     method: str
     arguments: dict[str, Any]
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,16 +111,22 @@ class Exchange:
     numbers     the first of them that differ, and the others as far as there is room; empty where a plain fact broke
                 the clause
     total       how many were compared
+    reading     how they are read off the answers, as source, and `of_formula` off what the formula gives
+    wanted      what a candidate returns, in words; empty: what the method returns
+    formula     the function of the specification that says what they should be, by its full name, and its `options`;
+                empty: no single one does
+    beside      what belongs to the comparison beside the calls, by name
     """
 
     calls: tuple[Call, ...]
     numbers: tuple[Number, ...] = ()
     total: int = 0
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Exchange:
-        calls = tuple(Call(**row) for row in data["calls"])
-        return cls(calls, tuple(Number(**row) for row in data["numbers"]), data["total"])
+    reading: str = ""
+    of_formula: str = ""
+    wanted: str = ""
+    formula: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,22 +150,6 @@ class Failure:
     steps: tuple[Step, ...] = ()
     picture: Picture | None = None
     exchange: Exchange | None = None
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Failure:
-        drawn = data["picture"]
-        if drawn is not None:
-            rows = tuple(tuple(Cell(**cell) for cell in row) for row in drawn["rows"])
-            drawn = Picture(drawn["caption"], rows, tuple(drawn["labels"]), tuple(drawn["remarks"]))
-        return cls(
-            **{
-                **data,
-                "diagnoses": tuple(Diagnosis(**row) for row in data["diagnoses"]),
-                "steps": tuple(Step(**row) for row in data["steps"]),
-                "picture": drawn,
-                "exchange": Exchange.from_json(data["exchange"]) if data["exchange"] else None,
-            }
-        )
 
 
 @dataclass(frozen=True)
@@ -180,13 +177,12 @@ class Result:
         return self.clause.split(".")[0]
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "chapter": self.chapter}
+        return {**to_plain(self), "chapter": self.chapter}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Result:
-        fields = {key: value for key, value in data.items() if key != "chapter"}
-        failure = fields.pop("failure")
-        return cls(**fields, failure=Failure.from_json(failure) if failure else None)
+        """Raises PlainError, which names the field."""
+        return from_plain(cls, {key: value for key, value in data.items() if key != "chapter"})
 
 
 @dataclass(frozen=True)

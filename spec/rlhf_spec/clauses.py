@@ -3,34 +3,32 @@
 A chapter is a title, an introduction, and its clauses; a clause is a slug, a level, one sentence that can be tested,
 a formula, a reason, and the known bugs that it would have stopped. The form is fixed and the parser is strict: whatever
 does not fit is a :class:`SpecError` that names the file and the line.
+
+A Markdown file beside this module whose first paragraph is an order, ``**Order:** 80``, is a chapter: chapters are read
+in that order. So is the file of a plug-in's chapter, which lies in the folder that the plug-in names.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import importlib.metadata
+import importlib.util
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib import resources
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-CHAPTERS = (
-    "log-probs",
-    "sequences",
-    "positions",
-    "packing",
-    "actor",
-    "reward",
-    "critic",
-    "policy-loss",
-    "value-loss",
-)
+PLUG_INS = "rlhf_conformance.chapters"
+"""The entry-point group in which a package names the folders of chapters of its own."""
 LEVELS = ("MUST", "SHOULD", "CONVENTION")
 FIELDS = ("Level", "Formula", "Why", "Would have stopped")
 
 _NAME = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _SLUG = re.compile(rf"{_NAME}\.{_NAME}")
 _FIELD = re.compile(r"\*\*(?P<name>[^*]+):\*\*(?: (?P<text>.*))?")
+_ORDER = re.compile(r"^\*\*Order:\*\* ([0-9]+)$", re.MULTILINE)
+_ABOUT = re.compile(r"\*\*About:\*\* (.+)")
 _FORMULA = re.compile(r"`[^`]+`")
 _BUG = re.compile(rf"`(?P<id>{_NAME})` \((?P<evidence>[^()]+)\)")
 _BUGS = re.compile(rf"{_BUG.pattern}(?:; {_BUG.pattern.replace('?P<id>', '?:').replace('?P<evidence>', '?:')})*\.")
@@ -75,18 +73,42 @@ class Clause:
 
 @dataclass(frozen=True)
 class Chapter:
-    """One topic: its slug, its title, an introduction (paragraphs parted by an empty line) and its clauses in order."""
+    """One topic: its slug, its title, an introduction (paragraphs parted by an empty line) and its clauses in order.
+
+    ``order`` says where it stands among the chapters, ``about`` what it is about, in a few words for tables, and
+    ``file`` where it is read from.
+    """
 
     slug: str
     title: str
     introduction: str
     clauses: tuple[Clause, ...]
+    order: int = 0
+    about: str = ""
+    file: str = ""
 
 
 @functools.cache
 def chapters() -> tuple[Chapter, ...]:
-    """All chapters in the order of :data:`CHAPTERS`. Raises SpecError where a file has not the form of a chapter."""
-    return tuple(parse_chapter(_read(_file_name(slug)), slug, _file_name(slug)) for slug in CHAPTERS)
+    """All chapters in their order. Raises SpecError where a file does not have the form of a chapter."""
+    found: dict[str, Chapter] = {}
+    for path in _files():
+        chapter = parse_chapter(path.read_text(encoding="utf-8"), path.stem.replace("_", "-"), path.name)
+        if chapter.slug in found:
+            raise SpecError(str(path), 1, f"there is another chapter {chapter.slug!r}, in {found[chapter.slug].file}")
+        found[chapter.slug] = replace(chapter, file=str(path))
+    return tuple(sorted(found.values(), key=lambda chapter: (chapter.order, chapter.slug)))
+
+
+def _files() -> Iterator[Path]:
+    """The files of the chapters: those beside this module, and the one in each folder of a plug-in."""
+    for path in sorted(Path(__file__).parent.glob("*.md")):
+        if _ORDER.search(path.read_text(encoding="utf-8")):
+            yield path
+    for value in sorted({point.value for point in importlib.metadata.entry_points(group=PLUG_INS)}):
+        spec = importlib.util.find_spec(value)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            yield Path(folder) / f"{Path(folder).name}.md"
 
 
 def clauses() -> tuple[Clause, ...]:
@@ -109,7 +131,12 @@ def clause(slug: str) -> Clause:
 def parse_chapter(text: str, slug: str, file: str) -> Chapter:
     """The chapter that ``text`` spells. ``file`` is only named in errors. Raises SpecError."""
     head, *sections = _sections(text, file)
-    if not head.body:
+    body = list(head.body)
+    order = _ORDER.fullmatch(body[0].text) if body else None
+    introduction = body[1:] if order else body
+    about = _ABOUT.fullmatch(introduction[0].text) if introduction else None
+    introduction = introduction[1:] if about else introduction
+    if not introduction:
         raise SpecError(file, head.line, "the chapter has no introduction below its title")
     if not sections:
         raise SpecError(file, head.line, "the chapter has no clauses")
@@ -119,7 +146,10 @@ def parse_chapter(text: str, slug: str, file: str) -> Chapter:
         if clause.slug in found:
             raise SpecError(file, section.line, f"duplicate slug {clause.slug!r}")
         found[clause.slug] = clause
-    return Chapter(slug, head.title, "\n\n".join(paragraph.text for paragraph in head.body), tuple(found.values()))
+    text = "\n\n".join(paragraph.text for paragraph in introduction)
+    return Chapter(
+        slug, head.title, text, tuple(found.values()), int(order[1]) if order else 0, about[1] if about else ""
+    )
 
 
 # The parts of a file: sections, each a heading and its paragraphs, each with the line that it starts on.
@@ -136,14 +166,6 @@ class _Section:
     line: int
     title: str
     body: list[_Paragraph] = field(default_factory=list)
-
-
-def _file_name(slug: str) -> str:
-    return slug.replace("-", "_") + ".md"
-
-
-def _read(file: str) -> str:
-    return resources.files("rlhf_spec").joinpath(file).read_text(encoding="utf-8")
 
 
 def _sections(text: str, file: str) -> list[_Section]:

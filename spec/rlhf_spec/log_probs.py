@@ -86,6 +86,57 @@ def entropy(logits: Sequence[float], temperature: float = 1.0) -> float:
     return total
 
 
+Batch = Sequence[Sequence[Sequence[float]]]
+"""Logits ``(B, T, V)``, as nested sequences."""
+
+
+def token_log_probs(
+    logits: Batch, labels: Sequence[Sequence[int]], temperature: float = 1.0, ignore_index: int = -100
+) -> list[list[float]]:
+    """``token_log_prob`` of each label of a batch, and 0 where the label is ``ignore_index``: ``(B, T, V) -> (B, T)``.
+
+    >>> token_log_probs([[[0.0, 0.0], [1000.0, 0.0]]], [[-100, 0]])
+    [[0.0, 0.0]]
+    """
+    return [
+        [
+            0.0 if label == ignore_index else token_log_prob(z, label, temperature)
+            for z, label in zip(rows, row_labels, strict=True)
+        ]
+        for rows, row_labels in zip(logits, labels, strict=True)
+    ]
+
+
+def token_log_probs_gradient(
+    logits: Batch, labels: Sequence[Sequence[int]], temperature: float = 1.0, ignore_index: int = -100
+) -> list[list[list[float]]]:
+    """The gradient of 1, 2, 3, ... times the log-probs of a batch, position by position: ``(B, T, V) -> (B, T, V)``.
+
+    The weights differ, so that a gradient that lands at another position is seen.
+
+    >>> token_log_probs_gradient([[[0.0, 0.0], [0.0, 0.0]]], [[0, 1]])
+    [[[0.5, -0.5], [-1.0, 1.0]]]
+    """
+    gradient, weight = [], 0.0
+    for rows, row_labels in zip(logits, labels, strict=True):
+        row = []
+        for z, label in zip(rows, row_labels, strict=True):
+            weight += 1.0
+            of_token = [0.0] * len(z) if label == ignore_index else token_log_prob_gradient(z, label, temperature)
+            row.append([weight * x for x in of_token])
+        gradient.append(row)
+    return gradient
+
+
+def token_entropies(logits: Batch, temperature: float = 1.0) -> list[list[float]]:
+    """``entropy`` at each position of a batch: ``(B, T, V) -> (B, T)``.
+
+    >>> token_entropies([[[1000.0, 0.0]]])
+    [[0.0]]
+    """
+    return [[entropy(z, temperature) for z in rows] for rows in logits]
+
+
 def next_token_log_probs(
     logits_rows: Sequence[Sequence[float]], tokens: Sequence[int], temperature: float = 1.0
 ) -> list[float]:

@@ -13,6 +13,9 @@ import math
 
 from rlhf_spec.aggregation import Masks, Rows, aggregate, map_actions, scale, token_mean, weights
 
+Steps = list[tuple[str, float]]
+"""The numbers on the way to a result, each with its name."""
+
 
 def ratio(log_prob: float, old_log_prob: float) -> float:
     """``exp(lp - olp)``, of two log-probs in nats. Above what a float can hold it is inf, not an error.
@@ -49,12 +52,16 @@ def token_policy_loss(
     clip_eps_low: float,
     clip_eps_high: float,
     dual_clip: float | None = None,
+    *,
+    steps: Steps | None = None,
 ) -> float:
     """The loss of one action: ``-min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)``, and for ``A < 0`` at most ``-c A``.
 
     An advantage of 0 gives 0, whatever the ratio. Where the ratio is inf and ``A > 0`` the clip decides; where
     ``A < 0`` and there is no dual clip, the loss is inf, as the formula says. Raises ValueError for a negative bound
     and for a dual clip ``c`` that is not above 1.
+
+    The numbers on the way are added to ``steps``, each with its name.
 
     >>> double, half = math.log(2.0), math.log(0.5)
     >>> token_policy_loss(double, 0.0, 10.0, 0.25, 0.5)  # -min(20, 15)
@@ -70,13 +77,24 @@ def token_policy_loss(
     """
     _check_bounds(clip_eps_low, clip_eps_high, dual_clip)
     if advantage == 0:
+        if steps is not None:
+            steps.append(("the advantage is 0, and so is the loss", 0.0))
         return 0.0
     r = ratio(log_prob, old_log_prob)
-    unclipped = r * advantage
-    clipped = clip(r, 1 - clip_eps_low, 1 + clip_eps_high) * advantage
-    surrogate = min(unclipped, clipped)
+    held = clip(r, 1 - clip_eps_low, 1 + clip_eps_high)
+    smaller = surrogate = min(r * advantage, held * advantage)
     if dual_clip is not None and advantage < 0:
-        surrogate = max(surrogate, dual_clip * advantage)
+        surrogate = max(smaller, dual_clip * advantage)
+    if steps is not None:
+        steps += [
+            (f"ratio exp({log_prob:.7g} - {old_log_prob:.7g})", r),
+            (f"ratio clipped to {1 - clip_eps_low:.7g} .. {1 + clip_eps_high:.7g}", held),
+            (f"ratio * advantage {advantage:.7g}", r * advantage),
+            (f"clipped ratio * advantage {advantage:.7g}", held * advantage),
+            ("the smaller of the two", smaller),
+        ]
+        if dual_clip is not None and advantage < 0:
+            steps.append((f"at least {dual_clip:.7g} * advantage {advantage:.7g}", surrogate))
     return -surrogate
 
 

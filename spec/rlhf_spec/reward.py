@@ -36,10 +36,10 @@ def reward(scores: Sequence[float], attention_mask: Sequence[int]) -> float:
     return scores[last_attended(attention_mask)]
 
 
-def normalise(score: float, mean: float, std: float) -> float:
+def normalize(score: float, mean: float, std: float) -> float:
     """``(score - mean) / std``. Raises ValueError for a std that is not positive.
 
-    >>> normalise(7.0, mean=1.0, std=2.0)  # not 7 - 1 / 2
+    >>> normalize(7.0, mean=1.0, std=2.0)  # not 7 - 1 / 2
     3.0
     """
     if not std > 0:

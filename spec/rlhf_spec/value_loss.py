@@ -11,9 +11,16 @@ from __future__ import annotations
 
 from rlhf_spec.aggregation import Masks, Rows, aggregate, map_actions, scale, weights
 
+Steps = list[tuple[str, float]]
+"""The numbers on the way to a result, each with its name."""
 
-def token_value_loss(value: float, old_value: float, return_: float, clip_eps: float | None = None) -> float:
+
+def token_value_loss(
+    value: float, old_value: float, return_: float, clip_eps: float | None = None, *, steps: Steps | None = None
+) -> float:
     """The loss of one value, in squared units of reward. Raises ValueError for a negative ``clip_eps``.
+
+    The numbers on the way are added to ``steps``, each with its name.
 
     >>> token_value_loss(5.0, 0.0, 2.0)  # 0.5 * 3^2
     4.5
@@ -24,9 +31,18 @@ def token_value_loss(value: float, old_value: float, return_: float, clip_eps: f
     """
     _check_clip(clip_eps)
     unclipped = (value - return_) ** 2
+    if steps is not None:
+        steps.append((f"(value {value:.7g} - return {return_:.7g}) squared", unclipped))
     if clip_eps is None:
         return 0.5 * unclipped
-    clipped = (_clipped_value(value, old_value, clip_eps) - return_) ** 2
+    held = _clipped_value(value, old_value, clip_eps)
+    clipped = (held - return_) ** 2
+    if steps is not None:
+        steps += [
+            (f"value {value:.7g} held within {clip_eps:.7g} of the old value {old_value:.7g}", held),
+            (f"(that - return {return_:.7g}) squared", clipped),
+            ("the greater of the two squares", max(unclipped, clipped)),
+        ]
     return 0.5 * max(unclipped, clipped)
 
 

@@ -73,8 +73,8 @@ def in_process() -> Callable[..., Done]:
         from rich.console import Console
 
         from rlhf_conformance import check
-        from rlhf_conformance.loading import load_adapter
-        from rlhf_conformance.terminal import show_report
+        from rlhf_conformance.reporting.terminal import show_report
+        from rlhf_conformance.run.loading import load_adapter
 
         report = check(load_adapter(adapter), only=only, profile="smoke", **options)
         out = StringIO()
@@ -87,7 +87,7 @@ def in_process() -> Callable[..., Done]:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Probe checkpoints, made once for all tests of a worker."""
-    from rlhf_conformance.probes import ProbeStore
+    from rlhf_conformance.oracle.probes import ProbeStore
 
     return ProbeStore(tmp_path_factory.mktemp("probes"))
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_conformance import budgets
+from rlhf_conformance.oracle import budgets
 from rlhf_spec import log_probs as spec
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # from the finest to the coarsest

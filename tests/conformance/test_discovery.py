@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from rlhf_conformance.adapter import LAYOUTS
-from rlhf_conformance.cases.losses import LossCase
-from rlhf_conformance.cases.models import ModelCase
-from rlhf_conformance.cases.sequences import GeneratedCase
-from rlhf_conformance.checks import checks
+from rlhf_conformance.chapters._losses.cases import LossCase
+from rlhf_conformance.chapters._models.cases import ModelCase
+from rlhf_conformance.chapters._models.interface import LAYOUTS
+from rlhf_conformance.chapters.sequences.cases import GeneratedCase
+from rlhf_conformance.judging.checks import checks
 
 from .test_clauses_and_checks import cases_of
 
@@ -81,13 +81,12 @@ def by_slug(rows: Sequence[Row]) -> Any:
 
 
 def actions(case: LossCase) -> list[tuple[float, float, float]]:
-    """(new, old, target) of each action."""
-    rows = zip(case.new, case.old, case.target, case.mask, strict=True)
-    return [(n, o, t) for row in rows for n, o, t, m in zip(*row, strict=True) if m]
+    """The three numbers of each action."""
+    return [case.token(i, j) for i, j in case.actions]
 
 
 def full(case: LossCase) -> bool:
-    return all(all(row) for row in case.mask)
+    return all(all(row) for row in case.action_mask)
 
 
 def has_hole(row: Sequence[int]) -> bool:
@@ -113,18 +112,18 @@ def signs(case: LossCase) -> set[bool]:
 
 
 LOSSES = [
-    ("one sample", "policy-loss.aggregation", lambda c: len(c.mask) >= 2, 1.0),
-    ("one sample", "policy-loss.mask", lambda c: len(c.case.mask) >= 2, 0.5),
-    ("a square batch", "policy-loss.mask", lambda c: len(c.case.mask) != len(c.case.mask[0]), 0.6),
+    ("one sample", "policy-loss.aggregation", lambda c: len(c.action_mask) >= 2, 1.0),
+    ("one sample", "policy-loss.mask", lambda c: len(c.case.action_mask) >= 2, 0.5),
+    ("a square batch", "policy-loss.mask", lambda c: len(c.case.action_mask) != len(c.case.action_mask[0]), 0.6),
     ("a square batch", "value-loss.aggregation", lambda c: c.shape[0] != c.shape[1], 0.6),
     ("one token", "policy-loss.gradient", lambda c: c.shape[1] > 1, 0.5),
     ("full rows", "policy-loss.gradient", lambda c: not full(c), 0.5),
     ("rows of equal length", "policy-loss.aggregation", lambda c: len(set(c.counts)) > 1, 1.0),
     ("rows of equal length", "policy-loss.micro-batches", lambda c: len(set(c.case.counts)) > 1, 1.0),
     ("rows of equal length", "value-loss.gradient", lambda c: len(set(c.counts)) > 1, 0.3),
-    ("masks without holes", "policy-loss.gradient", lambda c: any(map(has_hole, c.mask)), 0.02),
-    ("masks that are prefixes", "policy-loss.gradient", lambda c: any(map(no_prefix, c.mask)), 0.25),
-    ("masks that begin with 1", "policy-loss.gradient", lambda c: any(not row[0] for row in c.mask), 0.3),
+    ("masks without holes", "policy-loss.gradient", lambda c: any(map(has_hole, c.action_mask)), 0.02),
+    ("masks that are prefixes", "policy-loss.gradient", lambda c: any(map(no_prefix, c.action_mask)), 0.25),
+    ("masks that begin with 1", "policy-loss.gradient", lambda c: any(not row[0] for row in c.action_mask), 0.3),
     ("one sign of advantages", "policy-loss.clip", lambda c: len(signs(c)) == 2, 0.2),
     ("one sign of advantages", "policy-loss.clipped-gradient", lambda c: len(signs(c)) == 2, 0.5),
     ("advantages of one", "policy-loss.clip", lambda c: any(abs(t) != 1 for *_, t in actions(c)), 1.0),
@@ -173,18 +172,23 @@ LOSSES = [
     (
         "two micro-batches of equal size",
         "value-loss.micro-batches",
-        lambda c: len({sum(map(sum, part.mask)) for part in c.parts}) > 1,
+        lambda c: len({sum(map(sum, part.action_mask)) for part in c.parts}) > 1,
         0.5,
     ),
-    ("micro-batches of one row", "policy-loss.micro-batches", lambda c: any(len(p.mask) > 1 for p in c.parts), 0.3),
+    (
+        "micro-batches of one row",
+        "policy-loss.micro-batches",
+        lambda c: any(len(p.action_mask) > 1 for p in c.parts),
+        0.3,
+    ),
     (
         "nothing different under the mask",
         "policy-loss.mask",
-        lambda c: (c.case.new, c.case.old, c.case.target) != (c.dressed.new, c.dressed.old, c.dressed.target),
+        lambda c: c.case.tables != c.dressed.tables,
         1.0,
     ),
     ("pads on the right only", "policy-loss.padding-invariance", lambda c: c.left, 0.2),
-    ("the empty row is the last", "policy-loss.empty-row", lambda c: any(c.mask[-1]), 0.3),
+    ("the empty row is the last", "policy-loss.empty-row", lambda c: any(c.action_mask[-1]), 0.3),
 ]
 
 
@@ -272,7 +276,7 @@ def test_model_cases_leave_greedy_tokens(store):
     """A label that is always the largest logit hides an argmax in its place."""
     import torch
 
-    from rlhf_conformance.truth import Truth
+    from rlhf_conformance.oracle.truth import Truth
 
     truth = Truth(store, torch.float32, "cpu")
 

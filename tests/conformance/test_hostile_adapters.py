@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_conformance import workers
-from rlhf_conformance.command import run_plan
 from rlhf_conformance.reporting import read, write
+from rlhf_conformance.reporting.terminal import describe
 from rlhf_conformance.results import ERROR, FAIL, LOST, PASS
-from rlhf_conformance.suite import Plan
-from rlhf_conformance.terminal import describe
+from rlhf_conformance.run import workers
+from rlhf_conformance.run.command import run_plan
+from rlhf_conformance.run.plan import Plan
 
 CONFORMANT, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3
 NEVER = ("Traceback (most recent call last)", "the suite itself failed", "INTERNALERROR")
@@ -241,7 +241,7 @@ def test_a_broken_should_is_red_when_strict(in_process, hostile):
 def test_an_interrupt_is_the_users(hostile):
     """Ctrl-C ends a check in this process, and is no verdict on the adapter."""
     from rlhf_conformance import check
-    from rlhf_conformance.loading import load_adapter
+    from rlhf_conformance.run.loading import load_adapter
 
     with pytest.raises(KeyboardInterrupt):
         check(load_adapter(hostile("answers.py:RaisesInterrupt")), only=["positions.cumsum"], profile="smoke")
@@ -462,7 +462,7 @@ def test_the_table_has_at_least_sixteen_rows():
 @pytest.mark.parametrize("row", HERE, ids=lambda row: f"{row.name} {row.strikes}")
 def test_a_hostile_answer_is_a_verdict_on_its_clause_alone(row, hostile, tmp_path):
     from rlhf_conformance import check
-    from rlhf_conformance.loading import load_adapter
+    from rlhf_conformance.run.loading import load_adapter
 
     innocent = "positions.cumsum"
     only = (row.strikes, innocent)
@@ -518,7 +518,7 @@ def _alive(pid: int) -> bool:
 
 def test_a_verdict_of_flaky_answers_shows_the_case(hostile):
     from rlhf_conformance import check
-    from rlhf_conformance.loading import load_adapter
+    from rlhf_conformance.run.loading import load_adapter
 
     result = check(load_adapter(hostile("answers.py:WrongOnce")), only=[DEFINITION], profile="smoke").result(DEFINITION)
     assert result.failure.stored
@@ -559,8 +559,8 @@ def test_an_adapter_that_answers_from_our_own_code_is_told_apart(command, hostil
 
 @pytest.mark.parametrize("name", ["reference", "fault:critic-values-shifted", "twin:log-softmax-then-gather", "Honest"])
 def test_what_imports_none_of_our_code_or_belongs_to_us_is_not_told_apart(name, hostile):
-    from rlhf_conformance.borrowed import borrowed
-    from rlhf_conformance.loading import load_adapter
+    from rlhf_conformance.run.borrowed import borrowed
+    from rlhf_conformance.run.loading import load_adapter
 
     assert borrowed(load_adapter(hostile(f"answers.py:{name}") if name == "Honest" else name)) == ()
 

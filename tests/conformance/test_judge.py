@@ -9,22 +9,35 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rlhf_conformance.judge import ClauseFailure, Judge, pack_position, row_column, sample_action, sample_position
+from rlhf_conformance.judging.judge import ClauseFailure, Judge
+from rlhf_conformance.judging.questions import (
+    Fact,
+    Question,
+    pack_position,
+    row_column,
+    sample_action,
+    sample_position,
+)
 
 finite = st.floats(-1e6, 1e6)
 not_finite = st.sampled_from((math.nan, math.inf, -math.inf))
 
 
+def close(judge, actual, expected, budget=0.0, *, what="number", **options) -> None:
+    """What the judge makes of numbers that came, and of what was asked for."""
+    judge.compare(Question(what, (), expected, budget, **options), actual, expected)
+
+
 def refused(actual, expected, budget=0.0, **options) -> ClauseFailure:
     with pytest.raises(ClauseFailure) as error:
-        Judge().close(actual, expected, budget, **{"what": "number", **options})
+        close(Judge(), actual, expected, budget, **options)
     return error.value
 
 
 @given(finite, finite, st.floats(0, 10))
 def test_close_means_within_the_budget(actual, expected, budget):
     if abs(actual - expected) <= budget:
-        Judge().close(actual, expected, budget, what="number")
+        close(Judge(), actual, expected, budget, what="number")
     else:
         refused(actual, expected, budget)
 
@@ -38,14 +51,14 @@ def test_what_is_not_finite_is_never_close_to_a_number(actual, expected, budget)
 @given(not_finite, not_finite)
 def test_nan_and_infinity_are_only_close_to_themselves(actual, expected):
     if repr(actual) == repr(expected):
-        Judge().close(actual, expected, 0.0, what="number")
+        close(Judge(), actual, expected, 0.0, what="number")
     else:
         refused(actual, expected, math.inf)
 
 
 @given(finite)
 def test_without_a_budget_only_the_same_number_will_do(x):
-    Judge().equal(x, x, what="number")
+    close(Judge(), x, x, what="number")
     refused(math.nextafter(x, math.inf), x)
 
 
@@ -56,16 +69,16 @@ def test_another_number_of_numbers_is_a_failure(actual):
 
 def test_no_numbers_are_no_comparison():
     judge = Judge()
-    judge.equal([], [], what="nothing")
+    close(judge, [], [], what="nothing")
     assert judge.comparisons == 0
 
 
 def test_tensors_lists_of_tensors_and_lists_are_the_same_numbers():
     judge = Judge()
-    judge.equal(torch.tensor([[1, 2], [3, 4]]), [[1.0, 2.0], [3.0, 4.0]], what="grid")
-    judge.equal([torch.tensor([1.0]), torch.tensor([2.0, 3.0])], [[1], [2, 3]], what="ragged")
-    judge.equal(torch.tensor([True, False]), [1, 0], what="mask")
-    judge.equal(torch.tensor([0.5], dtype=torch.bfloat16, requires_grad=True), [0.5], what="half")
+    close(judge, torch.tensor([[1, 2], [3, 4]]), [[1.0, 2.0], [3.0, 4.0]], what="grid")
+    close(judge, [torch.tensor([1.0]), torch.tensor([2.0, 3.0])], [[1], [2, 3]], what="ragged")
+    close(judge, torch.tensor([True, False]), [1, 0], what="mask")
+    close(judge, torch.tensor([0.5], dtype=torch.bfloat16, requires_grad=True), [0.5], what="half")
     assert judge.comparisons == 4 + 3 + 2 + 1
 
 
@@ -76,7 +89,7 @@ def test_tensors_lists_of_tensors_and_lists_are_the_same_numbers():
 def test_the_place_of_the_first_difference_is_named(place, wanted):
     expected = [[0.0] * 3, [0.0] * 4]
     actual = [[0.0] * 3, [0.0, 0.0, 5.0, 7.0]]
-    mismatch = refused(actual, expected, 1e-3, place=place, note="why").mismatch
+    mismatch = refused(actual, expected, 1e-3, place=place, hint=lambda actual: "why").mismatch
     assert mismatch.place == wanted
     assert (mismatch.expected, mismatch.actual) == ("0", "5")
     assert (mismatch.error, mismatch.budget) == (5.0, 1e-3)
@@ -110,12 +123,11 @@ def test_one_number_is_not_counted():
     assert refused([1.5, 0.0], [0.0, 0.0]).mismatch.count == "1 of 2 numbers differ"
 
 
-def test_a_note_that_takes_work_is_made_for_a_failure_only():
+def test_a_hint_is_made_of_the_numbers_of_a_failure_only():
     made = []
-    Judge().close(1.0, 1.0, 0.0, what="number", note=lambda: made.append("too early") or "never")
+    close(Judge(), 1.0, 1.0, 0.0, hint=lambda actual: made.append("too early") or "never")
     assert made == []
-    assert refused([1.0], [0.0], note=lambda: "asked").mismatch.note == "asked"
-    assert refused([1.0], [], note=lambda: "asked").mismatch.note == "asked"
+    assert refused([1.0], [0.0], hint=lambda actual: f"asked about {actual}").mismatch.note == "asked about [1.0]"
 
 
 def test_another_number_of_numbers_is_said_in_numbers():
@@ -125,33 +137,32 @@ def test_another_number_of_numbers_is_said_in_numbers():
 
 def test_an_exact_comparison_names_its_place_and_its_note():
     with pytest.raises(ClauseFailure) as error:
-        Judge().equal([[1.0]], [[2.0]], what="token", place=sample_action, note="why")
+        close(Judge(), [[1.0]], [[2.0]], what="token", place=sample_action, hint=lambda actual: "why")
     assert (error.value.mismatch.place, error.value.mismatch.note) == ("sample 0, action 0", "why")
 
 
 def test_without_a_note_there_is_none():
     said = []
     for broken in (
-        lambda judge: judge.close([1.0], [2.0], 0.0, what="number"),
-        lambda judge: judge.equal([1.0], [2.0], what="number"),
-        lambda judge: judge.that(False, "number", expected="one", actual="none"),
-        lambda judge: judge.fail("number", expected="one", actual="none"),
+        lambda judge: close(judge, [1.0], [2.0], 0.0, what="number"),
+        lambda judge: close(judge, [1.0], [2.0], what="number"),
+        lambda judge: judge.state(Fact(False, "number", expected="one", actual="none")),
     ):
         with pytest.raises(ClauseFailure) as error:
             broken(Judge())
         said.append((error.value.mismatch.what, error.value.mismatch.place, error.value.mismatch.note))
-    assert said == [("number", "row 0", "")] * 2 + [("number", "", "")] * 2
+    assert said == [("number", "row 0", "")] * 2 + [("number", "", "")]
 
 
 def test_a_budget_that_was_met_exactly_is_a_margin_of_one():
     judge = Judge()
-    judge.close([1.0, 0.5], [0.0, 0.0], 1.0, what="number")
+    close(judge, [1.0, 0.5], [0.0, 0.0], 1.0, what="number")
     assert judge.margin == 1.0
 
 
 def test_without_a_budget_the_margin_of_the_same_number_is_none_of_it():
     judge = Judge()
-    judge.equal(1.0, 1.0, what="number")
+    close(judge, 1.0, 1.0, what="number")
     assert judge.margin == 0.0
 
 
@@ -170,7 +181,7 @@ def test_the_message_says_what_where_expected_and_actual():
 
 
 def test_a_budget_for_each_sample_is_each_samples_own():
-    Judge().close([[1.0, 1.0], [5.0]], [[0.0, 0.0], [0.0]], [1.0, 5.0], what="number")
+    close(Judge(), [[1.0, 1.0], [5.0]], [[0.0, 0.0], [0.0]], [1.0, 5.0], what="number")
     assert refused([[1.0, 1.0], [5.0]], [[0.0, 0.0], [0.0]], [1.0, 4.0]).mismatch.place == "row 1, column 0"
 
 
@@ -187,29 +198,37 @@ def test_the_margin_is_the_largest_error_over_its_budget(rows):
         ratio = abs(actual - expected) / budget
         assume(ratio <= 1)
         ratios.append(ratio)
-        judge.close(actual, expected, budget, what="number")
+        close(judge, actual, expected, budget, what="number")
     assert judge.margin == max(ratios)
 
 
 def test_a_fact_that_does_not_hold_is_a_failure():
     judge = Judge()
-    judge.that(True, "graph", expected="one", actual="none")
+    judge.state(Fact(True, "graph", expected="one", actual="none"))
     with pytest.raises(ClauseFailure, match="graph: expected one, got none"):
-        judge.that(False, "graph", expected="one", actual="none")
+        judge.state(Fact(False, "graph", expected="one", actual="none"))
     assert judge.comparisons == 2
 
 
-def test_a_fact_that_does_not_hold_names_its_place_and_its_note():
+def test_a_fact_that_does_not_hold_names_its_place():
     with pytest.raises(ClauseFailure) as error:
-        Judge().that(False, "graph", expected="one", actual="none", place="sample 2", note="why")
-    assert (error.value.mismatch.place, error.value.mismatch.note) == ("sample 2", "why")
+        Judge().state(Fact(False, "graph", expected="one", actual="none", place="sample 2"))
+    assert error.value.mismatch.place == "sample 2"
     assert str(error.value) == "graph at sample 2: expected one, got none"
 
 
 def test_a_judge_with_a_record_keeps_every_comparison_and_goes_on():
     judge = Judge(record=[])
-    judge.close([[1.0, 2.5], [3.0]], [[1.0, 2.0], [3.0]], [0.1, 0.2], what="first", place=sample_action, note="why")
-    judge.equal(torch.tensor([4]), [4], what="second")
+    close(
+        judge,
+        [[1.0, 2.5], [3.0]],
+        [[1.0, 2.0], [3.0]],
+        [0.1, 0.2],
+        what="first",
+        place=sample_action,
+        hint=lambda actual: "why",
+    )
+    close(judge, torch.tensor([4]), [4], what="second")
     first, second = judge.record
     assert (first.what, second.what) == ("first", "second")
     assert first.indices == ((0, 0), (0, 1), (1, 0))
@@ -229,5 +248,5 @@ def test_a_judge_with_a_record_keeps_every_comparison_and_goes_on():
 def test_a_judge_with_a_record_still_stops_at_a_plain_fact():
     judge = Judge(record=[])
     with pytest.raises(ClauseFailure):
-        judge.that(False, "shape", expected="()", actual="(1,)")
+        judge.state(Fact(False, "shape", expected="()", actual="(1,)"))
     assert judge.record == []

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 import rlhf_reference as ref
-from rlhf_conformance import Adapter, check, conformance_suite, known
-from rlhf_conformance.known import KnownFailure, read_known_failures, signature, with_known_failures
-from rlhf_conformance.loading import UsageError
+from rlhf_conformance import Adapter, check, conformance_suite
 from rlhf_conformance.results import (
     ERROR,
     FAIL,
@@ -28,7 +26,11 @@ from rlhf_conformance.results import (
     Report,
     Result,
 )
-from rlhf_conformance.suite import Plan, Suite
+from rlhf_conformance.run import known
+from rlhf_conformance.run.known import KnownFailure, read_known_failures, signature, with_known_failures
+from rlhf_conformance.run.loading import UsageError
+from rlhf_conformance.run.plan import Plan
+from rlhf_conformance.run.suite import Suite
 
 MUST, SHOULD = "policy-loss.clip", "policy-loss.overflow"
 HALF, CLIP, GRADIENT = "value-loss.half", "value-loss.clip", "value-loss.gradient"
@@ -257,7 +259,7 @@ def test_a_new_row_has_the_case_and_the_day(row):
     (new,) = accepted(ForgotHalf()).rows
     assert (new.clause, new.reason) == (HALF, f"accepted on {TODAY}, not yet explained")
     assert new.fails == "fail: loss"
-    assert new.counterexample["type"] == "LossCase"
+    assert new.counterexample["type"] == "ValueLossCase"
 
 
 def test_a_row_that_still_holds_is_kept_as_it_is(row):
@@ -270,7 +272,7 @@ def test_a_row_without_a_case_gets_one_and_keeps_its_story(row):
     mine = KnownFailure(HALF, "mine", "#7", expires=datetime.date(2031, 1, 1))
     done = accepted(ForgotHalf(), mine)
     assert done.updated == (HALF,)
-    assert done.rows == (replace(mine, fails=row.fails, counterexample=row.counterexample),)
+    assert done.rows == (replace(mine, fails=row.fails, hypothesis=row.hypothesis, counterexample=row.counterexample),)
 
 
 def test_a_row_of_another_failure_is_written_anew(row):
@@ -282,7 +284,8 @@ def test_a_row_of_another_failure_is_written_anew(row):
 
 def test_a_case_that_no_longer_fails_is_no_reason_to_drop_the_row(row):
     """Half mended: the stored case passes, others do not."""
-    harmless = {**row.counterexample, "target": row.counterexample["new"], "old": row.counterexample["new"]}
+    values = row.counterexample["values"]
+    harmless = {**row.counterexample, "returns": values, "old_values": values}
     mine = replace(row, counterexample=harmless)
     assert suite_of(ForgotHalf(), mine).run(HALF).verdict == UNEXPECTED_PASS
     assert accepted(ForgotHalf(), mine).rows == (row,)
@@ -366,7 +369,7 @@ def test_the_rows_of_a_file(tmp_path):
     case = {"type": "Probe", "architecture": "gpt2"}
     assert read_known_failures(path) == (
         KnownFailure(MUST, "r"),
-        KnownFailure(HALF, "r", "#1", "cuda", "bfloat16", datetime.date(2030, 12, 31), "fail: loss", case),
+        KnownFailure(HALF, "r", "#1", "cuda", "bfloat16", datetime.date(2030, 12, 31), "fail: loss", "", case),
     )
 
 
@@ -394,7 +397,7 @@ ROW = '[[known-failure]]\nclause = "policy-loss.clip"\nreason = "r"\n'
         (ROW + "counterexample = '{'\n", "counterexample is not a stored case"),
         (ROW + "counterexample = '[1]'\n", "not a case but a list"),
         (ROW + """counterexample = '{"type": "NoCase"}'\n""", "write the row anew with --accept"),
-        (ROW + """counterexample = '{"type": "LossCase", "new": 1}'\n""", "not a LossCase of this version"),
+        (ROW + """counterexample = '{"type": "LossCase", "new": 1}'\n""", "not a LossCase of an earlier version"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_name_and_the_mend(text, says, tmp_path):
@@ -441,6 +444,62 @@ def test_the_comment_at_the_top_stays(tmp_path, row):
     assert path.read_text().startswith("# mine\n\n# and this\n\n[[known-failure]]\n")
     known.write([], path)
     assert path.read_text() == "# mine\n\n# and this\n"
+
+
+COMMENTED = """# mine
+
+# a section
+
+# why the half is missing
+[[known-failure]]  # the first
+clause = "value-loss.half"  # halves
+reason = "r"
+fails = "old"  # how it fails
+# of the first, too
+
+# about clipping
+# in two lines
+[[known-failure]]
+clause = "policy-loss.clip"
+device = "cpu"  # here alone
+reason = "r"
+
+# the end
+"""
+
+
+@pytest.mark.parametrize("fails", ["", "fail: loss"])
+def test_comments_stay_where_they_were_written(tmp_path, fails):
+    path = tmp_path / "known.toml"
+    path.write_text(COMMENTED)
+    half, clip = read_known_failures(path)
+    known.write([half, clip], path)
+    assert path.read_text() == COMMENTED
+    changed = replace(half, fails=fails, reason="another")
+    added = KnownFailure("actor.log-probs", "new")
+    known.write([changed, clip, added], path)
+    line = f'fails = "{fails}"  # how it fails\n' if fails else ""
+    after = COMMENTED.replace('fails = "old"  # how it fails\n', line).replace('reason = "r"', 'reason = "another"', 1)
+    assert path.read_text() == after + '\n[[known-failure]]\nclause = "actor.log-probs"\nreason = "new"\n'
+
+
+def test_the_comments_of_a_row_go_with_it_and_no_others(tmp_path):
+    path = tmp_path / "known.toml"
+    path.write_text(COMMENTED)
+    half, clip = read_known_failures(path)
+    known.write([clip], path)
+    rest = COMMENTED.partition("# about clipping")[2]
+    assert path.read_text() == "# mine\n\n# a section\n\n# about clipping" + rest
+    path.write_text(COMMENTED)
+    known.write([half], path)
+    assert path.read_text() == COMMENTED.partition("# about clipping")[0] + "# the end\n"
+
+
+def test_rows_in_an_inline_array_become_rows_under_the_same_head(tmp_path):
+    path = tmp_path / "known.toml"
+    path.write_text('# mine\n\nknown-failure = [{clause = "value-loss.half", reason = "r"}]\n')
+    known.write(read_known_failures(path), path)
+    assert path.read_text() == '# mine\n\n[[known-failure]]\nclause = "value-loss.half"\nreason = "r"\n'
 
 
 def test_a_new_file_explains_itself(tmp_path):

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_conformance.adapter import LAYOUTS
-from rlhf_conformance.batch import Batch
-from rlhf_conformance.layouts import IGNORE, Presentation, Sample, present, present_prompts
+from rlhf_conformance.chapters._models.interface import LAYOUTS
+from rlhf_conformance.oracle.batch import Batch
+from rlhf_conformance.oracle.layouts import IGNORE, Presentation, Sample, present, present_prompts
 
 PAD = 0
 PACKS = ("packed", "packed-tail", "sharded")
@@ -254,16 +254,17 @@ def test_a_batch_has_no_room_for_an_answer():
 @given(samples, presentations())
 def test_a_batch_is_made_without_asking_the_oracle(batch_of, how):
     from rlhf_conformance.adapter import Adapter
-    from rlhf_conformance.cases.models import ModelCase
-    from rlhf_conformance.probes import Probe
-    from rlhf_conformance.subject import Subject
+    from rlhf_conformance.chapters._models.cases import ModelCase
+    from rlhf_conformance.chapters._models.roles import presented
+    from rlhf_conformance.judging.subject import Subject
+    from rlhf_conformance.oracle.probes import Probe
 
     class Silent:
         def __getattr__(self, name):
             raise AssertionError(f"the oracle was asked for {name}")
 
     subject = Subject(Adapter(), "cpu", torch.float32, Silent(), Silent())
-    assert subject.batch(ModelCase(Probe(), batch_of, how)).layout == how.layout
+    assert presented(subject, ModelCase(Probe(), batch_of, how)).layout == how.layout
 
 
 @given(st.lists(tokens, min_size=1, max_size=4), st.integers(1, 5))

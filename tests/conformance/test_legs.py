@@ -1,9 +1,10 @@
 """Which leg is off. Without a GPU: one adapter stands for two devices, and a subject is told that it is on another."""
 
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.checks import checks
-from rlhf_conformance.diagnosis import Evidence, drawn, legs, observe
-from rlhf_conformance.subject import Subject
+from rlhf_conformance.diagnosis import legs
+from rlhf_conformance.diagnosis.evidence import Evidence, drawn, observe
+from rlhf_conformance.judging.checks import checks
+from rlhf_conformance.judging.subject import Subject
 
 
 class TwoDevices(Reference):

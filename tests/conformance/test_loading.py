@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_conformance.adapter import ARCHITECTURES, LAYOUTS, METHODS, Adapter, declarations, provided
+from rlhf_conformance.adapter import METHODS, Adapter, declarations, provided
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.loading import LoadError, load_adapter, parse_options, short_names, validate
+from rlhf_conformance.chapters._models.interface import ARCHITECTURES, LAYOUTS
+from rlhf_conformance.run.loading import LoadError, load_adapter, parse_options, short_names, validate
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -92,7 +93,7 @@ def test_the_reference_has_a_short_name_and_modes():
 
 
 def test_the_reference_provides_everything():
-    assert provided(Reference()) == METHODS
+    assert provided(Reference()) == tuple(name for name, row in METHODS.items() if not row.optional)
 
 
 def test_a_bare_adapter_provides_nothing():

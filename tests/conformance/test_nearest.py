@@ -11,15 +11,18 @@ import torch
 
 from proof import diagnoses as measured
 from proof.trying import _subject, settle
-from rlhf_conformance.adapter import DECLARATIONS, PolicyLossResult
+from rlhf_conformance.adapter import DECLARATIONS
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.checks import checks
-from rlhf_conformance.diagnosis import Evidence, diagnosed, nearest, observe
+from rlhf_conformance.chapters.policy_loss.interface import PolicyLossResult
+from rlhf_conformance.diagnosis import nearest
 from rlhf_conformance.diagnosis.conventions import conventions
+from rlhf_conformance.diagnosis.evidence import Evidence, observe
+from rlhf_conformance.diagnosis.looking import diagnosed
 from rlhf_conformance.faults import faults
-from rlhf_conformance.judge import Comparison
+from rlhf_conformance.judging.checks import checks
+from rlhf_conformance.judging.judge import Comparison
+from rlhf_conformance.judging.trying import PROFILES, try_clause
 from rlhf_conformance.results import FAIL
-from rlhf_conformance.runner import PROFILES, try_clause
 from rlhf_conformance.twins import twins
 
 
@@ -226,8 +229,8 @@ def test_a_candidate_declares_and_lacks_what_the_adapter_does():
 
 
 def test_a_model_that_a_candidate_has_changed_is_not_given_to_the_next(store):
-    from rlhf_conformance.probes import Probe
-    from rlhf_conformance.subject import Subject
+    from rlhf_conformance.judging.subject import Subject
+    from rlhf_conformance.oracle.probes import Probe
 
     user = Subject.make(Reference(), device="cpu", dtype="float32", store=store)
     impostors = nearest.Impostors(user)
@@ -288,7 +291,7 @@ def compared(actual: float, expected: float, allowed: float = 0.1) -> Comparison
     ids=["within the budget", "beyond it", "both right, on either side", "wrong and right", "against another answer"],
 )
 def test_two_answers_are_alike_within_the_budget(user, other, alike):
-    assert nearest._alike(compared(*user), compared(*other), 2.0**-24) is alike
+    assert nearest._alike(compared(*user), compared(*other), torch.float32) is alike
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import find, given
 from hypothesis import strategies as st
 
-from rlhf_conformance.cases.picks import Picks, outward, picked
+from rlhf_conformance.judging.picks import Picks, outward, picked
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 6, 10, 46, 255, 256])

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_conformance.layouts import Sample
-from rlhf_conformance.probes import HIDDEN_SIZE, VOCAB_SIZE, Probe, ProbeStore, build
-from rlhf_conformance.truth import Truth
+from rlhf_conformance.oracle.layouts import Sample
+from rlhf_conformance.oracle.probes import HIDDEN_SIZE, VOCAB_SIZE, Probe, ProbeStore, build
+from rlhf_conformance.oracle.truth import Truth
 
 from .plain_models import hidden_states
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.cases.models import ModelCase
-from rlhf_conformance.cases.sequences import GeneratedCase
-from rlhf_conformance.checks import checks
-from rlhf_conformance.diagnosis import Evidence, observe, provenance
+from rlhf_conformance.chapters._models.cases import ModelCase
+from rlhf_conformance.chapters.sequences.cases import GeneratedCase
+from rlhf_conformance.diagnosis import pictures, provenance
+from rlhf_conformance.diagnosis.evidence import Evidence, observe
 from rlhf_conformance.faults import faults
-from rlhf_conformance.layouts import Presentation, Sample
-from rlhf_conformance.probes import Probe
+from rlhf_conformance.judging.checks import checks
+from rlhf_conformance.judging.subject import Subject
+from rlhf_conformance.oracle.layouts import Presentation, Sample
+from rlhf_conformance.oracle.probes import Probe
 from rlhf_conformance.results import Diagnosis, Picture
-from rlhf_conformance.subject import Subject
 
 SHORT, LONG = Sample((7, 9, 4), (11, 5)), Sample((8, 3, 12, 6), (2, 10, 13, 14))
 HEAD = Probe(head_name="score")
@@ -99,11 +100,11 @@ def test_the_lie_is_named(look: Look, name: str, options: dict[str, Any], kind: 
     slug = fault.clause
     case = batch(slug, **options)
     if "batch-independence" in slug:
-        from rlhf_conformance.cases.models import EditedCase
+        from rlhf_conformance.chapters._models.cases import EditedCase
 
         case = EditedCase(case, 0, Sample((9, 9), (17,)))  # type: ignore[assignment]
     if slug in ("packing.order", "packing.isolation"):
-        from rlhf_conformance.cases.models import EditedCase, PermutedCase
+        from rlhf_conformance.chapters._models.cases import EditedCase, PermutedCase
 
         case = PermutedCase(case, (1, 0)) if slug == "packing.order" else EditedCase(case, 0, LONG)  # type: ignore
     found = only(provenance.diagnoses(look(fault.adapter(), slug, case)))
@@ -164,7 +165,7 @@ def test_nothing_is_claimed(look: Look, slug: str, change: Any) -> None:
     evidence = look(bent(change), slug, batch(slug))
     assert evidence.smallest.failed
     assert provenance.diagnoses(evidence) == ()
-    assert provenance.picture(evidence) is not None
+    assert pictures.picture(evidence) is not None
 
 
 def test_nothing_is_claimed_of_answers_that_are_right(look: Look) -> None:
@@ -176,7 +177,7 @@ def test_nothing_is_claimed_of_a_wrong_shape(look: Look) -> None:
     adapter = faults()["one-value-too-many"].adapter()
     evidence = look(adapter, "critic.shape", batch("critic.shape"))
     assert provenance.diagnoses(evidence) == ()
-    assert "read" not in provenance.picture(evidence).caption
+    assert "read" not in pictures.picture(evidence).caption
 
 
 def test_nothing_is_claimed_of_a_model_that_draws_its_dropout(look: Look) -> None:
@@ -211,34 +212,34 @@ LAYOUTS = [
 def test_the_picture_of_a_shift(look: Look, layout: str, cells: Any, due: Any, read: Any) -> None:
     adapter = faults()["critic-values-unshifted"].adapter()
     evidence = look(adapter, "critic.state-before", batch("critic.state-before", layout))
-    picture = provenance.picture(evidence)
-    assert picture is not None
-    assert kinds(picture) == cells
-    assert marks(picture, "expected") == due
-    assert marks(picture, "read") == read
+    drawing = pictures.picture(evidence)
+    assert drawing is not None
+    assert kinds(drawing) == cells
+    assert marks(drawing, "expected") == due
+    assert marks(drawing, "read") == read
 
 
 def test_the_picture_marks_nothing_that_is_not_known(look: Look) -> None:
     evidence = look(bent(UNCLAIMED["noise"]), "critic.state-before", batch("critic.state-before"))
-    picture = provenance.picture(evidence)
-    assert picture is not None
-    assert marks(picture, "read") == [[], []]
-    assert "6 of 6 come from no known place" in picture.caption
+    drawing = pictures.picture(evidence)
+    assert drawing is not None
+    assert marks(drawing, "read") == [[], []]
+    assert "6 of 6 come from no known place" in drawing.caption
 
 
 def test_the_remarks_of_a_pack_tell_its_samples(look: Look) -> None:
     adapter = faults()["critic-values-unshifted"].adapter()
-    picture = provenance.picture(look(adapter, "critic.state-before", batch("critic.state-before", "packed")))
-    assert picture is not None
-    assert (picture.labels, picture.remarks) == (("pack",), ("sample 0: 0 to 4, sample 1: 5 to 12",))
+    drawing = pictures.picture(look(adapter, "critic.state-before", batch("critic.state-before", "packed")))
+    assert drawing is not None
+    assert (drawing.labels, drawing.remarks) == (("pack",), ("sample 0: 0 to 4, sample 1: 5 to 12",))
 
 
 def test_the_picture_of_generated_rows(look: Look) -> None:
     adapter = faults()["generated-padding-trained"].adapter()
     case = GeneratedCase((Sample((4, 5), (6, 1)), Sample((7,), (8, 9, 2, 3))), 4, (1,), 0)
-    picture = provenance.picture(look(adapter, "sequences.action-mask", case))
-    assert picture is not None
-    assert kinds(picture) == ["ppre..", ".prrrr"]
-    assert marks(picture, "expected") == [[2, 3], [2, 3, 4, 5]]
-    assert marks(picture, "read") == [[2, 3, 4, 5], [2, 3, 4, 5]]
-    assert picture.remarks == ("2 cells differ", "right")
+    drawing = pictures.picture(look(adapter, "sequences.action-mask", case))
+    assert drawing is not None
+    assert kinds(drawing) == ["ppre..", ".prrrr"]
+    assert marks(drawing, "expected") == [[2, 3], [2, 3, 4, 5]]
+    assert marks(drawing, "read") == [[2, 3, 4, 5], [2, 3, 4, 5]]
+    assert drawing.remarks == ("2 cells differ", "right")

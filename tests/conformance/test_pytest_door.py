@@ -51,7 +51,7 @@ def project(tmp_path: Path):
 
 def pytest_in(folder: Path, *arguments: str) -> Done:
     """pytest as a user types it; the plugin is named since the source tree is not installed."""
-    return run("-m", "pytest", "-p", "rlhf_conformance.plugin", *arguments, cwd=folder)
+    return run("-m", "pytest", "-p", "rlhf_conformance.run.plugin", *arguments, cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_failure_is_told_as_by_the_command(run_once):
     assert "FAIL packing.tokens (MUST)" in done.stdout
     for label in ("the clause", "what", "expected", "actual", "where", "case"):
         assert re.search(rf"^  {label} +\S", done.stdout, re.M), label
-    assert "rlhf_conformance/runner.py" not in done.stdout, "frames of the suite are no help"
+    assert "rlhf_conformance/judging/trying.py" not in done.stdout, "frames of the suite are no help"
 
 
 def test_a_clause_that_is_not_provided_is_skipped_with_its_reason(run_once):

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_conformance import reporting, scripts
-from rlhf_conformance.replaying import read_cases
-from rlhf_conformance.reporting import github, junit, markdown, page
+from rlhf_conformance import reporting
+from rlhf_conformance.reporting import github, junit, markdown, page, scripts
+from rlhf_conformance.reporting.replaying import read_cases
 from samples import HOSTILE, RESULTS, RUN, SHIFTED_VALUES, passed, sample_report
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from rlhf_conformance import check
-from rlhf_conformance.known import KnownFailure
-from rlhf_conformance.loading import load_adapter
-from rlhf_conformance.plugin import ClauseFailed, ClauseItem
 from rlhf_conformance.reporting import FILE_NAME, ReportError, read, to_json, write
 from rlhf_conformance.reporting.stored import checksum
+from rlhf_conformance.reporting.terminal import describe
 from rlhf_conformance.results import LOST, Failure, Report, Result
-from rlhf_conformance.terminal import describe
+from rlhf_conformance.run.known import KnownFailure
+from rlhf_conformance.run.loading import load_adapter
+from rlhf_conformance.run.plugin import ClauseFailed, ClauseItem
 from rlhf_spec.clauses import clause
 from samples import SHIFTED_VALUES
 
@@ -141,6 +141,14 @@ SPOILED = {
     "the seed": (edited(lambda d: d["run"].update(seed=4)), "after it was written"),
     "the checksum": (edited(lambda d: d["footer"].update(sha256="0" * 64)), "after it was written"),
     "no checksum": (edited(lambda d: d["footer"].pop("sha256")), "after it was written"),
+    "a device that is a number, and the checksum mended": (
+        edited(lambda d: (d["environment"].update(device=3), signed(d))),
+        "does not fit report.schema.json: environment.device: 3 is not of type 'string'",
+    ),
+    "a seed that is a word, and the checksum mended": (
+        edited(lambda d: (d["run"].update(seed="four"), signed(d))),
+        "run.seed: 'four' is not of type 'integer'",
+    ),
     "a chapter, and the checksum mended": (
         edited(lambda d: (d["results"][0].update(chapter="critic"), signed(d))),
         "do not follow from each other",
@@ -205,7 +213,7 @@ def test_the_text_of_a_failure_has_everything(report):
     assert line(text, "what") == "gradient with respect to the new log-prob"
     assert line(text, "where").startswith("row 0, column 0")
     assert line(text, "repeat with") == COMMAND
-    assert line(text, "case").startswith("LossCase(new=")
+    assert line(text, "case").startswith("PolicyLossCase(log_probs=")
     expected, actual = float(line(text, "expected")), float(line(text, "actual"))
     assert actual == pytest.approx(2 * expected)
     difference, allowed = re.fullmatch(r"(\S+), allowed (\S+)", line(text, "difference")).groups()
@@ -220,7 +228,7 @@ def test_the_text_of_an_error_names_the_method_and_the_line(report):
     assert re.fullmatch(
         r"value_loss raised RuntimeError: .*shape.* \(answers\.py:\d+ in value_loss\)", line(text, "what")
     )
-    assert line(text, "case").startswith("LossCase(new=")
+    assert line(text, "case").startswith("ValueLossCase(values=")
 
 
 def test_a_model_failure_names_the_sample_and_the_action(hostile):

@@ -18,12 +18,12 @@ import torch
 
 from rlhf_conformance import Adapter, check
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.cases import storing
 from rlhf_conformance.faults import faults
-from rlhf_conformance.probes import Probe, build
+from rlhf_conformance.judging import storing
+from rlhf_conformance.oracle.probes import Probe, build
 from rlhf_conformance.reporting import read, write
+from rlhf_conformance.reporting.scripts import script
 from rlhf_conformance.results import Failure, Report, Result
-from rlhf_conformance.scripts import script
 
 ALONE = """
 import runpy, sys
@@ -115,9 +115,9 @@ def test_what_is_refused_cannot_be_imported(tmp_path):
 
 
 RIGHT = {
-    "half-dropped": "def candidate(**call):\n    return value_loss(**call)",
-    "mean-of-means": "def candidate(**call):\n    return policy_loss(**call)",
-    "argmax-token": "def candidate(**call):\n    return token_log_probs(**call)",
+    "half-dropped": "def candidate(**call):\n    return formula(call)",
+    "mean-of-means": "def candidate(**call):\n    return formula(call)",
+    "argmax-token": "def candidate(**call):\n    return formula(call)",
     "eos-overwrites-truncated": "def candidate(sequences, **rest):\n"
     "    rows = [row for row in sequences.tolist() if row[-1] not in rest['stop_token_ids']]\n    return rows",
     "positions-count-columns": "def candidate(attention_mask):\n"
@@ -136,7 +136,7 @@ def test_a_script_ends_with_zero_once_the_candidate_is_right(name):
 
 def test_a_candidate_that_is_still_wrong_is_seen():
     _, text = made("half-dropped")
-    status, out = run_here(with_candidate(text, "def candidate(**call):\n    return 3 * value_loss(**call)"))
+    status, out = run_here(with_candidate(text, "def candidate(**call):\n    return 3 * formula(call)"))
     assert status == 1
     assert "differs" in out
 
@@ -260,7 +260,7 @@ def test_a_long_case_is_written_as_its_rows_repeated():
     status, out = run_here(text)
     assert status == 1
     assert result.failure.actual in out
-    right = with_candidate(text, "def candidate(**call):\n    return value_loss(**call)")
+    right = with_candidate(text, "def candidate(**call):\n    return formula(call)")
     assert run_here(right)[0] == 0
 
 
@@ -269,7 +269,7 @@ def test_logits_that_are_too_many_are_drawn_from_their_seed():
     assert result.failure.exchange.total > len(result.failure.exchange.numbers)
     assert "Drawn from a seed" in text
     assert run_here(text)[0] == 1
-    right = with_candidate(text, "def candidate(**call):\n    return token_log_probs(**call)")
+    right = with_candidate(text, "def candidate(**call):\n    return formula(call)")
     assert run_here(right)[0] == 0
 
 
@@ -291,15 +291,31 @@ def _steeper(answer: torch.Tensor) -> torch.Tensor:
     return 2 * answer - answer.detach()
 
 
+RIGHT_WITH_A_GRAPH = {
+    "policy": "def candidate(log_probs, old_log_probs, advantages, action_mask, **options):\n"
+    "    from rlhf_conformance import PolicyLossOptions\n"
+    "    from rlhf_conformance.adapters.reference import Reference\n"
+    "    given = log_probs, old_log_probs, advantages, action_mask, PolicyLossOptions(**options)\n"
+    "    return Reference().policy_loss(*given).loss",
+    "value": "def candidate(values, old_values, returns, action_mask, **options):\n"
+    "    from rlhf_conformance import ValueLossOptions\n"
+    "    from rlhf_conformance.adapters.reference import Reference\n"
+    "    return Reference().value_loss(values, old_values, returns, action_mask, ValueLossOptions(**options))",
+    "log": "def candidate(**call):\n    from rlhf_reference import token_log_probs\n    return token_log_probs(**call)",
+}
+"""What a mended trainer would do, with a graph."""
+
+
 @pytest.mark.parametrize("clause", GRADIENTS)
 def test_a_gradient_is_taken_of_the_candidate(clause):
     result, text = written(TwiceTheGradient(), clause)
     assert result.failure.what.startswith("gradient")
     status, out = run_here(text)
     assert (status, result.failure.actual in out) == (1, True)
-    method = {"policy": "policy_loss", "value": "value_loss", "log": "token_log_probs"}[clause.split("-")[0]]
-    assert run_here(with_candidate(text, f"def candidate(**call):\n    return {method}(**call)"))[0] == 0
-    steep = f"def candidate(**call):\n    answer = {method}(**call)\n    return 2 * answer - answer.detach()"
+    right = RIGHT_WITH_A_GRAPH[clause.split("-")[0]]
+    assert run_here(with_candidate(text, right))[0] == 0
+    steep = f"{right.replace('candidate', 'right')}\n\n\ndef candidate(**call):\n"
+    steep += "    answer = right(**call)\n    return 2 * answer - answer.detach()"
     assert run_here(with_candidate(text, steep))[0] == 1
 
 
@@ -350,7 +366,7 @@ def test_a_case_whose_calls_are_not_on_record_is_still_written_out():
     status, out = run_here(str(text))
     assert status == 1
     assert f"expected: {result.failure.expected}" in out
-    assert '"type": "LossCase"' in str(text)
+    assert '"type": "ValueLossCase"' in str(text)
 
 
 def test_there_is_no_script_without_a_case():
@@ -404,7 +420,8 @@ def test_writing_a_script_loads_no_torch(tmp_path):
     _, report = reported(faults()["critic-values-shifted"].adapter(), "critic.state-before")
     path = write(report, tmp_path)
     code = (
-        "import sys; from pathlib import Path; from rlhf_conformance import reporting, scripts\n"
+        "import sys; from pathlib import Path; from rlhf_conformance import reporting\n"
+        "from rlhf_conformance.reporting import scripts\n"
         f"report = reporting.read(Path({str(path)!r}))\n"
         "assert scripts.script(report.results[0], report)\n"
         "print('torch' in sys.modules)"

@@ -14,7 +14,7 @@ import pytest
 from rlhf_conformance import reporting
 from rlhf_conformance.cli import main
 from rlhf_conformance.reporting.diff import changes, heading
-from rlhf_conformance.results import VERDICTS, Result
+from rlhf_conformance.results import VERDICTS, Failure, Result
 from samples import RESULTS, SHIFTED_VALUES, passed, sample_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,8 @@ def written(tmp_path):
 
 
 def judged(verdict: str, clause: str = CLIP) -> Result:
-    return passed(clause) if verdict == "pass" else Result(clause, "MUST", verdict, reason=f"it is {verdict}")
+    failure = Failure("loss", "", "0", "1") if verdict == "fail" else None
+    return passed(clause) if verdict == "pass" else Result(clause, "MUST", verdict, f"it is {verdict}", failure=failure)
 
 
 # --- matrix -------------------------------------------------------------------------------------------------------

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from rlhf_conformance import Adapter, check
-from rlhf_conformance.adapter import PolicyLossOptions
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.cases.losses import LossCase
-from rlhf_conformance.checks import checks
-from rlhf_conformance.diagnosis import Evidence, drawn, observe
+from rlhf_conformance.chapters._losses.cases import PolicyLossCase
+from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions
+from rlhf_conformance.diagnosis.evidence import Evidence, drawn, observe
 from rlhf_conformance.diagnosis.lines import MOST, Line, arranged, cells, number
-from rlhf_conformance.diagnosis.steps import WITHOUT_NUMBERS, steps
+from rlhf_conformance.diagnosis.steps import steps
 from rlhf_conformance.faults import faults
+from rlhf_conformance.judging.checks import checks
+from rlhf_conformance.judging.subject import Subject
+from rlhf_conformance.reporting.terminal import describe
 from rlhf_conformance.results import Failure, Result, Step
-from rlhf_conformance.subject import Subject
-from rlhf_conformance.terminal import describe
 
 PARTED = {
     "half-dropped": "half of that, the loss of the token",
@@ -85,16 +85,24 @@ def test_the_marked_line_has_the_numbers_of_the_failure():
     assert (step.expected, step.actual) == (failure.expected, failure.actual)
 
 
-CASE = LossCase(
-    new=((-0.25, -1.0), (-0.5, 0.0)),
-    old=((-1.0, -0.5), (-0.5, 0.0)),
-    target=((2.0, -3.0), (1.0, 0.0)),
-    mask=((1, 1), (1, 0)),
+CASE = PolicyLossCase(
+    log_probs=((-0.25, -1.0), (-0.5, 0.0)),
+    old_log_probs=((-1.0, -0.5), (-0.5, 0.0)),
+    advantages=((2.0, -3.0), (1.0, 0.0)),
+    action_mask=((1, 1), (1, 0)),
     options=PolicyLossOptions(clip_eps_low=0.25, clip_eps_high=0.5, aggregation="token-mean"),
 )
 
 
+class Off(Reference):
+    """A policy loss that is wrong by ten, so that its steps are shown."""
+
+    def policy_loss(self, *arguments: Any) -> Any:
+        return super().policy_loss(*arguments).loss + 10
+
+
 def test_the_steps_of_the_policy_loss_are_those_of_its_formula(subject: Subject):
+    subject.adapter = Off()
     found = {s.label: s.expected for s in steps(evidence_of(subject, "policy-loss.aggregation", CASE))}
     ratio = math.exp(0.75)
     assert found["row 0, token 0: ratio exp(-0.25 - -1)"] == number(ratio)
@@ -110,10 +118,12 @@ def test_the_steps_of_the_policy_loss_are_those_of_its_formula(subject: Subject)
 
 
 def test_a_sequence_mean_shows_the_mean_of_each_row(subject: Subject):
+    subject.adapter = Off()
     case = CASE.with_options(aggregation="sequence-mean")
     found = {s.label: s for s in steps(evidence_of(subject, "policy-loss.aggregation", case))}
     row = found["mean of row 0 over its action tokens, 2 (asked for alone)"]
-    assert row.expected == number((-3 + 2.25) / 2) == row.actual
+    assert row.expected == number((-3 + 2.25) / 2)
+    assert row.actual == number((-3 + 2.25) / 2 + 10)
     assert found["loss, the sequence-mean: divided by the number of rows, 2"].expected == number((-0.375 - 1) / 2)
 
 
@@ -156,7 +166,7 @@ def test_nothing_is_marked_where_the_adapter_is_right(slug: str, subject: Subjec
 
 
 def test_clauses_without_a_formula_have_no_steps(subject: Subject):
-    for name in WITHOUT_NUMBERS:
+    for name in ("scalar", "inputs-unwritten", "side-effects"):
         slug = f"value-loss.{name}"
         (case,) = drawn(checks()[slug], subject, 1, seed=0)[:1]
         assert steps(evidence_of(subject, slug, case)) == ()
@@ -184,7 +194,9 @@ def test_a_loss_that_raises_still_shows_what_should_have_come(subject: Subject):
 
 
 def test_a_late_diagnosis_asks_for_no_single_tokens(subject: Subject):
+    subject.adapter = Off()
     evidence = evidence_of(subject, "policy-loss.aggregation", CASE)
+    assert any("token 0" in step.label for step in steps(evidence))
     evidence.until = time.monotonic() - 1
     assert not any("token 0" in step.label for step in steps(evidence))
 

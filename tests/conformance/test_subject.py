@@ -7,17 +7,28 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlhf_conformance.adapter import Adapter, PackedSequences, PolicyLossOptions, PolicyLossResult, ProcessedSequences
+from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.batch import Prompts
-from rlhf_conformance.cases.losses import LossCase
-from rlhf_conformance.cases.models import ModelCase
-from rlhf_conformance.layouts import Presentation, Sample, present_prompts
-from rlhf_conformance.probes import Probe
-from rlhf_conformance.subject import AdapterError, Subject, WiringError
+from rlhf_conformance.chapters._models.cases import ModelCase
+from rlhf_conformance.chapters.packing.interface import PackedSequences
+from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions, PolicyLossResult
+from rlhf_conformance.chapters.sequences.interface import ProcessedSequences
+from rlhf_conformance.judging.isolation import AdapterError
+from rlhf_conformance.judging.subject import Subject
+from rlhf_conformance.judging.wiring import WiringError
+from rlhf_conformance.oracle.batch import Prompts
+from rlhf_conformance.oracle.layouts import Presentation, Sample, present, present_prompts
+from rlhf_conformance.oracle.probes import Probe
 
 CASE = ModelCase(Probe(), (Sample((5, 6), (7,)), Sample((8,), (9, 10))), Presentation("padded"))
-LOSS = LossCase(((-1.0,),), ((-1.0,),), ((0.5,),), ((1,),), PolicyLossOptions())
+LOSS = (
+    torch.tensor([[-1.0]], requires_grad=True),
+    torch.tensor([[-1.0]]),
+    torch.tensor([[0.5]]),
+    torch.tensor([[1]]),
+    PolicyLossOptions(),
+)
+BATCH = present(CASE.samples, CASE.how, pad_token_id=0)
 
 
 def subject_of(**methods) -> Subject:
@@ -37,7 +48,7 @@ def test_an_adapter_that_writes_writes_into_copies():
 
     subject = subject_of(token_log_probs=token_log_probs)
     logits, labels = torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64)
-    subject.token_log_probs(logits, labels, 1.0)
+    subject.call("token_log_probs", logits, labels, 1.0)
     assert not logits.any()
     assert not labels.any()
     assert subject.record.written == ["logits", "labels"]
@@ -50,7 +61,7 @@ def test_an_input_left_alone_is_not_called_written():
 
     subject = subject_of(token_log_probs=token_log_probs)
     logits = torch.tensor([[[float("nan"), float("inf"), 0.0]]])
-    subject.token_log_probs(logits, torch.zeros(1, 1, dtype=torch.int64), 1.0)
+    subject.call("token_log_probs", logits, torch.zeros(1, 1, dtype=torch.int64), 1.0)
     assert subject.record.written == []
 
 
@@ -64,13 +75,13 @@ def test_a_nan_that_is_overwritten_is_seen(garbage):
 
     subject = subject_of(token_log_probs=token_log_probs)
     poison = float("nan") if garbage == 0.0 else float("inf")
-    subject.token_log_probs(torch.tensor([[[poison, 1.0]]]), torch.zeros(1, 1, dtype=torch.int64), 1.0)
+    subject.call("token_log_probs", torch.tensor([[[poison, 1.0]]]), torch.zeros(1, 1, dtype=torch.int64), 1.0)
     assert subject.record.written == ["logits"]
 
 
 @pytest.mark.parametrize("name", ["input_ids", "attention_mask", "action_mask"])
 def test_writing_into_a_batch_is_seen_and_reaches_no_later_call(name):
-    untouched = getattr(subject_of().batch(CASE), name)
+    untouched = getattr(BATCH, name)
 
     def action_log_probs(model, batch):
         assert torch.equal(getattr(batch, name), untouched)
@@ -78,9 +89,9 @@ def test_writing_into_a_batch_is_seen_and_reaches_no_later_call(name):
         return torch.zeros(batch.action_mask.shape)
 
     subject = subject_of(action_log_probs=action_log_probs)
-    subject.actions("action_log_probs", object(), CASE)
+    subject.call("action_log_probs", object(), BATCH)
     assert [written.rpartition(".")[2] for written in subject.record.written] == [name]
-    subject.actions("action_log_probs", object(), CASE)
+    subject.call("action_log_probs", object(), BATCH)
     assert [written.rpartition(".")[2] for written in subject.record.written] == [name]
 
 
@@ -92,7 +103,7 @@ def test_a_list_of_tensors_that_is_emptied_is_seen():
 
     subject = subject_of(pack_sequences=pack_sequences)
     given = [torch.tensor([1, 2]), torch.tensor([3])]
-    subject.pack_sequences(given)
+    subject.call("pack_sequences", given)
     assert len(given) == 2
     assert subject.record.written != []
 
@@ -105,7 +116,7 @@ def test_prompts_are_copied_too():
 
     subject = subject_of(generate=generate)
     prompts = present_prompts([(5, 6)], max_new_tokens=2, stop_token_ids=(), pad_token_id=0)
-    subject.generate(object(), prompts)
+    subject.call("generate", object(), prompts)
     assert prompts.input_ids.tolist() == [[5, 6]]
     assert subject.record.written != []
 
@@ -138,9 +149,9 @@ def test_a_disturbance_is_named_and_undone(name, raises):
     mask = torch.ones(1, 3, dtype=torch.int64)
     if raises:
         with pytest.raises(AdapterError):
-            subject.position_ids(mask)
+            subject.call("position_ids", mask)
     else:
-        subject.position_ids(mask)
+        subject.call("position_ids", mask)
     assert state() == before
     assert len(subject.record.disturbed) == 1
     assert name in subject.record.disturbed[0]
@@ -148,7 +159,7 @@ def test_a_disturbance_is_named_and_undone(name, raises):
 
 def test_a_call_that_disturbs_nothing_has_a_clean_record():
     subject = subject_of(position_ids=lambda attention_mask: attention_mask)
-    subject.position_ids(torch.ones(1, 3, dtype=torch.int64))
+    subject.call("position_ids", torch.ones(1, 3, dtype=torch.int64))
     assert (subject.record.disturbed, subject.record.written) == ([], [])
 
 
@@ -159,40 +170,40 @@ ONES = torch.ones(2, 3, dtype=torch.int64)
 
 def ask_log_probs(answer):
     subject = subject_of(token_log_probs=lambda *_: answer)
-    return subject.token_log_probs(torch.zeros(2, 3, 5), ONES, 1.0)
+    return subject.call("token_log_probs", torch.zeros(2, 3, 5), ONES, 1.0)
 
 
 def ask_masks(answer):
-    return subject_of(process_sequences=lambda *_: answer).process_sequences(ONES, 1, ONES[:, :1], (1,), 0)
+    return subject_of(process_sequences=lambda *_: answer).call("process_sequences", ONES, 1, ONES[:, :1], (1,), 0)
 
 
 def ask_pack(answer):
-    return subject_of(pack_sequences=lambda *_: answer).pack_sequences([ONES[0], ONES[1]])
+    return subject_of(pack_sequences=lambda *_: answer).call("pack_sequences", [ONES[0], ONES[1]])
 
 
 def ask_actions(answer):
-    return subject_of(action_log_probs=lambda *_: answer).actions("action_log_probs", object(), CASE)
+    return subject_of(action_log_probs=lambda *_: answer).call("action_log_probs", object(), BATCH)
 
 
 def ask_rewards(answer):
-    return subject_of(rewards=lambda *_: answer).rewards(object(), CASE)
+    return subject_of(rewards=lambda *_: answer).call("rewards", object(), BATCH)
 
 
 def ask_generate(answer):
     prompts = present_prompts([(5, 6)], max_new_tokens=2, stop_token_ids=(), pad_token_id=0)
-    return subject_of(generate=lambda *_: answer).generate(object(), prompts)
+    return subject_of(generate=lambda *_: answer).call("generate", object(), prompts)
 
 
 def ask_values(answer):
-    return subject_of(values=lambda *_: answer).whole_output("values", object(), CASE)
+    return subject_of(values=lambda *_: answer).call("values", object(), BATCH)
 
 
 def ask_loss(answer):
-    return subject_of(policy_loss=lambda *_: answer).loss("policy-loss", LOSS)
+    return subject_of(policy_loss=lambda *_: answer).ask("policy_loss", *LOSS)
 
 
 def ask_position_ids(answer):
-    return subject_of(position_ids=lambda *_: answer).position_ids(ONES)
+    return subject_of(position_ids=lambda *_: answer).call("position_ids", ONES)
 
 
 WIRED_WRONG = [
@@ -209,7 +220,7 @@ WIRED_WRONG = [
     (ask_masks, ProcessedSequences(action_mask=ONES), "action_mask = an int64 tensor of shape (2, 3)"),
     (ask_masks, ProcessedSequences(attention_mask=ONES[:, :2]), "attention_mask = an int64 tensor of shape (2, 2)"),
     (ask_pack, ONES[:1], "an int64 tensor of shape (1, 3); wanted a PackedSequences"),
-    (ask_pack, PackedSequences(ONES), "input_ids an int64 tensor of shape (2, 3)"),
+    (ask_pack, PackedSequences(ONES), "input_ids = an int64 tensor of shape (2, 3)"),
     (ask_pack, PackedSequences(ONES[:1], ONES[:1, :2]), "position_ids = an int64 tensor of shape (1, 2)"),
     (ask_actions, None, "action_log_probs returned None"),
     (ask_actions, torch.zeros(2, 3), "shape (2, 3); wanted (2, 2)"),
@@ -273,7 +284,7 @@ def test_an_error_names_the_method_the_kind_the_text_and_the_line():
         raise ValueError("two\n   lines")
 
     with pytest.raises(AdapterError, match=r"position_ids raised ValueError: two lines \(test_subject.py:\d+ in"):
-        subject_of(position_ids=position_ids).position_ids(ONES)
+        subject_of(position_ids=position_ids).call("position_ids", ONES)
 
 
 def test_a_backward_pass_that_raises_is_an_error_of_the_method():
@@ -286,13 +297,15 @@ def test_a_backward_pass_that_raises_is_an_error_of_the_method():
         def backward(ctx, grad):
             raise KeyError("no kernel")
 
-    answer = subject_of(policy_loss=lambda new, *_: Refuse.apply(new.sum())).loss("policy-loss", LOSS)
+    subject = subject_of(policy_loss=lambda new, *_: Refuse.apply(new.sum()))
+    answer = subject.ask("policy_loss", *LOSS)
     with pytest.raises(AdapterError, match=r"policy_loss .*backward.* raised KeyError"):
-        answer.gradient
+        answer.gradient(subject)
 
 
 def test_a_loss_without_a_graph_has_a_gradient_of_zero():
-    assert subject_of(policy_loss=lambda *_: torch.tensor(2.0)).loss("policy-loss", LOSS).gradient == [[0.0]]
+    subject = subject_of(policy_loss=lambda *_: torch.tensor(2.0))
+    assert subject.ask("policy_loss", *LOSS).gradient(subject) == [[0.0]]
 
 
 def test_models_are_loaded_once_a_clause():

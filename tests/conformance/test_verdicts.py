@@ -118,9 +118,9 @@ def test_a_report_is_asked_for_a_clause_by_its_slug():
 @pytest.fixture
 def judged():
     """What the runner makes of a check that tried `examples` cases and compared `comparisons` numbers."""
-    from rlhf_conformance.checks import checks
-    from rlhf_conformance.judge import Judge
-    from rlhf_conformance.runner import _judged, _Trial
+    from rlhf_conformance.judging.checks import checks
+    from rlhf_conformance.judging.judge import Judge
+    from rlhf_conformance.judging.trying import _judged, _Trial
 
     def verdict(examples: int, comparisons: int, outcome: BaseException | None = None) -> Result:
         trial = _Trial(checks()[MUST], None, 1, judge=Judge(comparisons=comparisons), examples=examples)
@@ -152,8 +152,8 @@ def test_an_error_of_the_suite_itself_is_not_the_adapters(judged):
 
 @pytest.mark.parametrize("profile", ["smoke", "gate", "full"])
 def test_every_check_has_a_floor_of_at_least_one_example(profile):
-    from rlhf_conformance.checks import checks
-    from rlhf_conformance.runner import PROFILES
+    from rlhf_conformance.judging.checks import checks
+    from rlhf_conformance.judging.trying import PROFILES
 
     for check in checks().values():
         assert 1 <= PROFILES[profile].floor_of(check) <= PROFILES[profile].examples_of(check)

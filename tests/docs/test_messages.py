@@ -9,9 +9,9 @@ import pytest
 
 import rlhf_conformance
 from rlhf_conformance import Adapter, LoadError, UsageError, check
-from rlhf_conformance.loading import load_adapter, validate
-from rlhf_conformance.suite import require_device
-from rlhf_conformance.terminal import describe
+from rlhf_conformance.reporting.terminal import describe
+from rlhf_conformance.run.loading import load_adapter, validate
+from rlhf_conformance.run.suite import require_device
 
 GUIDE = "docs/writing-an-adapter.md"
 PACKAGE = Path(rlhf_conformance.__file__).parent
@@ -108,7 +108,7 @@ VERDICTS = {
         lambda: models(action_log_probs=without_graph),
         "actor.gradient",
     ),
-    "dropout is on": (lambda: models(load_actor=in_train_mode), "actor.dropout-off"),
+    "log-prob asked for a second time": (lambda: models(load_actor=in_train_mode), "actor.dropout-off"),
 }
 
 
@@ -158,5 +158,5 @@ def test_the_other_messages_of_the_guide_stand_in_the_code(table):
     """Those that take a crash, a time limit or a whole run to provoke; two are Python's own."""
     quoted = {row[0].strip("`") for row in table(GUIDE, "message") if re.fullmatch(r"`[^`]+`", row[0])}
     python = {"'NoneType' object has no attribute", "positional arguments but"}
-    source = "".join(file.read_text(encoding="utf-8") for file in PACKAGE.glob("*.py"))
+    source = "".join(file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py"))
     assert [message for message in quoted - {*REFUSALS, *VERDICTS} - python if message not in source] == []

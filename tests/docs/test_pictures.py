@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rlhf_conformance.adapter import LAYOUTS
-from rlhf_conformance.layouts import Presentation, Sample, present
+from rlhf_conformance.chapters._models.interface import LAYOUTS
+from rlhf_conformance.oracle.layouts import Presentation, Sample, present
 
 LETTERS = ".abcdUVWXY"
 """Token ids as letters: prompts are lower case, responses upper case, 0 is the pad id."""

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from proof import diagnoses, mutation, pages, survivors, twins
+from proof import diagnoses, mutation, pages, speed, survivors, tables, twins
 from rlhf_conformance.faults import faults
 from rlhf_conformance.twins import twins as library
 
@@ -17,6 +17,19 @@ DTYPES = ("float32", "bfloat16", "float64")
 def test_a_page_is_what_the_measurements_make_of_it(name):
     """`python -m tests.proof pages` writes them."""
     assert (pages.DOCS / name).read_text() == pages.pages()[name]
+
+
+@pytest.mark.parametrize("name", tables.DOCUMENTS)
+def test_a_table_is_what_the_specification_and_the_rows_make_of_it(name):
+    """`python -m tests.proof pages` writes them."""
+    text = (pages.DOCS.parent / name).read_text()
+    assert tables.BLOCK.search(text)
+    assert text == tables.made(text)
+
+
+def test_every_table_stands_in_a_document():
+    texts = [(pages.DOCS.parent / name).read_text() for name in tables.DOCUMENTS]
+    assert {block["name"] for text in texts for block in tables.BLOCK.finditer(text)} == set(tables.TABLES)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -99,6 +112,19 @@ def test_an_edit_of_the_device_alone_is_known(edit):
 )
 def test_an_edit_of_more_than_the_device_is_not_taken_for_one(edit):
     assert survivors.find("a.b", edit) is None
+
+
+def test_the_log_probs_of_the_reference_are_as_fast_as_promised():
+    rows = json.loads(speed.NUMBERS.read_text())
+    assert {(row["dtype"], row["backward"]) for row in rows.values()} == set(speed.PROMISED)
+    assert speed.below(rows) == []
+
+
+@pytest.mark.parametrize("worse", [{"ratio": 1.0}, {"megabytes": 33.0}], ids=str)
+def test_what_is_slower_or_larger_than_promised_is_red(worse):
+    rows = json.loads(speed.NUMBERS.read_text())
+    name = next(iter(rows))
+    assert speed.below({**rows, name: {**rows[name], **worse}}) == [name]
 
 
 def test_the_interval_of_a_proportion():

@@ -18,9 +18,12 @@ DOCUMENT = "docs/report.md"
 OPEN = (
     "subject.options",
     "subject.declares",
+    "subject.files",
     "summary.counts",
     "results[].failure.stored",
     "results[].failure.exchange.calls[].arguments",
+    "results[].failure.exchange.options",
+    "results[].failure.exchange.beside",
 )
 """Objects whose keys are names of other things, or another format's."""
 NULLABLE = {"results[].failure", "results[].failure.picture", "results[].failure.exchange"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_conformance.known import read_known_failures
+from rlhf_conformance.run.known import read_known_failures
 from rlhf_spec.clauses import clause, clauses
 
 DOCUMENT = "docs/trainers.md"

@@ -10,16 +10,21 @@ import torch
 
 from proof.trying import size_of, touched
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.checks import checks
 from rlhf_conformance.faults import faults
-from rlhf_conformance.runner import PROFILES, _explore, _Trial, seed_of
+from rlhf_conformance.judging.checks import checks
+from rlhf_conformance.judging.trying import PROFILES, _explore, _Trial, seed_of
 
 
 @pytest.mark.parametrize("slug", checks())
 def test_the_size_of_every_case_is_known(slug):
     """Samples and tokens; nothing of either where the case is a checkpoint alone."""
     subject, sizes = SimpleNamespace(adapter=Reference(), dtype=torch.float32, device="cpu"), []
-    recording = replace(checks()[slug], function=lambda subject, case, judge: sizes.append(size_of(case)))
+
+    def record(subject, case):
+        sizes.append(size_of(case))
+        yield from ()
+
+    recording = replace(checks()[slug], function=record)
     assert _explore(_Trial(recording, subject, 1), PROFILES["smoke"], seed_of(slug, 0), None) is None
     assert sizes
     for samples, tokens in sizes:

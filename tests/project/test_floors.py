@@ -16,7 +16,7 @@ FORBIDDEN = {
     "rlhf_conformance": set(),
 }
 # What decides whether an answer is right. The reference is one of the subjects, so none of this may stand on it.
-ORACLE = ("truth", "layouts", "batch", "budgets")
+ORACLE = ("oracle.truth", "oracle.layouts", "oracle.batch", "oracle.budgets")
 
 
 def imported_names(file: Path, module: str) -> set[str]:
@@ -87,7 +87,7 @@ def test_the_reference_runs_without_the_suite(floors, modules):
 
 
 # pytest imports the plugin at every start in an environment that has the suite, also where nothing is checked.
-@pytest.mark.parametrize("name", ["rlhf_spec", "rlhf_reference", "rlhf_conformance", "rlhf_conformance.plugin"])
+@pytest.mark.parametrize("name", ["rlhf_spec", "rlhf_reference", "rlhf_conformance", "rlhf_conformance.run.plugin"])
 def test_importing_it_does_not_load_torch(name, floors):
     loaded = loaded_after(f"import {name}", [folder.parent for folder in floors.values()])
     assert not loaded & {"torch", "transformers", "peft"}

@@ -1,4 +1,4 @@
-"""`python -m tests.proof faults | twins | diagnoses | mutation | bench | pages`: see the modules."""
+"""`python -m tests.proof faults | twins | diagnoses | mutation | bench | speed | pages`: see the modules."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ def main() -> int:
     bench.add_argument("adapter", nargs="?", default="reference")
     bench.set_defaults(run=run_bench)
 
+    speed = what.add_parser("speed", help="how fast the reference takes token log-probs")
+    speed.set_defaults(run=run_speed)
+
     pages = what.add_parser("pages", help="the documents, from what was measured")
     pages.set_defaults(run=run_pages)
 
@@ -73,6 +76,12 @@ def run_bench(arguments: argparse.Namespace) -> int:
     from . import bench
 
     return bench.run(arguments.adapter)
+
+
+def run_speed(arguments: argparse.Namespace) -> int:
+    from . import speed
+
+    return speed.run()
 
 
 def run_pages(arguments: argparse.Namespace) -> int:

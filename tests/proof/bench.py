@@ -19,7 +19,8 @@ from typing import Any
 
 from rlhf_conformance.adapter import METHODS
 from rlhf_conformance.results import Result
-from rlhf_conformance.suite import Plan, Suite
+from rlhf_conformance.run.plan import Plan
+from rlhf_conformance.run.suite import Suite
 
 ALLOWED = 0.25
 
@@ -63,14 +64,14 @@ def watched(suite: Suite) -> Clock:
     from hypothesis.control import BuildContext
 
     import rlhf_spec
-    from rlhf_conformance import budgets
-    from rlhf_conformance.checks.losses import Loss
-    from rlhf_conformance.checks.roles import Role
-    from rlhf_conformance.judge import Judge
-    from rlhf_conformance.probes import ProbeStore
-    from rlhf_conformance.runner import _Trial
-    from rlhf_conformance.subject import Subject
-    from rlhf_conformance.truth import Truth
+    from rlhf_conformance.chapters._losses.loss import Loss
+    from rlhf_conformance.chapters._models.roles import Role
+    from rlhf_conformance.judging.judge import Judge
+    from rlhf_conformance.judging.subject import Subject
+    from rlhf_conformance.judging.trying import _Trial
+    from rlhf_conformance.oracle import budgets
+    from rlhf_conformance.oracle.probes import ProbeStore
+    from rlhf_conformance.oracle.truth import Truth
 
     clock = Clock()
     clock.watch(suite.adapter, "adapter", *(name for name in METHODS if hasattr(suite.adapter, name)))
@@ -86,7 +87,7 @@ def watched(suite: Suite) -> Clock:
     clock.watch(BuildContext, "drawing cases", "prep_args_kwargs_from_strategies")
     clock.watch(_Trial, "checks", "attempt")
     clock.watch(ProbeStore, "making probes", "path")
-    clock.watch(Judge, "judging", "close", "that")
+    clock.watch(Judge, "judging", "compare", "state")
     clock.watch(Subject, "isolating and validating", *set(functions(Subject)) - {"gradients"})
     return clock
 

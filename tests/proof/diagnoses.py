@@ -19,13 +19,16 @@ from typing import Any
 
 import torch
 
-from rlhf_conformance.adapter import Adapter, PolicyLossResult
-from rlhf_conformance.checks import NotReturned, checks
-from rlhf_conformance.diagnosis import Evidence, Observed, drawn, nearest, observe, provenance
+from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.chapters.policy_loss.interface import PolicyLossResult
+from rlhf_conformance.diagnosis import nearest, provenance
+from rlhf_conformance.diagnosis.evidence import Evidence, Observed, drawn, observe
 from rlhf_conformance.faults import faults
-from rlhf_conformance.judge import Comparison, Mismatch
+from rlhf_conformance.judging.checks import checks
+from rlhf_conformance.judging.judge import Comparison, Mismatch
+from rlhf_conformance.judging.questions import NotReturned
+from rlhf_conformance.judging.trying import PROFILES, try_clause
 from rlhf_conformance.results import ERROR, FAIL
-from rlhf_conformance.runner import PROFILES, try_clause
 from rlhf_conformance.twins import twins
 
 from .files import MEASURED, by_line

@@ -235,7 +235,7 @@ def _in_its_process(task: dict[str, Any]) -> dict[str, str]:
 
 def ask(task: Mapping[str, Any]) -> dict[str, str]:
     """In the mutant's own process: load the adapter, see that it drives the mutant, and try the clauses."""
-    from rlhf_conformance.loading import load_adapter
+    from rlhf_conformance.run.loading import load_adapter
 
     settle()
     adapter = load_adapter(task["adapter"], task["options"])
@@ -268,7 +268,7 @@ def rows_file(trainer: str) -> Path:
 
 def measure(trainer: str, mutant: Mutant, baseline: Iterable[str]) -> Row:
     """One mutant: its own clause, then every other one that is green without it."""
-    from rlhf_conformance.checks import checks
+    from rlhf_conformance.judging.checks import checks
 
     others = [slug for slug in checks() if slug != mutant.clause]
     asked = [slug for slug in (mutant.clause, *others) if slug not in baseline]
@@ -286,7 +286,7 @@ def measure(trainer: str, mutant: Mutant, baseline: Iterable[str]) -> Row:
 
 def documented(trainer: str) -> list[str]:
     """The clauses that the trainer is known to fail in its adapter's default mode."""
-    from rlhf_conformance.known import read_known_failures
+    from rlhf_conformance.run.known import read_known_failures
 
     return sorted(row.clause for row in read_known_failures(DOCS / "known-failures" / f"{trainer}.toml"))
 
@@ -297,7 +297,7 @@ def red_without(trainer: str, mutant: Mutant) -> list[str]:
     Raises if one is red there that is not known. One that is known and was not red this time (what it reads may be
     uninitialised memory) cannot catch a mutant either.
     """
-    from rlhf_conformance.checks import checks
+    from rlhf_conformance.judging.checks import checks
 
     verdicts = judged(trainer, mutant, list(checks()), original=True)
     red = {slug for slug, verdict in verdicts.items() if verdict in RED}

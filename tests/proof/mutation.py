@@ -83,7 +83,10 @@ TARGETS = {
     ),
     "suite": Target(
         "conformance/rlhf_conformance",
-        ("judge.py", "budgets.py", "results.py", "cases/picks.py", "layouts.py", "batch.py", "truth.py"),
+        (
+            *("judging/judge.py", "judging/picks.py", "results.py"),
+            *("oracle/budgets.py", "oracle/layouts.py", "oracle/batch.py", "oracle/truth.py"),
+        ),
         (
             Trial(
                 "tests/conformance",
@@ -112,7 +115,7 @@ timeout_constant=10
 use_git_change_detection=false
 
 [tool:pytest]
-addopts=-p rlhf_conformance.plugin -p mutation_rules --import-mode=importlib
+addopts=-p rlhf_conformance.run.plugin -p mutation_rules --import-mode=importlib
 pythonpath=tests
 markers=cuda: needs a CUDA device
 """

@@ -1,4 +1,5 @@
-"""The documents that are made from the measurements: faults.md, twins.md, diagnosis.md and mutation.md in docs.
+"""The documents that are made from the measurements, those of `pages` in docs, and the tables that are made from the
+specification (`tables`).
 
 python -m tests.proof pages
 """
@@ -16,7 +17,7 @@ from rlhf_conformance.faults import faults
 
 from . import diagnoses as naming
 from . import faults as matrix
-from . import mutation, survivors
+from . import mutation, speed, survivors, tables
 from . import twins as alarms
 from .files import DOCS, table
 
@@ -24,6 +25,7 @@ from .files import DOCS, table
 def write() -> None:
     for name, text in pages().items():
         (DOCS / name).write_text(text)
+    tables.write()
 
 
 def pages() -> dict[str, str]:
@@ -33,6 +35,7 @@ def pages() -> dict[str, str]:
         "twins.md": twins_page(json.loads(alarms.NUMBERS.read_text())),
         "diagnosis.md": diagnosis_page(naming.read()),
         "mutation.md": mutation_page(json.loads(mutation.NUMBERS.read_text())),
+        "speed.md": speed.page(json.loads(speed.NUMBERS.read_text())),
     }
 
 
@@ -315,8 +318,8 @@ def _reasons(module: str, left: list[tuple[str, str]]) -> Iterable[tuple[str, ..
 
 def _module(function: str) -> str:
     """
-    >>> _module("rlhf_reference.actor.Actor.save"), _module("rlhf_conformance.cases.picks.Picks.of")
-    ('rlhf_reference.actor', 'rlhf_conformance.cases.picks')
+    >>> _module("rlhf_reference.actor.Actor.save"), _module("rlhf_conformance.judging.picks.Picks.of")
+    ('rlhf_reference.actor', 'rlhf_conformance.judging.picks')
     """
     parts = function.split(".")
     return ".".join(parts[:3] if parts[1] in ("cases", "checks") else parts[:2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -12,11 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlhf_conformance.adapter import METHODS, Adapter
-from rlhf_conformance.checks import Check, checks
-from rlhf_conformance.probes import Probe
+from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.faults import changed
+from rlhf_conformance.judging.checks import checks
+from rlhf_conformance.judging.trying import PROFILES, Tried, try_clause
 from rlhf_conformance.results import ERROR, FAIL, NOT_PROVIDED, PASS
-from rlhf_conformance.runner import PROFILES, Tried, try_clause
 
 Answer = TypeVar("Answer")
 RED = (FAIL, ERROR)
@@ -57,7 +56,7 @@ def excess(tried: Tried) -> float | None:
 
 @cache
 def _store() -> Any:
-    from rlhf_conformance.probes import ProbeStore
+    from rlhf_conformance.oracle.probes import ProbeStore
 
     return ProbeStore(Path(os.environ.get(PROBES) or _own_folder().name))
 
@@ -72,7 +71,7 @@ def _own_folder() -> tempfile.TemporaryDirectory:
 def _truth(dtype: str) -> Any:
     import torch
 
-    from rlhf_conformance.truth import Truth
+    from rlhf_conformance.oracle.truth import Truth
 
     return Truth(_store(), getattr(torch, dtype), "cpu")
 
@@ -81,7 +80,7 @@ def _subject(adapter: Adapter, dtype: str) -> Any:
     """The adapter, with an oracle that remembers what it was asked for other adapters."""
     import torch
 
-    from rlhf_conformance.subject import Subject
+    from rlhf_conformance.judging.subject import Subject
 
     truth = _truth(dtype)
     if len(truth._outputs) > REMEMBERED:
@@ -91,21 +90,9 @@ def _subject(adapter: Adapter, dtype: str) -> Any:
 
 def size_of(case: Any) -> tuple[int, int]:
     """How many samples (or rows) a case has, and how many tokens (or numbers of a loss) in all of them."""
-    if hasattr(case, "case"):
-        return size_of(case.case)
-    if hasattr(case, "samples"):
-        return len(case.samples), sum(len(sample.tokens) for sample in case.samples)
-    if hasattr(case, "batch_size"):
-        return case.batch_size, case.batch_size * case.length
-    for name in ("new", "prompts", "sequences"):
-        if hasattr(case, name):
-            rows = getattr(case, name)
-            return len(rows), sum(len(row) for row in rows)
-    if hasattr(case, "spans"):
-        return len(case.spans), sum(sum(span) for span in case.spans)
-    if isinstance(case, Probe):  # a checkpoint alone
-        return 0, 0
-    raise TypeError(f"the size of a {type(case).__name__} is not known: {dataclasses.fields(case)}")
+    inner = getattr(case, "case", case)
+    found: tuple[int, int] = getattr(inner, "size", (0, 0))  # a checkpoint alone has neither
+    return found
 
 
 # --- which clauses an adapter can be told from the reference by --------------------------------------------------
@@ -114,25 +101,13 @@ def size_of(case: Any) -> tuple[int, int]:
 def touched(kind: type[Adapter]) -> list[str]:
     """The clauses that can tell this adapter from the reference's: those that need a method that it changes.
 
-    The other clauses see the reference itself. A change to something that several methods use counts for all of them:
-    for every formula, or for every model. An adapter that is no variant of the reference is asked everything.
+    The other clauses see the reference itself. An adapter that is no variant of the reference is asked everything.
     """
     from rlhf_conformance.adapters.reference import Reference
 
     if not issubclass(kind, Reference):
         return list(checks())
-    bases = kind.__mro__[: kind.__mro__.index(Reference)]
-    own = {name for base in bases for name in vars(base) if not name.startswith("__")} - {"name"}
-    changed = own & set(METHODS)
-    if own - set(METHODS):
-        models = {name for check in checks().values() if _is_of_models(check) for name in check.needs}
-        of_models = not changed or bool(changed & models)
-        changed |= {name for check in checks().values() if _is_of_models(check) == of_models for name in check.needs}
-    return [slug for slug, check in checks().items() if changed & set(check.needs)]
-
-
-def _is_of_models(check: Check) -> bool:
-    return any(name.startswith("load_") for name in check.needs)
+    return [slug for slug, check in checks().items() if changed(kind) & set(check.needs)]
 
 
 # --- many at once -------------------------------------------------------------------------------------------------

@@ -199,14 +199,14 @@ def test_large_rewards_are_not_clamped(with_head: Callable[..., Path]) -> None:
 def test_rewards_are_normalised_in_eval_mode_only(with_head: Callable[..., Path], training: bool) -> None:
     raw = ref.RewardModel(with_head("llama"))(INPUT).item()
     model = ref.RewardModel(with_head("llama"), normalize=True, mean=0.5, std=4.0).train(training)
-    assert model(INPUT).item() == pytest.approx(raw if training else spec_reward.normalise(raw, 0.5, 4.0))
+    assert model(INPUT).item() == pytest.approx(raw if training else spec_reward.normalize(raw, 0.5, 4.0))
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_values_are_normalised_in_both_modes(with_head: Callable[..., Path], training: bool) -> None:
     raw = ref.CriticModel(with_head("llama"))(INPUT, 1).item()
     model = ref.CriticModel(with_head("llama"), normalize=True, mean=0.5, std=4.0).train(training)
-    assert model(INPUT, 1).item() == pytest.approx(spec_reward.normalise(raw, 0.5, 4.0))
+    assert model(INPUT, 1).item() == pytest.approx(spec_reward.normalize(raw, 0.5, 4.0))
 
 
 def test_a_config_that_asks_for_normalisation_gets_it(with_head: Callable[..., Path], tmp_path: Path) -> None:

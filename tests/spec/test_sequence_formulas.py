@@ -13,7 +13,7 @@ from rlhf_spec.critic import action_values
 from rlhf_spec.log_probs import entropy, token_log_prob
 from rlhf_spec.packing import next_token_labels, pack, shard, unpack
 from rlhf_spec.positions import packed_position_ids, position_ids
-from rlhf_spec.reward import last_attended, normalise, reward
+from rlhf_spec.reward import last_attended, normalize, reward
 from rlhf_spec.sequences import action_mask, attention_mask, first_stop, prompt_mask_pads, response_length
 
 tokens = st.integers(0, 4)
@@ -192,13 +192,13 @@ def test_the_tutorial_example():
 
 @given(scores, st.floats(-100, 100), st.floats(0.01, 100))
 def test_normalising_is_undone_by_scale_then_shift(score, mean, std):
-    assert normalise(score, mean, std) * std + mean == pytest.approx(score, rel=1e-9, abs=1e-9)
+    assert normalize(score, mean, std) * std + mean == pytest.approx(score, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("std", [0.0, -1.0, float("nan")])
 def test_a_std_that_is_not_positive_is_refused(std):
     with pytest.raises(ValueError, match="std"):
-        normalise(1.0, 0.0, std)
+        normalize(1.0, 0.0, std)
 
 
 def test_a_prompt_or_a_mask_without_a_token_is_refused():

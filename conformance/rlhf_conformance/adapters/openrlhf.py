@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partialmethod
 
-from rlhf_conformance.adapter import Adapter, PackedSequences, PolicyLossResult
+from rlhf_conformance import Adapter, PackedSequences, PolicyLossResult
 from rlhf_conformance.adapters import openrlhf_standins as standins  # isort: split
 
 from openrlhf.models import Actor, PolicyLoss, ValueLoss, get_llm_for_sequence_regression, utils

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import rlhf_reference as ref
-from rlhf_conformance.adapter import LAYOUTS, Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
+from rlhf_conformance import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
+from rlhf_conformance.chapters._models.interface import LAYOUTS
 
 
 class Reference(Adapter):

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from trl.experimental.utils import get_reward, truncate_right
 from trl.trainer import sft_trainer, utils
 
-from rlhf_conformance.adapter import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
+from rlhf_conformance import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
 from rlhf_conformance.adapters import trl_standins as standins
 
 

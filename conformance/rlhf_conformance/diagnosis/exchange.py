@@ -2,69 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
 from rlhf_conformance._lazy import torch
-from rlhf_conformance.adapter import METHODS, PREPARING, PolicyLossOptions, ValueLossOptions
-from rlhf_conformance.batch import Batch, Prompts
-from rlhf_conformance.cases import storing
-from rlhf_conformance.checks import Check
-from rlhf_conformance.judge import ClauseFailure, Comparison, Judge
-from rlhf_conformance.probes import Checkpoint
+from rlhf_conformance.adapter import METHODS
+from rlhf_conformance.judging import storing
+from rlhf_conformance.judging.checks import Check
+from rlhf_conformance.judging.isolation import AdapterError
+from rlhf_conformance.judging.judge import ClauseFailure, Comparison, Judge
+from rlhf_conformance.judging.questions import Call as Asked
+from rlhf_conformance.judging.subject import Subject
+from rlhf_conformance.judging.wiring import WiringError
+from rlhf_conformance.oracle.batch import Batch, Prompts
+from rlhf_conformance.oracle.probes import Checkpoint
 from rlhf_conformance.results import Call, Exchange, Failure, Number
-from rlhf_conformance.subject import AdapterError, Subject, WiringError, parameter_names
 
 NUMBERS = 256
-"""So many numbers of a comparison are kept."""
-CELLS = 300
-MADE_AGAIN = ("policy_loss", "value_loss", "token_log_probs", "token_entropy")
-"""A tensor of these methods that has more numbers is kept as its shape alone: the case says how to make it."""
-ASKED_ONCE = ("sequences.rows-independent",)
-"""Clauses that compare one answer with many others."""
+"""The most numbers of a comparison that are kept."""
+JUDGED, EXPECTED, PREPARED = "judged", "expected", "prepared"
 _WITHHELD = ("path", "device", "starts")
 """Fields that say something of this machine, or nothing to a trainer."""
 
 
 def exchange(check: Check, subject: Subject, case: Any, failure: Failure) -> Exchange:
     """Try the case once more, listening to what the adapter is given."""
-    events: list[Any] = []
+    prepared: list[Call] = []
+
+    def heard(method: str, given: tuple[Any, ...]) -> None:
+        if METHODS[method].prepares:
+            prepared.append(_call(method, given, {}, PREPARED))
+
+    judge = Judge(record=[])
     subject.forget_models()  # so that loading them is heard
-    subject.heard = lambda method, args: events.append(_call(method, args)) if _worth_hearing(method) else None
+    subject.heard = heard
     try:
-        check.function(subject, case, Judge(record=events))
-    except KeyboardInterrupt:
-        raise
-    except (ClauseFailure, AdapterError, WiringError):
-        pass
+        with contextlib.suppress(ClauseFailure, AdapterError, WiringError):
+            judge.try_case(check, subject, case)
     finally:
         subject.heard = None
-    end = next((i for i, e in enumerate(events) if _is_broken(e, failure)), None)
-    until = events[:end]
-    if check.slug in ASKED_ONCE:
-        until = [event for event in until if isinstance(event, Call)]
-    return Exchange(_calls(until)) if end is None else Exchange(_calls(until), *_numbers(events[end]))
+    broken = next((c for c in judge.record or () if c.broken is not None and c.what == failure.what), None)
+    if broken is None:
+        asked = [call for call in judge.calls if not METHODS[call.method].prepares][-1:]
+        return Exchange((*prepared, *(_asked(call, JUDGED) for call in asked)))
+    return _exchange(prepared, judge.calls, broken)
 
 
-def _worth_hearing(method: str) -> bool:
-    return method in METHODS or method in PREPARING
-
-
-def _is_broken(event: Any, failure: Failure) -> bool:
-    return isinstance(event, Comparison) and event.broken is not None and event.what == failure.what
-
-
-def _calls(events: list[Any]) -> tuple[Call, ...]:
-    """Those since the comparison before, or if there are none, since the one that has some; and all that prepared."""
-    asked: list[Call] = []
-    for event in reversed(events):
-        if isinstance(event, Comparison):
-            if asked:
-                break
-        elif event.method not in PREPARING:
-            asked.insert(0, event)
-    prepared = [e for e in events if isinstance(e, Call) and e.method in PREPARING]
-    return (*prepared, *asked)
+def _exchange(prepared: list[Call], made: list[Asked], broken: Comparison) -> Exchange:
+    question = broken.question
+    assert question is not None
+    roles = {a.call: EXPECTED for a in broken.against} | {a.call: JUDGED for a in broken.answers}
+    calls = [_asked(call, roles[call]) for call in made if call in roles]
+    numbers, total = _numbers(broken)
+    formula = question.formula
+    return Exchange(
+        (*prepared, *calls),
+        numbers,
+        total,
+        reading=question.reading.source,
+        of_formula=question.reading.of_formulas,
+        wanted=question.reading.wanted,
+        formula=formula.function if formula is not None else "",
+        options={name: storing.to_json(value) for name, value in (formula.options if formula else {}).items()},
+        beside={name: storing.to_json(value) for name, value in question.beside.items()},
+    )
 
 
 def _numbers(comparison: Comparison) -> tuple[tuple[Number, ...], int]:
@@ -86,30 +89,34 @@ def _number(
     return Number(offset, place, repr(expected), repr(actual), repr(allowed))
 
 
-def _call(method: str, args: tuple[Any, ...]) -> Call:
-    most = CELLS if method in MADE_AGAIN else None
-    plain = {name: _plain(arg, most) for name, arg in zip(parameter_names(method), args, strict=False)}
-    return Call(method, {name: value for name, value in plain.items() if value is not _NOT_DATA})
+def _asked(call: Asked, role: str) -> Call:
+    return _call(call.method, call.given, call.recipes(), role)
+
+
+def _call(method: str, given: Iterable[Any], recipes: Mapping[str, str], role: str) -> Call:
+    plain = {
+        name: _plain(value, recipes.get(name)) for name, value in zip(METHODS[method].arguments, given, strict=False)
+    }
+    return Call(method, {name: value for name, value in plain.items() if value is not _NOT_DATA}, role)
 
 
 _NOT_DATA = object()
 
 
-def _plain(value: Any, most: int | None = None) -> Any:
-    """An argument as plain data; a model or a folder is none. Tensors with more than `most` numbers are left out."""
+def _plain(value: Any, recipe: str | None = None) -> Any:
+    """An argument as plain data; a model or a folder is none. Of a tensor with a recipe, that in place of numbers."""
     if isinstance(value, torch.Tensor):
-        dtype = str(value.dtype).removeprefix("torch.")
-        numbers = value.detach().cpu().tolist() if most is None or value.numel() <= most else None
-        return {"tensor": storing.to_json(numbers), "dtype": dtype, "shape": list(value.shape)}
+        kept = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+        if recipe is not None:
+            return {"made": recipe, **kept}
+        return {"tensor": storing.to_json(value.detach().cpu().tolist()), **kept}
     if isinstance(value, Batch | Prompts | Checkpoint):
         named = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name not in _WITHHELD}
         return {storing.TYPE: type(value).__name__, **named}
-    if isinstance(value, PolicyLossOptions | ValueLossOptions):
-        return storing.to_json(value)
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | float | str) or type(value).__name__ in storing.kinds():
         return storing.to_json(value)
     return _NOT_DATA

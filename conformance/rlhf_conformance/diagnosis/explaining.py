@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from rlhf_conformance.diagnosis.answers import Answer, Cell, Seen
-from rlhf_conformance.layouts import Sample
+from rlhf_conformance.oracle.layouts import Sample
 
 COINCIDENCE = 1e-5
 """How likely numbers may agree with a reading by chance, all readings that are tried taken together."""
@@ -116,11 +116,10 @@ def _at_odds(answer: Answer, numbers: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _scoped(found: Explanation, seens: list[Seen]) -> Explanation | None:
-    quantity = seens[0].quantity
     total = sum(len(seen.answers) for seen in seens)
     count = len(found.explained)
     if found.everywhere:
-        found.scope, found.named = quantity.everywhere, True
+        found.scope, found.named = seens[0].everywhere, True
         return found
     fitting = [
         text
@@ -140,10 +139,10 @@ Scope = tuple[str, Callable[[Seen, Answer], bool]]
 
 def scopes(seens: list[Seen]) -> list[Scope]:
     """Parts of what was returned that a mistake may be confined to."""
-    quantity = seens[0].quantity
+    readout = seens[0].readout
     found = [*_OF_SAMPLES, *_OF_BATCHES]
-    if quantity.index:
-        of = f"{quantity.index} of every sample"
+    if readout.index:
+        of = f"{readout.index} of every sample"
         found += [
             (f"in the first {of} only", lambda s, a: a.index == 0),
             (f"in the last {of} only", lambda s, a: a.index == _count(s, a) - 1),
@@ -152,14 +151,14 @@ def scopes(seens: list[Seen]) -> list[Scope]:
             ("in responses of one token only", lambda s, a: len(_sample(s, a).response) == 1),
             ("in responses of several tokens only", lambda s, a: len(_sample(s, a).response) > 1),
         ]
-    if quantity.index == "position":
+    if readout.index == "position":
         found.append(("at the prompt's positions but the last", lambda s, a: a.index < len(_sample(s, a).prompt) - 1))
-    if quantity.labelled:
+    if readout.labelled:
         found += [
             ("where the action is the EOS that ends the response", lambda s, a: _is_eos(s, a) and _is_last(s, a)),
             ("where the action is the pad id", lambda s, a: a.token == s.case.probe.pad_token_id),
         ]
-    elif not quantity.index:
+    elif not readout.index:
         found += [
             ("in samples that end in EOS only", _ends_in_eos),
             ("in samples that do not end in EOS only", lambda s, a: not _ends_in_eos(s, a)),
@@ -172,7 +171,7 @@ def _sample(seen: Seen, answer: Answer) -> Sample:
 
 
 def _count(seen: Seen, answer: Answer) -> int:
-    return len(seen.quantity.due(_sample(seen, answer)))
+    return len(seen.due(_sample(seen, answer)))
 
 
 def _is_last(seen: Seen, answer: Answer) -> bool:
@@ -228,6 +227,6 @@ _OF_BATCHES: list[Scope] = [
     ("where the samples differ in length only", lambda s, a: len(set(_lengths(s))) > 1),
     ("at temperatures below 1 only", lambda s, a: s.case.temperature < 1),
     ("at temperatures above 1 only", lambda s, a: s.case.temperature > 1),
-    ("in train mode only", lambda s, a: s.way.training is True),
-    ("in eval mode only", lambda s, a: s.way.training is False),
+    ("in train mode only", lambda s, a: getattr(s.call.given[0], "training", None) is True),
+    ("in eval mode only", lambda s, a: getattr(s.call.given[0], "training", None) is False),
 ]

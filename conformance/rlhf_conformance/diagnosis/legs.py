@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rlhf_conformance.diagnosis import Evidence, observe
+from rlhf_conformance.diagnosis.evidence import Evidence, observe
+from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.results import Diagnosis
-from rlhf_conformance.subject import Subject
 
 
 def diagnoses(evidence: Evidence) -> tuple[Diagnosis, ...]:

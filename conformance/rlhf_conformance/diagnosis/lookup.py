@@ -31,9 +31,9 @@ class Source:
         return OWN if owner[0] == answer.sample else OTHER
 
     def said(self, seen: Seen, answer: Answer) -> str:
-        word, due = seen.quantity.word, answer.position
+        word, due = seen.readout.word, answer.position
         there = spot(seen, answer, self.cell)
-        if not seen.quantity.labelled:
+        if not seen.readout.labelled:
             return f"the {word} of {there} where that of position {due} is due"
         if self.token is None:
             return f"its {word} under the logits of {there} where those of position {due} are due"
@@ -55,13 +55,13 @@ def source_of(seen: Seen, answer: Answer) -> Source | None:
 def _sources(seen: Seen, answer: Answer) -> list[Source]:
     found = []
     for cell, (sample, position) in seen.owners.items():
-        if not seen.quantity.labelled or sample == answer.sample:
+        if not seen.readout.labelled or sample == answer.sample:
             found.append(Source(seen.read(answer, sample, position), cell))
-        if seen.quantity.labelled and (sample, position) != (answer.sample, answer.position):
+        if seen.readout.labelled and (sample, position) != (answer.sample, answer.position):
             number = seen.aligned(sample, position)
             if number is not None:
                 found.append(Source(number, cell, seen.cell(sample, position + 1)))
-    if not seen.quantity.labelled:
+    if not seen.readout.labelled:
         for row in range(len(seen.ids)):
             for column in range(seen.width):
                 if (row, column) not in seen.owners:

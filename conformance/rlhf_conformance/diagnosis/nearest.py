@@ -21,20 +21,19 @@ from functools import cache
 from typing import Any
 
 import rlhf_spec.clauses
-from rlhf_conformance import budgets
+from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import DECLARATIONS, METHODS, Adapter, provided
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.checks import Check, checks
-from rlhf_conformance.diagnosis import Evidence, Observed, drawn, observe
 from rlhf_conformance.diagnosis.conventions import conventions
-from rlhf_conformance.faults import Fault, faults
-from rlhf_conformance.judge import Comparison
+from rlhf_conformance.diagnosis.evidence import Evidence, Observed, drawn, observe
+from rlhf_conformance.faults import Fault, changed, faults
+from rlhf_conformance.judging.checks import Check, checks
+from rlhf_conformance.judging.judge import Comparison
+from rlhf_conformance.judging.subject import Subject
+from rlhf_conformance.oracle import budgets
+from rlhf_conformance.oracle.truth import Truth
 from rlhf_conformance.results import Diagnosis
-from rlhf_conformance.subject import Subject
-from rlhf_conformance.truth import Truth
 
-ROUNDINGS = 16
-"""How many roundings of its own size a wrong answer may be off by; the budget is that of the right answer."""
 TELLING_FAILURES, TELLING_NUMBERS = 3, 4
 """So many failing cases, and so many different numbers, are no coincidence."""
 MORE_OF_THE_SAME, FURTHER_CASES = 8, 2
@@ -106,28 +105,6 @@ def _evidence() -> dict[str, str]:
     }
 
 
-@cache
-def changed(kind: Any) -> frozenset[str]:
-    """The methods of the adapter that a variant of the reference may answer otherwise.
-
-    One that changes something which several methods use may change all of them: every formula, or every model.
-    """
-    bases = kind.__mro__[: kind.__mro__.index(Reference)]
-    own = {name for base in bases for name in vars(base) if not name.startswith("__")} - {"name", *DECLARATIONS}
-    methods = own & set(METHODS)
-    if own == methods:
-        return frozenset(methods)
-    if methods and not methods & _of_models():
-        return frozenset(METHODS) - _of_models()
-    return frozenset(methods | _of_models())
-
-
-@cache
-def _of_models() -> frozenset[str]:
-    """The methods that concern a model."""
-    return frozenset(METHODS[METHODS.index("load_actor") : METHODS.index("policy_loss")])
-
-
 def concerns(kind: Any, check: Check) -> bool:
     """Whether the check can tell this adapter from the reference."""
     return bool(changed(kind) & set(check.needs))
@@ -183,21 +160,26 @@ class _Loading(Reference):
 
     models: Models
 
-    def load_actor(self, checkpoint: Any) -> Any:
-        return self._had("load_actor", checkpoint, super().load_actor)
-
-    def load_reward_model(self, checkpoint: Any) -> Any:
-        return self._had("load_reward_model", checkpoint, super().load_reward_model)
-
-    def load_critic(self, checkpoint: Any) -> Any:
-        return self._had("load_critic", checkpoint, super().load_critic)
-
-    def _had(self, name: str, checkpoint: Any, load: Callable[[Any], Any]) -> Any:
+    def _shared(self, name: str, checkpoint: Any, load: Callable[[Any], Any]) -> Any:
         if type(self)._options is not Reference._options:
             return load(checkpoint)
         key = name, checkpoint, self.attention, self.lora
         own = getattr(type(self), name) is not getattr(_Loading, name)
         return self.models.get(key, lambda: load(checkpoint), shared=not own)
+
+
+def _through(name: str) -> Any:
+    """A method that loads what the reference's method of this name loads, as far as it may be shared."""
+
+    def load(self: Any, checkpoint: Any) -> Any:
+        return self._shared(name, checkpoint, getattr(Reference, name).__get__(self))
+
+    return load
+
+
+for _name, _row in METHODS.items():
+    if _row.loads and _row.arguments == ("checkpoint",):
+        setattr(_Loading, _name, _through(_name))
 
 
 class _Remembering:
@@ -249,14 +231,14 @@ class Impostors:
 # --- agreement ----------------------------------------------------------------------------------------------------
 
 
-def agrees(user: Observed, other: Observed, unit: float) -> bool:
+def agrees(user: Observed, other: Observed, dtype: torch.dtype) -> bool:
     """Whether two adapters answered a case alike: the same comparisons, the same outcome, and numbers that lie within
     the budget of each other."""
     if user.failed != other.failed or kind_of(user.ended) != kind_of(other.ended):
         return False
     if len(user.comparisons) != len(other.comparisons):
         return False
-    return all(_alike(a, b, unit) for a, b in zip(user.comparisons, other.comparisons, strict=True))
+    return all(_alike(a, b, dtype) for a, b in zip(user.comparisons, other.comparisons, strict=True))
 
 
 def kind_of(ended: str) -> str:
@@ -266,7 +248,7 @@ def kind_of(ended: str) -> str:
     return re.sub(r"-?\d+(\.\d+)?e[+-]?\d+|-?\d+\.\d+", "#", text)
 
 
-def _alike(a: Comparison, b: Comparison, unit: float) -> bool:
+def _alike(a: Comparison, b: Comparison, dtype: torch.dtype) -> bool:
     if (a.broken is None) != (b.broken is None):
         return False
     if a.what != b.what:  # the entry that is furthest off is compared, and where none is wrong that is any
@@ -274,10 +256,10 @@ def _alike(a: Comparison, b: Comparison, unit: float) -> bool:
     if a.indices != b.indices:
         return False
     numbers = zip(a.actual, b.actual, a.expected, b.expected, a.allowed, strict=True)
-    return all(_near(*row, unit) for row in numbers)
+    return all(_near(*row, dtype) for row in numbers)
 
 
-def _near(a: float, b: float, wanted: float, b_wanted: float, allowed: float, unit: float) -> bool:
+def _near(a: float, b: float, wanted: float, b_wanted: float, allowed: float, dtype: torch.dtype) -> bool:
     """Two answers, each with what was expected of it (which may be an answer, too), within the budget of each other.
 
     Two right answers may lie on either side of the truth.
@@ -286,7 +268,7 @@ def _near(a: float, b: float, wanted: float, b_wanted: float, allowed: float, un
     if wrong[0] != wrong[1]:
         return False
     largest = max((abs(x) for x in (a, b, wanted, b_wanted) if math.isfinite(x)), default=0.0)
-    apart = allowed * (1 if wrong[0] else 2) + ROUNDINGS * unit * largest
+    apart = budgets.two_answers(allowed, largest, not wrong[0], dtype)
     return _within(a, b, apart) and _within(wanted, b_wanted, apart)
 
 
@@ -369,11 +351,11 @@ def _suspects(evidence: Evidence, impostors: Impostors) -> list[Suspect]:
 
 def _survivors(asked: Sequence[Candidate], evidence: Evidence, impostors: Impostors, until: float) -> list[Suspect]:
     """All are asked for the smallest case, and who is left for the others."""
-    unit = budgets.unit(evidence.subject.dtype)
+    dtype = evidence.subject.dtype
     suspects = [Suspect(candidate) for candidate in asked]
     for seen in _one_by_one(evidence):
         suspects = [
-            s for s in suspects if time.monotonic() < until and _agrees_on(seen, evidence.check, s, impostors, unit)
+            s for s in suspects if time.monotonic() < until and _agrees_on(seen, evidence.check, s, impostors, dtype)
         ]
         if not suspects:
             break
@@ -386,13 +368,13 @@ def _one_by_one(evidence: Evidence) -> Iterator[Observed]:
     yield from evidence.more
 
 
-def _agrees_on(seen: Observed, check: Check, suspect: Suspect, impostors: Impostors, unit: float) -> bool:
+def _agrees_on(seen: Observed, check: Check, suspect: Suspect, impostors: Impostors, dtype: torch.dtype) -> bool:
     """Ask a suspect, whose errors are its own affair."""
     try:
         other = observe(check, impostors.of(suspect.candidate.adapter), seen.case)
     except Exception:
         return False
-    if not agrees(seen, other, unit):
+    if not agrees(seen, other, dtype):
         return False
     suspect.apart = max(suspect.apart, distance(seen, other))
     return True
@@ -414,7 +396,7 @@ def _neighbours(check: Check, adapter: Adapter) -> list[Check]:
 
 def _examine(evidence: Evidence, suspects: list[Suspect], impostors: Impostors) -> None:
     """The suspects and the adapter on more cases, also of the neighbouring clauses, as long as there is time."""
-    unit = budgets.unit(evidence.subject.dtype)
+    dtype = evidence.subject.dtype
     for check in (evidence.check, *_neighbours(evidence.check, evidence.subject.adapter)):
         same = set(check.needs) <= set(evidence.check.needs)
         count = MORE_OF_THE_SAME if check is evidence.check else FURTHER_CASES
@@ -426,7 +408,7 @@ def _examine(evidence: Evidence, suspects: list[Suspect], impostors: Impostors) 
             except Exception:  # a part that the trainer does not return
                 continue
             for suspect in suspects:
-                agrees_too = _agrees_on(seen, check, suspect, impostors, unit)
+                agrees_too = _agrees_on(seen, check, suspect, impostors, dtype)
                 if check is evidence.check:
                     suspect.refuted |= not agrees_too
                     suspect.agreed += agrees_too and not seen.failed

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 
 from rlhf_conformance._lazy import torch
-from rlhf_conformance.diagnosis import Evidence, pictures
-from rlhf_conformance.diagnosis.answers import Answer, Cell, Seen, finite, looked_at, looked_at_again, unanswered
+from rlhf_conformance.diagnosis.answers import Answer, Cell, Seen, finite, looked_at, looked_at_again
+from rlhf_conformance.diagnosis.evidence import Evidence
 from rlhf_conformance.diagnosis.explaining import COINCIDENCE, FEWEST, Explanation, Reading, explain
 from rlhf_conformance.diagnosis.lookup import OTHER, OWN, PAD, Source, source_of
 from rlhf_conformance.diagnosis.readings import place_readings
 from rlhf_conformance.diagnosis.transformations import number_readings
-from rlhf_conformance.results import Diagnosis, Picture
+from rlhf_conformance.oracle import budgets
+from rlhf_conformance.results import Diagnosis
 
 COMMON = {
     "shift": "read at a position beside the one that is due",
@@ -31,18 +32,8 @@ COMMON = {
 
 def diagnoses(evidence: Evidence) -> tuple[Diagnosis, ...]:
     """What can be said for certain of where the answers of a model were read."""
-    found = _found(evidence)
-    return (found.diagnosis,) if found.diagnosis else ()
-
-
-def picture(evidence: Evidence) -> Picture | None:
-    """The batch of the smallest failing case, with the places where answers should be read and were."""
-    found = _found(evidence)
-    if not found.seens:
-        asked = unanswered(evidence)
-        return pictures.of_question(asked) if asked else pictures.of_case(evidence)
-    shown = next((s for s in found.seens if any(a.differs for a in s.answers)), found.seens[0])
-    return pictures.of_batch(shown, found.where)
+    diagnosis = found(evidence).diagnosis
+    return (diagnosis,) if diagnosis else ()
 
 
 class Found:
@@ -57,7 +48,7 @@ class Found:
         self.where: Callable[[Seen, Answer], Cell | None] = _looked_up
 
 
-def _found(evidence: Evidence) -> Found:
+def found(evidence: Evidence) -> Found:
     if "provenance" not in evidence.remembered:
         evidence.remembered["provenance"] = _look(evidence)
     return evidence.remembered["provenance"]
@@ -88,8 +79,8 @@ def _looked_up(seen: Seen, answer: Answer) -> Cell | None:
 def _explained(evidence: Evidence, seens: list[Seen]) -> list[Explanation]:
     """The readings that hold, if they are of one mind. Where they are not, or where it cannot be told how far they
     hold, more batches are looked at."""
-    quantity = seens[0].quantity
-    readings = [*place_readings(quantity), *number_readings(quantity, seens)]
+    readout = seens[0].readout
+    readings = [*place_readings(readout), *number_readings(readout, seens)]
     held = _held(evidence, readings, seens, len(readings))
     if held and not (len(held) == 1 and held[0].named):
         seens += looked_at_again(evidence)
@@ -156,7 +147,7 @@ def _kind_of(seen: Seen, answer: Answer, cell: Cell | None) -> str:
 
 def _place(seens: list[Seen], seen: Seen, answer: Answer) -> str:
     """The place of an answer; in the batch that the report shows, or in another one."""
-    place = seen.quantity.place(answer)
+    place = seen.place(answer)
     return place if seen.case is seens[0].case else f"{place} of another batch"
 
 
@@ -213,8 +204,7 @@ def _in_half(seens: list[Seen]) -> Diagnosis | None:
     for name in HALVES:
         half = getattr(torch, name)
         rounded = torch.tensor([a.expected for a in every], dtype=torch.float64).to(half).double().tolist()
-        step = torch.finfo(half).eps
-        small = all(abs(a.actual - r) <= 16 * step * max(1.0, abs(r)) for a, r in zip(every, rounded, strict=True))
+        small = all(abs(a.actual - r) <= budgets.kept_in(r, half) for a, r in zip(every, rounded, strict=True))
         if _held_by(came, half, dtype) == len(came) and _held_by(due, half, dtype) <= len(due) // 2 and small:
             first = next((seen, a) for seen in seens for a in seen.answers if a.differs)
             place = _place(seens, *first)

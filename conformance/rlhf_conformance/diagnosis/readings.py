@@ -6,24 +6,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
 
-from rlhf_conformance.diagnosis.answers import Answer, Cell, Quantity, Seen
+from rlhf_conformance.diagnosis.answers import Answer, Cell, Seen
 from rlhf_conformance.diagnosis.explaining import Reading, near, numbers_said
 from rlhf_conformance.diagnosis.worlds import WORLDS, at_pad
+from rlhf_conformance.methods import Readout
 
 Rule = Callable[[Seen, Answer], "Cell | None"]
 """The cell in which an answer is read; None where the rule has none."""
 SHIFTS = (1, -1, 2, -2, 3, -3)
 
 
-def place_readings(quantity: Quantity) -> list[Reading]:
+def place_readings(readout: Readout) -> list[Reading]:
     """All of this kind that are known, for answers of this kind."""
     found: list[Reading] = []
-    for name, text, rule in _rules(quantity):
-        exact = not quantity.index and name != "shift"  # a rule that names a cell of the row means that cell
-        found.append(_own_token(name, text, rule) if quantity.labelled else _plain(name, text, rule, exact=exact))
-        if quantity.labelled:
+    for name, text, rule in _rules(readout):
+        exact = not readout.index and name != "shift"  # a rule that names a cell of the row means that cell
+        found.append(_own_token(name, text, rule) if readout.labelled else _plain(name, text, rule, exact=exact))
+        if readout.labelled:
             found.append(_aligned(name, text, rule))
-    if quantity.labelled:
+    if readout.labelled:
         found += [_other_token(k) for k in SHIFTS]
     found += [
         Reading(
@@ -40,14 +41,14 @@ def place_readings(quantity: Quantity) -> list[Reading]:
     return found
 
 
-def _rules(quantity: Quantity) -> list[tuple[str, str, Rule]]:
+def _rules(readout: Readout) -> list[tuple[str, str, Rule]]:
     shifts: list[tuple[str, str, Rule]] = [
         ("shift", f"shifted by {k:+d}", lambda s, a, k=k: s.cell(a.sample, a.position + k))  # type: ignore[misc]
         for k in SHIFTS
     ]
-    if quantity.index == "action":
+    if readout.index == "action":
         return shifts + _WINDOWS
-    return shifts + (_ENDS if not quantity.index else [])
+    return shifts + (_ENDS if not readout.index else [])
 
 
 # --- cells ---------------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def _plain(name: str, text: str, rule: Rule, *, exact: bool) -> Reading:
 
     def said(seen: Seen, answer: Answer) -> str:
         cell = _cell(seen, answer, rule)
-        return f"the {seen.quantity.word} of {spot(seen, answer, cell)} where that of position {answer.position} is due"
+        return f"the {seen.readout.word} of {spot(seen, answer, cell)} where that of position {answer.position} is due"
 
     where = rule if exact else _where(rule)
     return Reading("place", name, text, _numbers_at(rule, exact=exact), said, where)
@@ -383,4 +384,4 @@ def _said_swap(seen: Seen, answer: Answer) -> str:
     ]
     if len(twins) != 1:
         return f"{answer.actual:.4g} where {answer.expected:.4g} is due"
-    return f"the {seen.quantity.word} of {seen.quantity.place(twins[0])}"
+    return f"the {seen.readout.word} of {seen.place(twins[0])}"

@@ -6,30 +6,31 @@ import math
 import statistics
 from collections.abc import Callable
 
-from rlhf_conformance.diagnosis.answers import Answer, Quantity, Seen
+from rlhf_conformance.diagnosis.answers import Answer, Seen
 from rlhf_conformance.diagnosis.explaining import Reading
+from rlhf_conformance.methods import Readout
 
 SMALLEST = 1e-3
 """A factor below this is a zero."""
 Transformed = Callable[[Seen, Answer], "tuple[float, ...]"]
 
 
-def number_readings(quantity: Quantity, seens: list[Seen]) -> list[Reading]:
+def number_readings(readout: Readout, seens: list[Seen]) -> list[Reading]:
     """All of this kind that are known, for answers of this kind."""
     known: list[tuple[str, str, Transformed]] = [*_ANY]
-    if quantity.word in ("log-prob", "entropy"):
+    if readout.word in ("log-prob", "entropy"):
         known += _TEMPERATURE
-    if quantity.word == "entropy":
+    if readout.word == "entropy":
         known.append(("surprisal", "minus the log-prob of the sampled token", _surprisal))
-    if quantity.labelled:
+    if readout.labelled:
         known += _LOG_PROB
-    if quantity.word.startswith("logit"):
+    if readout.word.startswith("logit"):
         known += _LOGITS
-    if quantity.role.head:
+    if readout.head:
         known += _SCORES
-    if not quantity.index:
+    if not readout.index:
         known += _POOLED
-    if any(seen.way.normalize for seen in seens):
+    if any(seen.normalizes for seen in seens):
         known += _NORMALISATION
     if all(seen.case.temperature == 1.0 for seen in seens):
         known = [row for row in known if "temperature" not in row[1]]

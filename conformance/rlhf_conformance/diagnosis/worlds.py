@@ -9,7 +9,8 @@ from typing import Any
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.diagnosis.answers import Answer, Cell, Seen
-from rlhf_conformance.probes import MAX_POSITIONS
+from rlhf_conformance.judging.questions import Call
+from rlhf_conformance.oracle.probes import MAX_POSITIONS
 
 Arguments = tuple[Any, Any]
 """An attention mask (B, L), or which token sees which (1, N, N) in a pack, before causality; and positions (B, L)."""
@@ -187,7 +188,7 @@ def _numbers(seen: Seen, ids: Any, attention_mask: Any, positions: Any) -> Any:
             use_cache=False,
         )[0]
         outputs = (module.lm_head if hasattr(module, "lm_head") else module.score)(hidden)
-        return [seen.quantity.table(row, seen.case.temperature).tolist() for row in outputs]
+        return [seen.readout.table(row, seen.case.temperature).tolist() for row in outputs]
 
 
 def at_pad(seen: Seen, cell: Cell, answer: Answer) -> tuple[float, ...]:
@@ -217,13 +218,12 @@ def _pads(seen: Seen) -> Any:
 
 def _shown(seen: Seen) -> Any:
     """The trainer's own raw output, where the adapter gives it."""
-    subject, role = seen.subject, seen.quantity.role
-    method = {"critic": "values", "actor": "logits"}.get(role.chapter)
+    subject, method = seen.subject, seen.readout.whole
     if method not in subject.provided:
         return
     try:
-        answer = subject.call(method, role.model(subject, seen.case), subject.batch(seen.case))
-        outputs = answer.detach().double().cpu().reshape(*seen.ids.shape, -1)
-        yield [seen.quantity.table(row, seen.case.temperature).tolist() for row in outputs]
+        raw = subject.answer(Call(method, seen.call.given)).raw
+        outputs = raw.detach().double().cpu().reshape(*seen.ids.shape, -1)
+        yield [seen.readout.table(row, seen.case.temperature).tolist() for row in outputs]
     except Exception:  # an adapter that raises here, or gives another shape, shows nothing
         return

@@ -5,17 +5,15 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import rlhf_spec.clauses
-from rlhf_conformance import replaying
-from rlhf_conformance.reporting.stored import FILE_NAME, SCHEMA, ReportError, read, to_json
+from rlhf_conformance.reporting import replaying
+from rlhf_conformance.reporting.stored import FILE_NAME, SCHEMA, ReportError, Scripts, read, to_json
 from rlhf_conformance.results import Report, Result
 
-Scripts = Mapping[str, str]
-"""For clauses whose failure has one: a script that shows it without the suite."""
 Writer = Callable[[Report, Scripts], str]
 
 
@@ -72,7 +70,7 @@ def _scripts(report: Report) -> dict[str, str]:
 
 def _script(result: Result, report: Report) -> str | None:
     """Whatever goes wrong here, the report itself is written."""
-    from rlhf_conformance import scripts
+    from rlhf_conformance.reporting import scripts
 
     try:
         return scripts.script(result, report)

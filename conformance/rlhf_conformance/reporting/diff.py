@@ -82,7 +82,11 @@ def heading(old: Report, new: Report) -> list[str]:
         for key in {**old.environment, **new.environment}
         if old.environment.get(key) != new.environment.get(key)
     ]
-    return [*lines, *([f"     {', '.join(apart)}"] if apart else [])]
+    if apart:
+        lines.append(f"     {', '.join(apart)}")
+    if old.environment.get("hypothesis") != new.environment.get("hypothesis"):
+        lines.append("     another Hypothesis draws other cases: margins, and rare failures, may differ for that alone")
+    return lines
 
 
 __all__ = ["BAD", "Change", "changes", "heading"]

@@ -7,11 +7,11 @@ import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 
 from rlhf_conformance.reporting import parts
+from rlhf_conformance.reporting.terminal import describe
 from rlhf_conformance.results import ERROR, PASS, Report, Result
-from rlhf_conformance.terminal import describe
 
 if TYPE_CHECKING:
-    from rlhf_conformance.reporting import Scripts
+    from rlhf_conformance.reporting.stored import Scripts
 
 FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 has no way to write."""

@@ -10,7 +10,7 @@ from rlhf_conformance.reporting.matrix import Matrix
 from rlhf_conformance.results import ERROR, FAIL, KNOWN_FAILURE, NOT_PROVIDED, PASS, VERDICTS, Failure, Report, Result
 
 if TYPE_CHECKING:
-    from rlhf_conformance.reporting import Scripts
+    from rlhf_conformance.reporting.stored import Scripts
 
 SIGNS = {"CONFORMANT": "✅", "NOT CONFORMANT": "❌", "INCOMPLETE": "⚠️"}
 LONGEST_CASE = 2000

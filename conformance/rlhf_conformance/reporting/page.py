@@ -29,7 +29,7 @@ from rlhf_conformance.results import (
 )
 
 if TYPE_CHECKING:
-    from rlhf_conformance.reporting import Scripts
+    from rlhf_conformance.reporting.stored import Scripts
 
 KINDS = {
     "prompt": ("P", "a token of the prompt"),
@@ -135,7 +135,7 @@ def share(margin: float | None) -> str:
     """Error over budget, short."""
     if margin is None:
         return "–"
-    if 0 < margin < 0.005:
+    if margin and round(margin, 2) == 0:
         return "<0.01"
     return f"{margin:.2f}" if margin < 10 else f"{margin:,.0f}" if margin < 1e7 else f"{margin:.0e}"
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import rlhf_spec.clauses
+from rlhf_conformance.plain import PlainError
 from rlhf_conformance.results import VERDICTS, Report, Result
-
-if TYPE_CHECKING:
-    from rlhf_conformance.reporting import Scripts
 
 SCHEMA = "rlhf-conformance/report/2"
 FILE_NAME = "report.json"
+SCHEMA_FILE = "report.schema.json"
+Scripts = Mapping[str, str]
+"""For clauses whose failure has one: a script that shows it without the suite."""
 
 
 class ReportError(ValueError):
@@ -74,11 +77,15 @@ def read(path: Path) -> Report:
     """A report that was written by `write`. Raises ReportError where it is cut short, doubled or changed by hand."""
     data = _loaded(path)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise ReportError(f"{path} is not a report of schema {SCHEMA}")
+        raise ReportError(
+            f"{path} is not a report of schema {SCHEMA}; one of another version is written anew by "
+            "`rlhf-conformance check ADAPTER --report DIR`"
+        )
     try:
         return _checked(data, path)
-    except (KeyError, TypeError, AttributeError, rlhf_spec.clauses.UnknownClause) as error:
-        raise ReportError(f"{path} was changed by hand or written by another version: {error!r}") from error
+    except (KeyError, TypeError, AttributeError, PlainError, rlhf_spec.clauses.UnknownClause) as error:
+        said = _misfit(data) or (str(error) if isinstance(error, PlainError) else repr(error))
+        raise ReportError(f"{path} was changed by hand or written by another version: {said}") from error
 
 
 def _loaded(path: Path) -> Any:
@@ -129,9 +136,34 @@ def _checked(data: dict[str, Any], path: Path) -> Report:
         raise ReportError(f"{path} has a summary that does not follow from its results")
     if footer.get("sha256") != checksum(data):
         raise ReportError(f"{path} was changed after it was written: its checksum is that of other contents")
-    if _comparable(again) != _comparable(data):
+    said = _misfit(data)
+    if said:
+        raise ReportError(f"{path} does not fit {SCHEMA_FILE}: {said}")
+    if not _follows(_comparable(data), _comparable(again)):
         raise ReportError(f"{path} was changed by hand: its parts do not follow from each other")
     return report
+
+
+def _misfit(data: dict[str, Any]) -> str:
+    """The place at which a report fits the schema of this version least, and why; empty: it fits."""
+    import jsonschema
+    from jsonschema.exceptions import best_match
+
+    schema = json.loads(resources.files("rlhf_conformance").joinpath(SCHEMA_FILE).read_text("utf-8"))
+    error = best_match(jsonschema.Draft202012Validator(schema).iter_errors(data))
+    if error is None:
+        return ""
+    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
+    return f"{place.lstrip('.') or 'the whole'}: {error.message[:300]}"
+
+
+def _follows(read: Any, again: Any) -> bool:
+    """Whether all that was read is there when it is written again; an earlier version had fewer fields."""
+    if isinstance(read, dict) and isinstance(again, dict):
+        return set(read) <= set(again) and all(_follows(value, again[key]) for key, value in read.items())
+    if isinstance(read, list) and isinstance(again, list):
+        return len(read) == len(again) and all(map(_follows, read, again))
+    return bool(read == again)
 
 
 def _comparable(data: dict[str, Any]) -> dict[str, Any]:

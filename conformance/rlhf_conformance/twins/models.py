@@ -9,7 +9,8 @@ from dataclasses import replace
 from rlhf_conformance._lazy import torch, transformers
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.layouts import Presentation, Sample, present
+from rlhf_conformance.oracle.layouts import Presentation, Sample, present
+from rlhf_conformance.oracle.probes import in_dtype
 from rlhf_conformance.twins import twin
 
 Parts = Sequence[tuple[Sequence[int], Presentation]]
@@ -341,7 +342,7 @@ class SequenceClassifier(Adapter):
     def _load(self, checkpoint):
         names = {rf"^{checkpoint.head_name}\.": "score."}
         model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-            checkpoint.path, dtype=checkpoint.dtype, num_labels=1, key_mapping=names, output_loading_info=True
+            checkpoint.path, num_labels=1, key_mapping=names, output_loading_info=True, **in_dtype(checkpoint.dtype)
         )
         if report["missing_keys"]:
             raise ValueError(f"not in the checkpoint: {report['missing_keys']}")

@@ -1,0 +1,420 @@
+"""Inputs of the two losses: a rectangle of tokens under a mask.
+
+All numbers are exactly representable in the dtype under test, and no token lies so near a kink of the formula (the edge
+of the clip, the place where two branches meet) that rounding could decide its gradient.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hypothesis import strategies as st
+
+from rlhf_conformance._lazy import torch
+from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions
+from rlhf_conformance.chapters.value_loss.interface import ValueLossOptions
+from rlhf_conformance.judging.picks import Picks, outward, picked
+from rlhf_conformance.judging.storing import formerly, stored
+from rlhf_conformance.oracle import budgets
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Rows = tuple[tuple[float, ...], ...]
+Masks = tuple[tuple[int, ...], ...]
+CLIP_EPS = (0.1, 0.2, 0.3)
+DUAL_CLIP = (1.5, 3.0)
+
+
+class LossCase:
+    """One call of a loss: tables of numbers (B, T), what is an action, and what is asked for.
+
+    TABLES  the names of the tables: what is new, what it was when it was old, and what it is to be measured by
+    """
+
+    TABLES: ClassVar[tuple[str, str, str]]
+
+    if TYPE_CHECKING:
+        action_mask: Masks
+        options: Any
+
+    @property
+    def tables(self) -> tuple[Rows, Rows, Rows]:
+        new, old, measure = (getattr(self, name) for name in self.TABLES)
+        return new, old, measure
+
+    def token(self, i: int, j: int) -> tuple[float, float, float]:
+        """The three numbers of one token."""
+        new, old, measure = self.tables
+        return new[i][j], old[i][j], measure[i][j]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and cells."""
+        return len(self.action_mask), sum(len(row) for row in self.action_mask)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.action_mask), len(self.action_mask[0])
+
+    @property
+    def actions(self) -> list[tuple[int, int]]:
+        """Row and column of each action."""
+        return [(i, j) for i, row in enumerate(self.action_mask) for j, m in enumerate(row) if m]
+
+    @property
+    def counts(self) -> list[int]:
+        """Actions in each row."""
+        return [sum(row) for row in self.action_mask]
+
+    def mapped(self, change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Self:
+        """Every table and the mask changed alike."""
+        return self.changed(**{name: change(getattr(self, name)) for name in (*self.TABLES, "action_mask")})
+
+    def rows(self, order: Sequence[int]) -> Self:
+        """Only these rows, in this order."""
+        return self.mapped(lambda table: tuple(table[i] for i in order))
+
+    def repeated(self, times: int) -> Self:
+        """Every row repeated along its length."""
+        return self.mapped(lambda table: tuple(row * times for row in table))
+
+    def with_options(self, **changes: Any) -> Self:
+        return self.changed(options=replace(self.options, **changes))
+
+    def changed(self, **fields: Any) -> Self:
+        """The same with other fields."""
+        return replace(self, **fields)  # type: ignore[type-var]
+
+
+@stored
+@dataclass(frozen=True)
+class PolicyLossCase(LossCase):
+    """One call of the policy loss."""
+
+    TABLES = ("log_probs", "old_log_probs", "advantages")
+
+    log_probs: Rows
+    old_log_probs: Rows
+    advantages: Rows
+    action_mask: Masks
+    options: PolicyLossOptions
+
+
+@stored
+@dataclass(frozen=True)
+class ValueLossCase(LossCase):
+    """One call of the value loss."""
+
+    TABLES = ("values", "old_values", "returns")
+
+    values: Rows
+    old_values: Rows
+    returns: Rows
+    action_mask: Masks
+    options: ValueLossOptions
+
+
+def _renewed(data: dict[str, Any]) -> dict[str, Any]:
+    """What earlier versions stored: the tables were called new, old and target, whichever loss it was."""
+    kind = PolicyLossCase if data["options"]["type"] == "PolicyLossOptions" else ValueLossCase
+    tables = {name: data[former] for name, former in zip(kind.TABLES, ("new", "old", "target"), strict=True)}
+    return {"type": kind.__name__, **tables, "action_mask": data["mask"], "options": data["options"]}
+
+
+formerly("LossCase", _renewed)
+
+
+@dataclass(frozen=True)
+class LossShape:
+    """What a strategy of loss cases is asked for."""
+
+    zones: Sequence[str] = ("inside", "anywhere")
+    dual: bool | None = False  # None: either
+    advantage_signs: Sequence[int] = (-1, 1)
+    unequal_eps: bool | None = False  # None: either, where the adapter knows two bounds
+    clipped: bool = True  # value loss: with a clip
+    aggregations: Sequence[str] | None = None
+    empty_row: bool = False
+    unequal_rows: bool = False
+    min_rows: int = 1
+    single_row: bool = False
+    square: bool = False  # in one case of four, since only a square lets a wrong axis pass
+
+
+Token = tuple[float, float, float]
+
+
+def exactly(x: float, dtype: torch.dtype) -> float:
+    """The number nearest to x that the dtype holds (ties to even), without making a tensor for it."""
+    name = str(dtype).removeprefix("torch.")
+    if name == "float64":
+        return x
+    if name == "float16":
+        return float(struct.unpack("e", struct.pack("e", x))[0])
+    bits = struct.unpack("I", struct.pack("f", x))[0]
+    if name == "bfloat16":  # the upper half of a float32
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return float(struct.unpack("f", struct.pack("I", bits))[0])
+
+
+Builder = Callable[[Picks], LossCase]
+ROWS, WIDTH = 4, 6
+TOKEN_PICKS = 6
+MASK_PICKS = 3 + WIDTH
+ROW_PICKS = MASK_PICKS + WIDTH * TOKEN_PICKS
+HEAD_PICKS = 16
+CASE_PICKS = HEAD_PICKS + ROWS * ROW_PICKS
+"""How many choices are read, at most: for a token, for a row's mask, for a row, for what rows share, for a case."""
+
+
+def loss_builder(adapter: Adapter, dtype: torch.dtype, loss: str, shape: LossShape) -> Builder:
+    """What makes a case from CASE_PICKS choices: up to 4 rows of up to 6 tokens, masks with holes, every row with an
+    action (unless one is asked to be empty)."""
+
+    token_of = _TOKENS[loss]
+
+    def build(picks: Picks) -> LossCase:
+        head = picks.part(HEAD_PICKS)
+        options = _OPTIONS[loss](head, adapter, shape)
+        width = 2 + head.below(WIDTH - 1) if shape.unequal_rows else 1 + head.below(WIDTH)
+        least = 2 if shape.empty_row or shape.unequal_rows else shape.min_rows
+        empty = head.below(ROWS)
+        slots = [picks.part(ROW_PICKS) for _ in range(ROWS)]
+        rows = slots[:1] if shape.single_row else [slots[i] for i in head.some(ROWS, least)]
+        if shape.square and head.chance(1, 4):
+            width = len(rows)
+        action_mask = _masks([_mask(row.part(MASK_PICKS), width) for row in rows], shape, empty)
+        tokens = [
+            [token_of(row.part(TOKEN_PICKS), dtype, options, shape) if m else (0.0, 0.0, 0.0) for m in marks]
+            for row, marks in zip(rows, action_mask, strict=True)
+        ]
+        kind = _KINDS[loss]
+        tables = (tuple(tuple(t[i] for t in row) for row in tokens) for i in range(3))
+        return kind(**dict(zip(kind.TABLES, tables, strict=True)), action_mask=action_mask, options=options)
+
+    return build
+
+
+def loss_cases(build: Builder) -> st.SearchStrategy[LossCase]:
+    return picked(CASE_PICKS, build)
+
+
+def _mask(picks: Picks, width: int) -> list[int]:
+    """At least one action: from the left without a hole in one half of the cases, anywhere in the other."""
+    anywhere, length, one = picks.chance(1, 2), 1 + picks.below(width), picks.below(width)
+    if not anywhere:
+        return [1] * length + [0] * (width - length)
+    cells = [picks.below(2) for _ in range(width)]
+    return cells if any(cells) else [int(i == one) for i in range(width)]
+
+
+def _masks(rows: list[list[int]], shape: LossShape, empty: int) -> tuple[tuple[int, ...], ...]:
+    """The rows, with what the shape asks of them together."""
+    width = len(rows[0])
+    if shape.unequal_rows and len({sum(row) for row in rows}) == 1:
+        rows[0] = [1, *([0] * (width - 1))] if sum(rows[0]) > 1 else [1] * width
+    if shape.empty_row:
+        rows[empty % len(rows)] = [0] * width
+    return tuple(tuple(row) for row in rows)
+
+
+def _aggregation(picks: Picks, adapter: Adapter, shape: LossShape) -> str:
+    return picks.of([a for a in shape.aggregations or adapter.aggregations if a in adapter.aggregations])
+
+
+def _policy_options(picks: Picks, adapter: Adapter, shape: LossShape) -> PolicyLossOptions:
+    low, either, other = picks.of(CLIP_EPS), picks.chance(2, 3), picks.below(len(CLIP_EPS) - 1)
+    unequal = either and adapter.asymmetric_clip if shape.unequal_eps is None else shape.unequal_eps
+    high = [eps for eps in CLIP_EPS if eps != low][other] if unequal else low
+    has_dual, bound = picks.chance(1, 2), picks.of(DUAL_CLIP)
+    dual = has_dual and adapter.dual_clip if shape.dual is None else shape.dual
+    return PolicyLossOptions(low, high, bound if dual else None, _aggregation(picks, adapter, shape))
+
+
+def _value_options(picks: Picks, adapter: Adapter, shape: LossShape) -> ValueLossOptions:
+    eps = picks.of(CLIP_EPS)
+    return ValueLossOptions(eps if shape.clipped and adapter.value_clip else None, _aggregation(picks, adapter, shape))
+
+
+def _policy_token(picks: Picks, dtype: torch.dtype, options: PolicyLossOptions, shape: LossShape) -> Token:
+    """(log_prob, old_log_prob, advantage) of a zone of the log-ratio (`_log_ratios`)."""
+    zone, sign, base = picks.of(shape.zones), picks.of(shape.advantage_signs), 0.11 * (1 + picks.below(30))
+    rare = picks.chance(1, 4)
+    advantages = (RARE_ADVANTAGES if zone == "overflow" else (0.0, *RARE_ADVANTAGES)) if rare else USUAL_ADVANTAGES
+    advantage = exactly(sign * picks.of(advantages), dtype)
+    log_ratio = picks.of(_log_ratios(zone, options))
+    if zone == "far":  # where no bound holds the ratio: up for A < 0, down for A > 0
+        log_ratio = math.copysign(min(log_ratio, 8.0 if dtype == torch.float16 else 18.0), -sign)
+    old = -base - max(0.0, log_ratio)
+    step = 0.02 if zone != "overflow" else 0.0
+    for attempt in range(40):
+        new_old = exactly(old + log_ratio + attempt * step, dtype), exactly(old, dtype)
+        if zone == "equal" or _far_from_kinks(*new_old, advantage, options, dtype):
+            return (*new_old, advantage)
+        if attempt == 0 and log_ratio < 0:
+            step = -step
+    raise AssertionError(f"no token away from the kinks near log-ratio {log_ratio} with {options}")
+
+
+USUAL_ADVANTAGES = tuple(0.13 * k for k in range(1, 21))
+RARE_ADVANTAGES = (6.3, 17.0, 40.0)
+
+
+@lru_cache(1024)
+def _log_ratios(zone: str, options: PolicyLossOptions) -> tuple[float, ...]:
+    """What the log-ratio may be in a zone, the simplest first."""
+    low, high = math.log(1 - options.clip_eps_low), math.log(1 + options.clip_eps_high)
+    # Between the two bounds' distances from 1, on either side: where one bound holds and the other would not.
+    between = (options.clip_eps_low + options.clip_eps_high) / 2
+    zones: dict[str, tuple[float, ...]] = {
+        "inside": tuple(0.1 * k * (high if k > 0 else -low) for k in outward(8)),
+        "above": tuple(high + 0.1 * k for k in range(1, 13)),
+        "below": tuple(low - 0.1 * k for k in range(1, 13)),
+        "anywhere": tuple(0.1 * k + 0.013 for k in outward(20)),
+        "between": (math.log(1 + between), math.log(1 - between)),
+        "far": tuple(2.5 + 0.5 * k for k in range(32)),
+        "equal": (0.0,),
+        "overflow": tuple(float(90 + 2 * k) for k in range(156)),
+    }
+    return zones[zone]
+
+
+def _far_from_kinks(new: float, old: float, advantage: float, options: PolicyLossOptions, dtype: torch.dtype) -> bool:
+    log_ratio = new - old
+    if log_ratio > 50:
+        return True
+    ratio = math.exp(log_ratio)
+    guard = budgets.ratio_guard(log_ratio, dtype)
+    kinks = [1 - options.clip_eps_low, 1 + options.clip_eps_high]
+    if options.dual_clip is not None:
+        kinks.append(options.dual_clip)
+    return all(abs(ratio - kink) > guard * kink for kink in kinks)
+
+
+def _value_token(picks: Picks, dtype: torch.dtype, options: ValueLossOptions, shape: LossShape) -> Token:
+    """(value, old_value, return); zones: inside the band, outside it (anywhere means either)."""
+    zone, either = picks.of(shape.zones), picks.of(("inside", "outside"))
+    zone = either if zone == "anywhere" else zone
+    old = exactly(0.11 * picks.of(outward(20)), dtype)
+    rare = picks.chance(1, 4) and budgets.is_fine(dtype)
+    return_ = exactly(picks.of(RARE_RETURNS if rare else USUAL_RETURNS), dtype)
+    move = picks.of(_moves(zone, options.clip_eps or 0.2))
+    for attempt in range(40):
+        new = exactly(old + move + math.copysign(0.02 * attempt, move), dtype)
+        if _value_far_from_kinks(new, old, return_, options, dtype):
+            return new, old, return_
+    raise AssertionError(f"no value away from the kinks near {old} + {move} with {options}")
+
+
+USUAL_RETURNS = tuple(0.13 * k + 0.007 for k in outward(20))
+RARE_RETURNS = (-50.3, -9.1, 12.7, 48.9)
+
+
+@lru_cache(1024)
+def _moves(zone: str, eps: float) -> tuple[float, ...]:
+    """How far the value has moved since it was old, the simplest first."""
+    if zone == "inside":
+        return tuple(0.1 * k * eps for k in outward(8))
+    return tuple(sign * (eps + 0.1 * k) for k in range(1, 13) for sign in (1, -1))
+
+
+def _value_far_from_kinks(
+    new: float, old: float, return_: float, options: ValueLossOptions, dtype: torch.dtype
+) -> bool:
+    guard = budgets.value_guard(new, old, return_, dtype)
+    if options.clip_eps is None:
+        return abs(new - return_) > guard
+    if abs(abs(new - old) - options.clip_eps) <= guard:
+        return False
+    if abs(new - old) < options.clip_eps:
+        return abs(new - return_) > guard
+    clipped = old + math.copysign(options.clip_eps, new - old)
+    return abs(abs(new - return_) - abs(clipped - return_)) > guard
+
+
+_OPTIONS: dict[str, Callable[..., Any]] = {"policy-loss": _policy_options, "value-loss": _value_options}
+_KINDS: dict[str, Any] = {"policy-loss": PolicyLossCase, "value-loss": ValueLossCase}
+_TOKENS: dict[str, Callable[..., Any]] = {"policy-loss": _policy_token, "value-loss": _value_token}
+
+
+@stored
+@dataclass(frozen=True)
+class DressedCase:
+    """A case and the same case with other numbers under its mask, which has at least one hole."""
+
+    case: LossCase
+    dressed: LossCase
+
+    def with_options(self, **changes: Any) -> DressedCase:
+        return DressedCase(self.case.with_options(**changes), self.dressed.with_options(**changes))
+
+
+def under_mask(build: Builder, filler: Sequence[float], dtype: Any) -> st.SearchStrategy[DressedCase]:
+    """Masked cells filled from `filler`, in each of the three inputs."""
+    values = [exactly(x, dtype) for x in filler]
+
+    def dress(picks: Picks) -> DressedCase:
+        case = build(picks.part(CASE_PICKS))
+        if all(all(row) for row in case.action_mask):
+            case = widened(case, 1)
+        fields: dict[str, Any] = {}
+        for name in case.TABLES:
+            rows = zip(getattr(case, name), case.action_mask, strict=True)
+            fields[name] = tuple(tuple(x if m else picks.of(values) for x, m in zip(*row, strict=True)) for row in rows)
+        return DressedCase(case, case.changed(**fields))
+
+    return picked(CASE_PICKS + 3 * ROWS * (WIDTH + 1), dress)
+
+
+def widened(case: LossCase, columns: int, *, left: bool = False) -> LossCase:
+    """The case with masked columns of zeros added on one side."""
+
+    def wider(row: tuple, zero: float) -> tuple:
+        extra = (zero,) * columns
+        return extra + row if left else row + extra
+
+    fields = {name: tuple(wider(row, 0.0) for row in getattr(case, name)) for name in case.TABLES}
+    return case.changed(action_mask=tuple(wider(row, 0) for row in case.action_mask), **fields)
+
+
+@stored
+@dataclass(frozen=True)
+class WidenedCase:
+    """A case, and how many masked columns are added on which side."""
+
+    case: LossCase
+    columns: int
+    left: bool
+
+
+@stored
+@dataclass(frozen=True)
+class SplitCase:
+    """A case whose rows are split into micro-batches at `cuts`; `order` permutes the rows first."""
+
+    case: LossCase
+    cuts: tuple[int, ...] = field(default=())
+
+    @property
+    def parts(self) -> list[LossCase]:
+        edges = [0, *self.cuts, len(self.case.action_mask)]
+        return [self.case.rows(range(a, b)) for a, b in itertools.pairwise(edges)]
+
+
+def split(build: Builder) -> st.SearchStrategy[SplitCase]:
+    """At least two micro-batches; the case has at least two rows."""
+
+    def cut(picks: Picks) -> SplitCase:
+        case = build(picks.part(CASE_PICKS))
+        cuts = [i for i in range(1, len(case.action_mask)) if picks.chance(1, 2)]
+        return SplitCase(case, tuple(cuts) or (1 + picks.below(len(case.action_mask) - 1),))
+
+    return picked(CASE_PICKS + ROWS, cut)

@@ -1,0 +1,432 @@
+"""A loss of tokens as the oracle sees it, and the checks that every such loss has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+
+import rlhf_spec.aggregation
+from rlhf_conformance._lazy import torch
+from rlhf_conformance.adapter import METHODS, Adapter
+from rlhf_conformance.chapters._losses.cases import (
+    Builder,
+    DressedCase,
+    LossCase,
+    LossShape,
+    SplitCase,
+    WidenedCase,
+    loss_builder,
+    loss_cases,
+    split,
+    under_mask,
+    widened,
+)
+from rlhf_conformance.chapters._losses.interface import AGGREGATIONS
+from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template, declares
+from rlhf_conformance.judging.questions import (
+    BACKWARDS,
+    GRADIENT,
+    GRADIENTS,
+    NUMBER,
+    SUM,
+    Against,
+    Call,
+    Fact,
+    Formula,
+    Question,
+    Reading,
+)
+from rlhf_conformance.judging.subject import Subject
+from rlhf_conformance.literals import source
+from rlhf_conformance.oracle import budgets
+
+GARBAGE = (-30.0, -3.0, -0.5, 0.7, 2.0, 30.0)
+"""Put under the mask: a masked token's loss stays finite (a ratio of e^60 at most)."""
+SMALL_GARBAGE = (-3.0, -0.5, 0.7, 2.0, 5.0)
+"""The same for float16, which ends at 65504."""
+POISON = (math.nan, math.inf, -math.inf, 1e4, -1e4)
+REPEATED = 107
+"""How often the rows of a case are repeated, to be longer than bytes and bfloat16 can count."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One of the losses: token by token, then aggregated.
+
+    kind            its chapter
+    token, token_gradient               of the three numbers of a token and the options; `token` also gives the numbers
+                                        on the way, if it is handed a list for them
+    ending                              what the last of these numbers becomes the loss of the token by, in words
+    token_budget, gradient_budget       allowances of the two, of the same and the dtype
+    """
+
+    kind: str
+    token: Callable[..., float]
+    token_gradient: Callable[[tuple[float, float, float], Any], float]
+    token_budget: Callable[[tuple[float, float, float], Any, Any], float]
+    gradient_budget: Callable[[tuple[float, float, float], Any, Any], float]
+    ending: str = ""
+
+    @property
+    def method(self) -> str:
+        return self.kind.replace("-", "_")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.method,)
+
+    # --- cases -------------------------------------------------------------------------------------------------------
+
+    def cases(self, **shape: Any) -> Cases:
+        """Cases of this loss, of the shape asked for."""
+        return lambda s: loss_cases(self.builder(s, **shape))
+
+    def builder(self, subject: Subject, **shape: Any) -> Builder:
+        return loss_builder(subject.adapter, subject.dtype, self.kind, LossShape(**shape))
+
+    def dressed(self, subject: Subject, filler: Sequence[float] = (), **shape: Any) -> st.SearchStrategy[DressedCase]:
+        """Cases with numbers under the mask: `filler`, or finite ones of any size that the dtype can take."""
+        garbage = SMALL_GARBAGE if subject.dtype == torch.float16 else GARBAGE
+        return under_mask(self.builder(subject, **shape), filler or garbage, subject.dtype)
+
+    # --- truth -------------------------------------------------------------------------------------------------------
+
+    def weights(self, case: LossCase, count_empty_rows: bool = False) -> list[list[float]]:
+        """The weight of each token in the aggregate."""
+        options = case.options
+        return rlhf_spec.aggregation.weights(
+            case.action_mask,
+            options.aggregation,
+            global_count=options.global_count,
+            count_empty_rows=count_empty_rows,
+        )
+
+    def count(self, case: LossCase) -> float:
+        """The denominator of the case's aggregate, as the global count of a step that is this batch alone."""
+        is_of_tokens = case.options.aggregation == "token-mean"
+        return float(sum(case.counts) if is_of_tokens else len(case.action_mask))
+
+    def value(self, case: LossCase, count_empty_rows: bool = False) -> float:
+        weights = self.weights(case, count_empty_rows)
+        return math.fsum(weights[i][j] * self.token(case.token(i, j), case.options) for i, j in case.actions)
+
+    def gradient(self, case: LossCase, count_empty_rows: bool = False) -> list[list[float]]:
+        weights = self.weights(case, count_empty_rows)
+        return [
+            [
+                weights[i][j] * self.token_gradient(case.token(i, j), case.options) if m else 0.0
+                for j, m in enumerate(row)
+            ]
+            for i, row in enumerate(case.action_mask)
+        ]
+
+    def value_budget(self, case: LossCase, dtype: Any) -> float:
+        places, weights = case.actions, self.weights(case)
+        losses = [self.token(case.token(i, j), case.options) for i, j in places]
+        errors = [self.token_budget(case.token(i, j), case.options, dtype) for i, j in places]
+        return budgets.aggregate(losses, errors, [weights[i][j] for i, j in places], dtype)
+
+    def gradient_budgets(self, case: LossCase, dtype: Any) -> list[list[float]]:
+        """Zero where the gradient is exactly zero: under the mask, and where a clip binds."""
+        weights = self.weights(case)
+        return [
+            [
+                weights[i][j] * self.gradient_budget(case.token(i, j), case.options, dtype)
+                if m and self.token_gradient(case.token(i, j), case.options)
+                else 0.0
+                for j, m in enumerate(row)
+            ]
+            for i, row in enumerate(case.action_mask)
+        ]
+
+    # --- questions ---------------------------------------------------------------------------------------------------
+
+    def call(
+        self,
+        subject: Subject,
+        case: LossCase,
+        *,
+        mask_dtype: Any = None,
+        recipes: Callable[[], dict[str, str]] = dict,
+        about: LossCase | None = None,
+    ) -> Call:
+        """The loss of a case, with a leaf for what is new. `about` is the case without what stands under its mask."""
+        new, old, measure = (subject.tensor(table) for table in case.tables)
+        mask = subject.tensor(case.action_mask, mask_dtype)
+        given = (new.requires_grad_(), old, measure, mask, case.options)
+        return Call(self.method, given, about=about or case, recipes=recipes)
+
+    def asks_value(
+        self, subject: Subject, case: LossCase, call: Call | None = None, *, counted: bool = False, what: str = "loss"
+    ) -> Question:
+        """Is the loss that of the formula?"""
+        return Question(
+            what,
+            call or self.call(subject, case),
+            self.value(case, counted),
+            self.value_budget(case, subject.dtype),
+            reading=NUMBER,
+            formula=self.formula(counted),
+            hint=lambda came: self._other_mean(case, came, subject.dtype),
+        )
+
+    def asks_gradient(
+        self,
+        subject: Subject,
+        case: LossCase,
+        call: Call | tuple[Call, ...] | None = None,
+        *,
+        counted: bool = False,
+        reading: Reading = GRADIENT,
+        what: str = "",
+    ) -> Question:
+        """Is the gradient that of the formula?"""
+        leaf = METHODS[self.method].leaf.removesuffix("s").replace("_", "-")
+        return Question(
+            what or f"gradient with respect to the new {leaf}",
+            call or self.call(subject, case),
+            self.gradient(case, counted),
+            self.gradient_budgets(case, subject.dtype),
+            reading=reading,
+            formula=self.formula(counted, "_gradient"),
+        )
+
+    def formula(self, counted: bool = False, which: str = "") -> Formula:
+        return Formula(f"{METHODS[self.method].formula}{which}", {"count_empty_rows": counted})
+
+    def _other_mean(self, case: LossCase, came: float, dtype: Any) -> str:
+        """A hint, where the answer is that of an aggregation that was not asked for."""
+        for other in AGGREGATIONS:
+            asked = case.with_options(aggregation=other)
+            apart = abs(self.value(asked) - self.value(case)) > 2 * self.value_budget(case, dtype)
+            if (
+                other != case.options.aggregation
+                and apart
+                and abs(came - self.value(asked)) <= self.value_budget(asked, dtype)
+            ):
+                return f"the answer is the {other}: is another aggregation declared than the trainer uses?"
+        return ""
+
+    def template(self, function: Any, cases: Cases, *requires: Requirement, effort: int = 1) -> Template:
+        return Template(function, self.needs, cases, tuple(requires), effort)
+
+
+# --- what may be required -------------------------------------------------------------------------------------------
+
+
+def aggregates(aggregation: str) -> Requirement:
+    return lambda adapter: None if aggregation in adapter.aggregations else f"{aggregation} is not declared"
+
+
+def counts_empty_rows(adapter: Adapter) -> str | None:
+    if adapter.count_empty_rows is None:
+        return "count_empty_rows is not declared: nothing is promised for a row without actions"
+    return aggregates("sequence-mean")(adapter)
+
+
+has_global_count = declares("global_count", "global_count is not declared")
+
+
+# --- templates: aggregation -----------------------------------------------------------------------------------------
+
+
+def value_of(loss: Loss, *requires: Requirement, gradient: bool = False, **shape: Any) -> Template:
+    """The value of a loss, and where asked its gradient, on cases of a shape."""
+
+    def check(subject: Subject, case: LossCase) -> Questions:
+        call = loss.call(subject, case)
+        yield loss.asks_value(subject, case, call)
+        if gradient:
+            yield loss.asks_gradient(subject, case, call)
+
+    return loss.template(check, loss.cases(**shape), *requires)
+
+
+def value_of_tokens(loss: Loss, *requires: Requirement, gradient: bool = False, **shape: Any) -> Template:
+    """The same on cases with a single row, in which all aggregations agree: what is at stake is the token."""
+    return value_of(loss, *requires, gradient=gradient, single_row=True, **shape)
+
+
+def gradient_of(loss: Loss, *requires: Requirement, **shape: Any) -> Template:
+    """The gradient of a loss, on cases of a shape."""
+
+    def check(subject: Subject, case: LossCase) -> Questions:
+        yield loss.asks_gradient(subject, case)
+
+    return loss.template(check, loss.cases(**shape), *requires)
+
+
+def mean(loss: Loss, aggregation: str) -> Template:
+    """The case, and the same with every row repeated."""
+
+    def check(subject: Subject, case: LossCase) -> Questions:
+        yield loss.asks_value(subject, case)
+        long = case.repeated(REPEATED)
+
+        def recipes() -> dict[str, str]:
+            names = METHODS[loss.method].arguments
+            given = zip(names, loss.call(subject, case).given[:-1], strict=False)
+            return {name: f"{source(small)}.repeat(1, {REPEATED})" for name, small in given}
+
+        yield loss.asks_value(subject, long, loss.call(subject, long, recipes=recipes))
+
+    cases = loss.cases(unequal_rows=True, square=True, aggregations=(aggregation,))
+    return loss.template(check, cases, aggregates(aggregation), effort=2)
+
+
+def micro_batches(loss: Loss) -> Template:
+    def check(subject: Subject, case: SplitCase) -> Questions:
+        whole, count = case.case, loss.count(case.case)
+        parts = [part.with_options(global_count=count) for part in case.parts]
+        calls = tuple(loss.call(subject, part) for part in parts)
+        yield Question(
+            f"sum of the losses of {len(parts)} micro-batches with the global count {count:g}",
+            calls,
+            loss.value(whole),
+            sum(loss.value_budget(part, subject.dtype) for part in parts),
+            reading=SUM,
+            formula=loss.formula(),
+        )
+        yield loss.asks_gradient(subject, whole, calls, reading=GRADIENTS)
+
+    cases = lambda s: split(loss.builder(s, unequal_rows=True, min_rows=2))  # noqa: E731
+    return loss.template(check, cases, has_global_count)
+
+
+def empty_rows_counted(loss: Loss) -> Template:
+    def check(subject: Subject, case: LossCase) -> Questions:
+        counted = bool(subject.adapter.count_empty_rows)
+        yield loss.asks_value(subject, case, counted=counted, what="sequence-mean with an empty row")
+
+    cases = loss.cases(empty_row=True, aggregations=("sequence-mean",))
+    return loss.template(check, cases, counts_empty_rows)
+
+
+# --- templates: the mask --------------------------------------------------------------------------------------------
+
+
+def mask(loss: Loss) -> Template:
+    def check(subject: Subject, case: DressedCase) -> Questions:
+        yield from _dressed(loss, subject, case)
+        if subject.adapter.global_count:  # with another denominator, as trainers ask in micro-batches
+            yield from _dressed(loss, subject, case.with_options(global_count=loss.count(case.case)))
+
+    return loss.template(check, lambda s: loss.dressed(s, dual=None))
+
+
+def nan_under_mask(loss: Loss) -> Template:
+    return loss.template(lambda s, case: _dressed(loss, s, case), lambda s: loss.dressed(s, POISON, dual=None))
+
+
+def _dressed(loss: Loss, subject: Subject, case: DressedCase) -> Questions:
+    call = loss.call(subject, case.dressed, about=case.case)
+    yield loss.asks_value(subject, case.case, call)
+    yield loss.asks_gradient(subject, case.case, call)
+
+
+def empty_row(loss: Loss) -> Template:
+    def check(subject: Subject, case: LossCase) -> Questions:
+        """Whether the row counts in a sequence-mean is a convention: either is right here."""
+        call = loss.call(subject, case)
+        answered = yield call
+        counted = _counted_like(loss, subject, case, answered)
+        yield loss.asks_value(subject, case, call, counted=counted, what="loss with a row that has no action")
+        what = "gradient with a row that has no action"
+        yield loss.asks_gradient(subject, case, call, counted=counted, what=what)
+
+    return loss.template(check, loss.cases(empty_row=True))
+
+
+def _counted_like(loss: Loss, subject: Subject, case: LossCase, answered: Any) -> bool:
+    """Which of the two conventions for an empty row the answer is nearer to, by its value and its gradient."""
+    value, gradient = NUMBER.numbers(subject, [answered]), GRADIENT.numbers(subject, [answered])
+
+    def distance(counted: bool) -> float:
+        gaps = [abs(loss.value(case, counted) - value)]
+        for truth, row in zip(loss.gradient(case, counted), gradient, strict=True):
+            gaps += [abs(a - b) for a, b in zip(truth, row, strict=True)]
+        return sum(gaps)
+
+    return distance(True) < distance(False)
+
+
+def empty_batch(loss: Loss) -> Template:
+    def check(subject: Subject, case: LossCase) -> Questions:
+        nothing = case.changed(action_mask=tuple((0,) * len(row) for row in case.action_mask))
+        call = loss.call(subject, nothing)
+        yield Question("loss of a batch without any action", call, 0.0, reading=NUMBER, formula=loss.formula())
+        zeros = [[0.0] * len(row) for row in case.action_mask]
+        what = "gradient of a batch without any action"
+        yield Question(what, call, zeros, reading=GRADIENT, formula=loss.formula(which="_gradient"))
+
+    return loss.template(check, loss.cases())
+
+
+def mask_dtype(loss: Loss) -> Template:
+    def check(subject: Subject, case: LossCase) -> Questions:
+        for dtype in (torch.bool, torch.int64, torch.int32, torch.float32):
+            call = loss.call(subject, case, mask_dtype=dtype)
+            yield loss.asks_value(subject, case, call, what=f"loss with a mask of {dtype}")
+
+    return loss.template(check, loss.cases())
+
+
+# --- templates: the graph, and what changes nothing -----------------------------------------------------------------
+
+
+def scalar(loss: Loss) -> Template:
+    def check(subject: Subject, case: LossCase) -> Questions:
+        answered = yield loss.call(subject, case)
+        result = getattr(answered.value, "loss", answered.value)
+        yield Fact(result.ndim == 0, "shape of the loss", "()", str(tuple(result.shape)))
+        yield Fact(
+            result.requires_grad,
+            "graph of the loss",
+            expected="one that leads back to the new log-probs or values",
+            actual="none: the loss is detached",
+        )
+
+    return loss.template(check, loss.cases())
+
+
+def padding_invariance(loss: Loss) -> Template:
+    def check(subject: Subject, case: WidenedCase) -> Questions:
+        wide = widened(case.case, case.columns, left=case.left)
+        without, call = loss.call(subject, case.case), loss.call(subject, wide)
+        yield without
+        yield Question(
+            f"loss with {case.columns} more masked columns, against without",
+            call,
+            Against((without,), NUMBER),
+            2 * loss.value_budget(case.case, subject.dtype),
+            reading=NUMBER,
+            formula=loss.formula(),
+        )
+        yield loss.asks_gradient(subject, wide, call)
+
+    def cases(subject: Subject) -> st.SearchStrategy[WidenedCase]:
+        return st.builds(WidenedCase, loss.cases(dual=None)(subject), st.integers(1, 3), st.booleans())
+
+    return loss.template(check, cases)
+
+
+def batch_order(loss: Loss) -> Template:
+    def check(subject: Subject, case: LossCase) -> Questions:
+        backwards = case.rows(range(len(case.action_mask) - 1, -1, -1))
+        there, back = loss.call(subject, case), loss.call(subject, backwards)
+        yield there
+        yield Question(
+            "loss of the rows in reverse order",
+            back,
+            Against((there,), NUMBER),
+            2 * loss.value_budget(case, subject.dtype),
+            reading=NUMBER,
+            formula=loss.formula(),
+        )
+        yield loss.asks_gradient(subject, case, back, reading=BACKWARDS)
+
+    return loss.template(check, loss.cases(dual=None, min_rows=2))

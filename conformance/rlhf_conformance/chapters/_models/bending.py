@@ -1,0 +1,143 @@
+"""What the model faults are made of: answers read from the wrong place, models called with the wrong arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rlhf_conformance._lazy import torch
+from rlhf_conformance.adapters.reference import Reference
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlhf_conformance.oracle.batch import Batch
+
+LAYOUT_CHAPTERS = ("packing.", "positions.")
+"""Chapters that ask the actor for log-probs as well, and so fail along with it."""
+
+
+def read(batch: Batch, per_token: Tensor, shift: int = 0) -> list[Tensor]:
+    """Entries at the positions that predict the actions, P - 1 .. L - 2 of each sample, or `shift` further on.
+
+    per_token   shaped like `batch.input_ids`, with further axes or without
+    """
+    rows = []
+    for row, prompt, length in zip(
+        batch.to_ragged(per_token), batch.prompt_lengths, batch.sequence_lengths, strict=True
+    ):
+        at = torch.arange(prompt - 1, length - 1, device=row.device) + shift
+        rows.append(row[at.clamp(0, length - 1)])
+    return rows
+
+
+def responses(batch: Batch) -> list[Tensor]:
+    """The action tokens of each sample."""
+    return [tokens[prompt:] for tokens, prompt in zip(batch.sequences, batch.prompt_lengths, strict=True)]
+
+
+def score(batch: Batch, logits: Tensor, shift: int = 0, temperature: float | None = None) -> list[Tensor]:
+    """Log-probs of each sample's actions under logits read `shift` positions from where they should be."""
+    temperature = temperature or batch.temperature
+    return [
+        (z.float() / temperature).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+        for z, tokens in zip(read(batch, logits, shift), responses(batch), strict=True)
+    ]
+
+
+def logits(adapter: Reference, actor: Any, batch: Batch, **changes: Any) -> Tensor:
+    """The logits of the batch, with some arguments of the actor's forward pass exchanged."""
+    ids, options = adapter._inputs(batch)
+    return actor(ids, **{**options, **changes}).logits.reshape(*batch.input_ids.shape, -1)
+
+
+def model_logits(adapter: Reference, actor: Any, batch: Batch, **arguments: Any) -> Tensor:
+    """The logits from the transformers model itself, called with `arguments` (and the positions of a pack)."""
+    ids, options = adapter._inputs(batch)
+    arguments = {"position_ids": options.get("position_ids"), "use_cache": False, **arguments}
+    return actor.model(input_ids=ids, **arguments).logits.reshape(*batch.input_ids.shape, -1)
+
+
+def segment_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask (1, 1, N, N): a token sees those before it that bear the same number; segments (N,)."""
+    allowed = (segments[:, None] == segments[None, :]).tril()
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[None, None]
+
+
+def segments_of(positions: Tensor) -> Tensor:
+    """0, 0, 0, 1, 1, ... : which sequence of a pack each token belongs to; positions (1, N)."""
+    return (positions[0] == 0).cumsum(0) - 1
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """What the positions of padded rows should be."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def scores(adapter: Reference, model: Any, batch: Batch) -> Tensor:
+    """What a regression model's head says at each position, not normalised, pads not zeroed; like `input_ids`."""
+    from rlhf_reference.inputs import ModelInputs
+
+    ids, options = adapter._inputs(batch)
+    inputs = ModelInputs.of(ids, options.pop("attention_mask", None), options.pop("position_ids", None), **options)
+    return model.scores(inputs).reshape(batch.input_ids.shape)
+
+
+def normalised(model: Any, answer: Tensor) -> Tensor:
+    """As the reward model of the reference normalises: in eval mode only."""
+    return model.normalised(answer) if model.normalize and not model.training else answer
+
+
+def reward_at(adapter: Reference, model: Any, batch: Batch, column: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Rewards of padded rows, read at `column(ids, mask)`, (B,)."""
+    per_token = scores(adapter, model, batch)
+    at = column(batch.input_ids, batch.attention_mask) % batch.input_ids.shape[1]
+    return normalised(model, per_token.gather(1, at[:, None])[:, 0])
+
+
+def last_where(condition: Tensor) -> Tensor:
+    """The last column where a condition (B, L) holds; 0 if it holds nowhere."""
+    columns = torch.arange(condition.shape[1], device=condition.device)
+    return (condition.long() * columns).argmax(-1)
+
+
+def first_where(condition: Tensor) -> Tensor:
+    """The first column where a condition (B, L) holds; 0 if it holds nowhere."""
+    return condition.long().argmax(-1)
+
+
+def detach_backbone(model: Any) -> None:
+    """Cut the graph between the backbone of a regression model and its head."""
+
+    def cut(_: Any, __: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state.detach()
+        return output
+
+    model.backbone.register_forward_hook(cut)
+
+
+def packed(batch: Batch) -> Batch:
+    """A padded batch as a pack, samples in their order."""
+    lengths = list(batch.sequence_lengths)
+    ids = torch.cat(batch.sequences)[None]
+    return replace(
+        batch,
+        layout="packed",
+        input_ids=ids,
+        attention_mask=None,
+        position_ids=torch.cat([torch.arange(n, device=ids.device) for n in lengths])[None],
+        action_mask=None,
+        num_actions=batch.response_lengths,
+        starts=tuple(sum(lengths[:i]) for i in range(len(lengths))),
+    )
+
+
+def copied(batch: Batch) -> Batch:
+    """The batch on tensors of its own, for a lie that writes to the caller's after the forward pass."""
+    parts = {
+        name: getattr(batch, name).clone()
+        for name in ("input_ids", "attention_mask", "position_ids")
+        if getattr(batch, name) is not None
+    }
+    return replace(batch, **parts)

@@ -1,0 +1,284 @@
+"""Ragged batches for the model clauses: samples, a probe, a layout."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hypothesis import strategies as st
+
+from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.judging.picks import Picks, picked
+from rlhf_conformance.judging.storing import stored
+from rlhf_conformance.oracle.layouts import Presentation, Sample
+from rlhf_conformance.oracle.probes import VOCAB_SIZE, Probe
+
+PACKS = ("packed", "packed-tail", "sharded")
+RECTANGLES = ("padded", "left", "right")
+
+for _kind in (Presentation, Probe, Sample):
+    stored(_kind)
+
+
+@stored
+@dataclass(frozen=True)
+class ModelCase:
+    """Samples, the probe checkpoint that they are run through, and how they are presented."""
+
+    probe: Probe
+    samples: tuple[Sample, ...]
+    how: Presentation = Presentation()
+    temperature: float = 1.0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Samples and tokens."""
+        return len(self.samples), sum(len(s) for s in self.samples)
+
+    def shown(self, how: Presentation) -> ModelCase:
+        """The same samples, presented otherwise."""
+        return replace(self, how=how)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a strategy of model cases is asked for."""
+
+    head: bool = False
+    layouts: Sequence[str] = RECTANGLES + PACKS
+    architectures: Sequence[str] = ("llama", "gpt2")
+    temperatures: Sequence[float] = (1.0,)
+    min_samples: int = 1
+    ends: str = "any"  # "any", or "cut": no response ends in EOS
+    prompt_eos: bool | None = None  # True: an EOS inside every prompt; False: none; None: now and then
+    pad_is_eos: bool | None = None
+    specials: bool = True  # the pad id may stand in prompts and responses, where the trainer takes a mask
+    probe: Probe = Probe()
+
+
+def offered(adapter: Adapter, layouts: Sequence[str]) -> list[str]:
+    """Those of `layouts` that the adapter declares."""
+    return [layout for layout in layouts if layout in adapter.layouts]
+
+
+SAMPLES, LENGTH = 4, 6
+SAMPLE_PICKS = 6 + 4 * LENGTH
+HEAD_PICKS = 12
+CASE_PICKS = HEAD_PICKS + SAMPLES * SAMPLE_PICKS
+"""How many choices are read, at most: for a sample, for what samples share, for a case."""
+
+
+def model_cases(adapter: Adapter, asked: Asked = Asked()) -> st.SearchStrategy[ModelCase]:
+    """Up to 4 samples, prompts and responses of up to 6 tokens; lengths differ more often than not."""
+    return picked(CASE_PICKS, lambda picks: _model_case(picks, adapter, asked))
+
+
+def _model_case(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
+    head = picks.part(HEAD_PICKS)
+    pad_is_eos = head.chance(1, 2)
+    probe = replace(
+        asked.probe,
+        architecture=head.of([a for a in asked.architectures if a in adapter.architectures]),
+        head_name=adapter.head_names[0] if asked.head else None,
+        pad_is_eos=pad_is_eos if asked.pad_is_eos is None else asked.pad_is_eos,
+    )
+    how = Presentation(head.of(offered(adapter, asked.layouts)), tail=1 + head.below(4), shards=2 + head.below(2))
+    temperature = head.of(asked.temperatures)
+    slots = [picks.part(SAMPLE_PICKS) for _ in range(SAMPLES)]
+    samples = tuple(_sample(slots[i], adapter, asked, probe) for i in head.some(SAMPLES, asked.min_samples))
+    return ModelCase(probe, samples, how, temperature)
+
+
+def _sample(picks: Picks, adapter: Adapter, asked: Asked, probe: Probe) -> Sample:
+    eos, pad = probe.eos_token_id, probe.pad_token_id
+    pad_allowed = adapter.takes_attention_mask and asked.specials
+    eos_allowed = asked.prompt_eos is not False and (eos != pad or pad_allowed)
+    ends_in_eos = asked.ends == "any" and (eos != pad or adapter.takes_attention_mask)
+    in_prompt = [t for t, allowed in ((pad, pad_allowed), (eos, eos_allowed)) if allowed]
+    in_response = [pad] if pad_allowed and pad != eos else []
+
+    ends = picks.chance(1, 2)
+    prompt = _tokens(picks.part(1 + 2 * LENGTH), 1, 3, in_prompt)
+    response = _tokens(picks.part(1 + 2 * LENGTH), 1, 4, in_response)
+    where, first = picks.below(max(1, len(prompt) - 1)), _plain(picks)
+    if asked.prompt_eos:
+        prompt.insert(where if len(prompt) > 1 else 1, eos)
+        prompt = [first, *prompt]
+    if ends and ends_in_eos:
+        response[-1] = eos
+    return Sample(tuple(prompt), tuple(response))
+
+
+def _plain(picks: Picks) -> int:
+    """A token that is neither pad nor EOS."""
+    return 2 + picks.below(VOCAB_SIZE - 2)
+
+
+def _tokens(picks: Picks, k: int, n: int, specials: Sequence[int] = ()) -> list[int]:
+    """One to six tokens, k in n of them among the `specials`, where there are any."""
+    length = 1 + picks.below(LENGTH)
+    drawn = [(picks.chance(k, n), picks.part(1)) for _ in range(length)]
+    return [token.of(specials) if special and specials else _plain(token) for special, token in drawn]
+
+
+def padded_more(adapter: Adapter, asked: Asked) -> st.SearchStrategy[ModelCase]:
+    """A case in a padded layout with one to four pad columns too many."""
+    return picked(CASE_PICKS + 2, lambda picks: _padded_more(picks, adapter, asked))
+
+
+def _padded_more(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
+    case = _model_case(picks.part(CASE_PICKS), adapter, asked)
+    layout = case.how.layout
+    left, right = picks.below(4), picks.below(4)
+    left, right = 0 if layout == "right" else left, 0 if layout == "left" else right
+    if left + right == 0:
+        left, right = (0, 1) if layout == "right" else (1, 0)
+    return case.shown(replace(case.how, extra_left=left, extra_right=right))
+
+
+def garbage_under_mask(adapter: Adapter, asked: Asked) -> st.SearchStrategy[ModelCase]:
+    """A padded case with at least one masked cell, and ordinary ids in all of them."""
+    return picked(CASE_PICKS + 8, lambda picks: _garbage_under_mask(picks, adapter, asked))
+
+
+def _garbage_under_mask(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
+    case = _padded_more(picks.part(CASE_PICKS + 2), adapter, asked)
+    garbage = tuple(_plain(picks) for _ in range(1 + picks.below(5)))
+    return case.shown(replace(case.how, garbage=garbage))
+
+
+def with_statistics(cases: st.SearchStrategy[ModelCase]) -> st.SearchStrategy[ModelCase]:
+    """With a mean that is not 0 and a standard deviation that is not 1, exact in bfloat16."""
+    pairs = st.sampled_from(tuple(itertools.product((-1.5, 0.5, 2.0), (0.5, 2.0, 4.0))))
+    return st.builds(
+        lambda case, pair: replace(case, probe=replace(case.probe, mean=pair[0], std=pair[1])), cases, pairs
+    )
+
+
+def with_masked_cells(adapter: Adapter, asked: Asked) -> st.SearchStrategy[ModelCase]:
+    """Any case, or where the adapter takes a mask a padded one whose masked cells hold ordinary ids."""
+    anything = model_cases(adapter, asked)
+    if not adapter.takes_attention_mask or not offered(adapter, RECTANGLES):
+        return anything
+    return anything | garbage_under_mask(adapter, replace(asked, layouts=RECTANGLES))
+
+
+@stored
+@dataclass(frozen=True)
+class EditedCase:
+    """A case and the same case with sample `index` exchanged for another; `case` has at least two samples."""
+
+    case: ModelCase
+    index: int
+    replacement: Sample
+
+    @property
+    def edited(self) -> ModelCase:
+        samples = list(self.case.samples)
+        samples[self.index] = self.replacement
+        return replace(self.case, samples=tuple(samples))
+
+
+def edited(adapter: Adapter, asked: Asked) -> st.SearchStrategy[EditedCase]:
+    """Mostly with a sample behind the one that is exchanged, in a third of the cases with prompts of one token: what
+    leaks into the first token of a sequence shows in the action that it predicts."""
+    asked = replace(asked, min_samples=2)
+
+    def build(picks: Picks) -> EditedCase:
+        case = _model_case(picks.part(CASE_PICKS), adapter, asked)
+        short, last = picks.chance(1, 3), picks.chance(1, 5)
+        if short:
+            case = replace(case, samples=tuple(replace(s, prompt=s.prompt[-1:]) for s in case.samples))
+        index = len(case.samples) - 1 if last else picks.below(len(case.samples) - 1)
+        prompt, response = (tuple(_tokens(picks.part(1 + 2 * LENGTH), 0, 1)) for _ in range(2))
+        return EditedCase(case, index, Sample(prompt, response))
+
+    return picked(CASE_PICKS + 5 + 4 * LENGTH, build)
+
+
+@stored
+@dataclass(frozen=True)
+class PermutedCase:
+    """A case and an order of its samples that is not the identity."""
+
+    case: ModelCase
+    order: tuple[int, ...]
+
+    @property
+    def permuted(self) -> ModelCase:
+        return replace(self.case, samples=tuple(self.case.samples[i] for i in self.order))
+
+
+def permuted(adapter: Adapter, asked: Asked) -> st.SearchStrategy[PermutedCase]:
+    asked = replace(asked, min_samples=2)
+
+    def build(picks: Picks) -> PermutedCase:
+        case = _model_case(picks.part(CASE_PICKS), adapter, asked)
+        rest = list(range(len(case.samples)))
+        order = tuple(rest.pop(picks.below(len(rest))) for _ in case.samples)
+        return PermutedCase(case, order if list(order) != sorted(order) else (*order[1:], order[0]))
+
+    return picked(CASE_PICKS + SAMPLES, build)
+
+
+@stored
+@dataclass(frozen=True)
+class WeightedCase:
+    """A case with a weight for every answer, for gradients."""
+
+    case: ModelCase
+    weights: tuple[tuple[float, ...], ...]
+
+
+def weighted(adapter: Adapter, asked: Asked, per_sample: bool) -> st.SearchStrategy[WeightedCase]:
+    """Weights of both signs, never zero: one for each action, or one for each sample."""
+    asked = replace(asked, specials=False, prompt_eos=False, ends="cut")
+
+    def build(picks: Picks) -> WeightedCase:
+        case = _model_case(picks.part(CASE_PICKS), adapter, asked)
+        counts = [1 if per_sample else len(s.response) for s in case.samples]
+        return WeightedCase(case, tuple(tuple(picks.of(WEIGHTS) for _ in range(count)) for count in counts))
+
+    return picked(CASE_PICKS + SAMPLES * LENGTH, build)
+
+
+WEIGHTS = (1.0, -1.5, -0.7, 0.4, 2.2)
+
+
+@stored
+@dataclass(frozen=True)
+class PromptCase:
+    """Prompts to continue, with what ends a row."""
+
+    probe: Probe
+    prompts: tuple[tuple[int, ...], ...]
+    max_new_tokens: int
+    stop_token_ids: tuple[int, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Prompts and tokens."""
+        return len(self.prompts), sum(len(prompt) for prompt in self.prompts)
+
+
+def prompts(adapter: Adapter, *, more_stops: bool | None = None) -> st.SearchStrategy[PromptCase]:
+    """One to four prompts of one to six tokens, continued by up to five; with `more_stops`, which None leaves open, not
+    the EOS alone ends a row."""
+
+    def build(picks: Picks) -> PromptCase:
+        either, pad_is_eos, architecture = picks.chance(1, 2), picks.chance(1, 2), picks.of(list(adapter.architectures))
+        max_new_tokens, present = 1 + picks.below(5), picks.some(SAMPLES, 1)
+        probe = Probe(architecture, pad_is_eos=pad_is_eos)
+        slots = [picks.part(1 + 2 * LENGTH) for _ in range(SAMPLES)]
+        rows = tuple(tuple(_tokens(slots[i], 0, 1)) for i in present)
+        if not (either if more_stops is None else more_stops):
+            ids: tuple[int, ...] = (probe.eos_token_id,)
+        elif adapter.stop_ids == "one":
+            ids = (_plain(picks),)
+        else:
+            wanted = 4 + picks.below(13)
+            ids = (probe.eos_token_id, *dict.fromkeys(_plain(picks) for _ in range(wanted)))
+        return PromptCase(probe, rows, max_new_tokens, ids)
+
+    return picked(8 + SAMPLES * (1 + 2 * LENGTH) + 17, build)

@@ -1,0 +1,69 @@
+"""What an adapter says of its models, whichever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rlhf_conformance.judging.wiring import Model, Named
+from rlhf_conformance.methods import SomeOf, method
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+
+    from rlhf_conformance.oracle.probes import Checkpoint
+
+LAYOUTS = ("padded", "left", "right", "packed", "packed-tail", "sharded")
+ARCHITECTURES = ("llama", "gpt2")
+
+
+class Models:
+    """Layouts, backbones, heads; saving and restoring."""
+
+    layouts: Annotated[
+        Sequence[str],
+        SomeOf(LAYOUTS),
+        'how model batches may be presented: "padded" (prompts padded left, responses right), "left", "right", '
+        '"packed", "packed-tail" (a pack with padding at its end), "sharded"',
+    ] = ("padded",)
+    packs_internally: Annotated[
+        bool, "True if a padded batch is packed inside: the packing clauses then run on padded batches"
+    ] = False
+    takes_attention_mask: Annotated[
+        bool,
+        "False if the trainer infers the mask from the pad id: the pad id is then kept out of prompts and responses, "
+        "except in the clauses that are about just that",
+    ] = True
+    architectures: Annotated[
+        Sequence[str],
+        SomeOf(ARCHITECTURES),
+        'probe backbones that it can load: "llama" (rotary), "gpt2" (learned positions)',
+    ] = ARCHITECTURES
+    head_names: Annotated[Sequence[str], SomeOf(), "names under which a checkpoint may hold the scalar head"] = (
+        "score",
+    )
+
+    @method(prepares=True)
+    def save(self, model: Any, folder: Path) -> None:
+        """Write the checkpoint that the trainer would write of `model` into the existing, empty `folder`."""
+        raise NotImplementedError
+
+    @method(Model(), loads=True, prepares=True)
+    def restore(self, kind: str, checkpoint: Checkpoint, folder: Path) -> Any:
+        """Load again what `save` wrote. `kind` is "actor", "reward" or "critic"; `checkpoint` is what the model was
+        first loaded from (a LoRA adapter needs its base)."""
+        raise NotImplementedError
+
+    @method(Named(), optional=True)
+    def parameters(self, model: Any) -> Mapping[str, Parameter]:
+        """Parameters by name. The default looks at the model, its `.model` or its `.module`."""
+        for candidate in (model, getattr(model, "model", None), getattr(model, "module", None)):
+            if candidate is not None and hasattr(candidate, "named_parameters"):
+                return dict(candidate.named_parameters())
+        raise TypeError(f"{type(model).__name__} has no named_parameters(): override Adapter.parameters")
+
+    @method(prepares=True, optional=True)
+    def set_training(self, model: Any, training: bool) -> None:
+        """Switch between train and eval mode."""
+        model.train(training)

@@ -1,0 +1,83 @@
+"""What reward model and critic check alike: the head, and the normalization."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import strategies as st
+
+import rlhf_spec.reward
+from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.chapters._models.cases import ModelCase, model_cases, with_statistics
+from rlhf_conformance.chapters._models.roles import Role
+from rlhf_conformance.chapters._models.templates import template, truth_of
+from rlhf_conformance.judging.checks import Questions, Requirement, Template
+from rlhf_conformance.judging.questions import Call, Question, Refused
+from rlhf_conformance.judging.subject import Subject
+from rlhf_conformance.oracle import budgets
+from rlhf_conformance.oracle.probes import Probe
+
+
+def declares_normalization(role: Role) -> Requirement:
+    return lambda adapter: None if role.normalizes(adapter) else f"{role.chapter}_normalization is not declared"
+
+
+def more_than_one_head_name(adapter: Adapter) -> str | None:
+    return None if len(adapter.head_names) > 1 else "head_names declares a single name"
+
+
+def normalization(role: Role, *modes: bool, normalized: bool = True) -> Template:
+    """The answers of a normalizing model in eval mode (False) or train mode (True)."""
+
+    def check(subject: Subject, case: ModelCase) -> Questions:
+        for training in modes:
+            yield asks_normalized(role, subject, case, training=training, normalized=normalized)
+
+    cases = lambda s: with_statistics(model_cases(s.adapter, role.asked()))  # noqa: E731
+    return template(role, check, cases, declares_normalization(role), effort=5)
+
+
+def asks_normalized(role: Role, subject: Subject, case: ModelCase, *, training: bool, normalized: bool) -> Question:
+    mean, std = (case.probe.mean, case.probe.std) if normalized else (0.0, 1.0)
+    truth = [[rlhf_spec.reward.normalize(x, mean, std) for x in row] for row in role.expected(subject, case)]
+    model = replace(role.loaded(case, normalize=True, training=training, fresh=True), temperature=1.0)
+    return Question(
+        f"{role.what} in {'train' if training else 'eval'} mode, mean {case.probe.mean}, std {case.probe.std}",
+        role.call(subject, case, model, scored=(mean, std)),
+        truth,
+        [budgets.normalized(b, mean, std, subject.dtype) for b in role.budget(subject, case)],
+        place=role.place,
+    )
+
+
+def head_name(role: Role) -> Template:
+    """Cases whose checkpoint holds its head under one of the further declared names."""
+
+    def cases(subject: Subject) -> Any:
+        names = st.sampled_from(list(subject.adapter.head_names[1:]))
+        return st.builds(_with_head_name, model_cases(subject.adapter, role.asked()), names)
+
+    return truth_of(role, cases, more_than_one_head_name)
+
+
+def _with_head_name(case: ModelCase, name: str) -> ModelCase:
+    return replace(case, probe=replace(case.probe, head_name=name))
+
+
+def missing_head(role: Role) -> Template:
+    """Checkpoints without their head."""
+
+    def check(subject: Subject, case: Probe) -> Questions:
+        yield Refused(
+            Call(role.load, (subject.checkpoint(case),)),
+            f"{role.load} of a checkpoint without a head",
+            actual="a model with random weights for head",
+        )
+
+    return Template(check, role.needs, _headless, single=True)
+
+
+def _headless(subject: Subject) -> Any:
+    adapter = subject.adapter
+    return st.sampled_from([Probe(a, head_name=adapter.head_names[0], headless=True) for a in adapter.architectures])

@@ -1,0 +1,96 @@
+"""The policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlhf_conformance.chapters._models.interface import Models
+from rlhf_conformance.judging.wiring import Actions, Cells, Model
+from rlhf_conformance.judging.wiring import Tensor as Kind
+from rlhf_conformance.methods import Readout, every_position, method, states
+from rlhf_conformance.oracle.probes import VOCAB_SIZE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlhf_conformance.oracle.batch import Batch, Prompts
+    from rlhf_conformance.oracle.probes import Checkpoint
+
+
+ENTRY = 5
+"""Of a position's logits one entry is looked at: outputs of a probe are all different."""
+
+
+def _entropies(logits: Any, temperature: float) -> Any:
+    log_probs = (logits / temperature).log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1, keepdim=True)
+
+
+class GeneratedRows(Kind):
+    """Token rows, each longer than its prompt."""
+
+    def checked(self, method: str, value: Any, given: Any, device: str) -> Any:
+        rows, width = given["prompts"].input_ids.shape
+        answer = super().checked(method, value, given, device)
+        if answer.shape[1] <= width:
+            from rlhf_conformance.judging.wiring import WiringError, describe
+
+            raise WiringError(method, describe(value), f"token rows ({rows}, more than {width})")
+        return answer
+
+
+class Actor(Models):
+    """Log-probs of the actions, entropy, raw output, generation."""
+
+    @method(Model(), loads=True, prepares=True)
+    def load_actor(self, checkpoint: Checkpoint) -> Any:
+        """An actor from the folder `checkpoint.path` (or from `checkpoint.module()`), in `checkpoint.dtype` on
+        `checkpoint.device`, scoring at `checkpoint.temperature`. Whatever is returned is handed back below."""
+        raise NotImplementedError
+
+    @method(
+        Actions(),
+        model="load_actor",
+        readout=Readout("log-prob", False, lambda z, t: (z / t).log_softmax(-1), states, labelled=True, whole="logits"),
+    )
+    def action_log_probs(self, actor: Any, batch: Batch) -> Tensor | Sequence[Tensor]:
+        """Log-probs of the actions as the trainer takes old log-probs (no dropout), with a graph to the parameters.
+        -> (B, T) in the layouts "padded" and "left" (the last T = batch.num_actions columns of each row), (B, L - 1) in
+        "right" (one for each label), (sum of counts,) or (1, sum) in packs, or in any layout a list of B 1-D
+        tensors."""
+        raise NotImplementedError
+
+    @method(
+        Actions(),
+        model="load_actor",
+        readout=Readout("entropy", False, _entropies, states, widen=4.0, whole="logits"),
+    )
+    def action_entropy(self, actor: Any, batch: Batch) -> Tensor | Sequence[Tensor]:
+        """Entropy at each action, in the shapes of `action_log_probs`."""
+        raise NotImplementedError
+
+    @method(
+        Cells((VOCAB_SIZE,)),
+        model="load_actor",
+        readout=Readout(
+            f"logit of token {ENTRY}",
+            False,
+            lambda z, t: z[:, ENTRY : ENTRY + 1],
+            every_position,
+            index="position",
+            entry=ENTRY,
+            whole="logits",
+        ),
+    )
+    def logits(self, actor: Any, batch: Batch) -> Tensor:
+        """The whole output: logits (B, L, V), or (1, N, V) for a pack, not divided by the temperature."""
+        raise NotImplementedError
+
+    @method(
+        GeneratedRows(lambda given: (given["prompts"].input_ids.shape[0], None), "token rows", kind="number"),
+        model="load_actor",
+    )
+    def generate(self, actor: Any, prompts: Prompts) -> Tensor:
+        """Greedy continuation of left-padded prompts. -> (B, P + T) int64, T <= prompts.max_new_tokens"""
+        raise NotImplementedError

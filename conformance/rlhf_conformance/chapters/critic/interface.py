@@ -1,0 +1,43 @@
+"""The critic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rlhf_conformance.chapters._models.interface import Models
+from rlhf_conformance.judging.wiring import Actions, Cells, Model
+from rlhf_conformance.methods import Readout, as_it_is, every_position, method, states
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlhf_conformance.oracle.batch import Batch
+    from rlhf_conformance.oracle.probes import Checkpoint
+
+
+class Critic(Models):
+    """Values of the states before the actions, and at every position."""
+
+    critic_normalization: Annotated[bool, "True if values can be normalized by the mean and std of the checkpoint"] = (
+        False
+    )
+
+    @method(Model(), loads=True, prepares=True)
+    def load_critic(self, checkpoint: Checkpoint) -> Any:
+        """A critic (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`."""
+        raise NotImplementedError
+
+    @method(Actions(), model="load_critic", readout=Readout("value", True, as_it_is, states, whole="values"))
+    def action_values(self, critic: Any, batch: Batch) -> Tensor | Sequence[Tensor]:
+        """Value of the state before each action, in the shapes of `action_log_probs`."""
+        raise NotImplementedError
+
+    @method(
+        Cells(),
+        model="load_critic",
+        readout=Readout("value", True, as_it_is, every_position, index="position", whole="values"),
+    )
+    def values(self, critic: Any, batch: Batch) -> Tensor:
+        """The raw output: a value for every position, (B, L), or (1, N) for a pack."""
+        raise NotImplementedError

@@ -1,0 +1,107 @@
+"""Logits with labels. Values come from a seed, so that a shrunk case is a small shape rather than many small
+numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from hypothesis import strategies as st
+
+from rlhf_conformance._lazy import torch
+from rlhf_conformance.judging.storing import stored
+
+ODD_SIZES = (1, 2, 3, 7, 9, 15, 17, 31, 33, 63, 65, 127, 129, 255, 257, 1023, 1025)
+IGNORE = -100
+WRITTEN_OUT = 300
+"""Logits of a case that are kept one by one; of more, how they are drawn."""
+
+
+@stored
+@dataclass(frozen=True)
+class LogitsCase:
+    """Logits (B, T, V) of spread `scale`, shifted by `offset`, with labels (B, T)."""
+
+    batch_size: int
+    length: int
+    vocab_size: int
+    seed: int
+    scale: float = 2.0
+    offset: float = 0.0
+    temperature: float = 1.0
+    dtype: str = "float32"
+    ignored: tuple[int, ...] = ()  # flat indices of labels that are -100
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and positions."""
+        return self.batch_size, self.batch_size * self.length
+
+    def of_length(self, length: int) -> LogitsCase:
+        """The same with another number of positions."""
+        return replace(self, length=length)
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.batch_size, self.length, self.vocab_size)
+        noise = torch.randn(shape, generator=generator) * self.scale + self.offset
+        return noise.to(getattr(torch, self.dtype))
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        labels = torch.randint(self.vocab_size, (self.batch_size, self.length), generator=generator)
+        for index in self.ignored:
+            labels.view(-1)[index % labels.numel()] = IGNORE
+        return labels
+
+    @property
+    def recipes(self) -> dict[str, str]:
+        """The source that makes the tensors anew, where they are too many numbers to be written out."""
+        shape = (self.batch_size, self.length, self.vocab_size)
+        if self.batch_size * self.length * self.vocab_size <= WRITTEN_OUT:
+            return {}
+        noise = f"torch.randn({shape}, generator=torch.Generator().manual_seed({self.seed}))"
+        drawn = f"torch.Generator().manual_seed({self.seed + 1})"
+        return {
+            "logits": f"({noise} * {self.scale} + {self.offset}).to(torch.{self.dtype})",
+            "labels": f"torch.randint({self.vocab_size}, {shape[:2]}, generator={drawn})",
+        }
+
+
+def logits_cases(
+    dtype: str,
+    *,
+    temperatures: tuple[float, ...] = (1.0,),
+    scales: tuple[float, ...] = (1.0, 2.0, 4.0),
+    offsets: tuple[float, ...] = (0.0,),
+    ignored: bool = False,
+) -> st.SearchStrategy[LogitsCase]:
+    """Small batches: up to 4 rows of up to 6 positions, over up to 11 tokens or more than a top-k would hold."""
+    return st.builds(
+        LogitsCase,
+        batch_size=st.integers(1, 4),
+        length=st.integers(1, 6),
+        vocab_size=st.integers(2, 11) | st.sampled_from((33, 130)),
+        seed=st.integers(0, 10_000),
+        scale=st.sampled_from(scales),
+        offset=st.sampled_from(offsets),
+        temperature=st.sampled_from(temperatures),
+        dtype=st.just(dtype),
+        ignored=st.lists(st.integers(0, 23), min_size=1, max_size=4, unique=True).map(tuple)
+        if ignored
+        else st.just(()),
+    )
+
+
+def long_logits_cases(dtype: str) -> st.SearchStrategy[LogitsCase]:
+    """One position; `of_length` makes it as long as the check wants."""
+    return st.builds(
+        LogitsCase,
+        batch_size=st.integers(1, 3),
+        length=st.just(1),
+        vocab_size=st.integers(2, 5),
+        seed=st.integers(0, 10_000),
+        dtype=st.just(dtype),
+    )

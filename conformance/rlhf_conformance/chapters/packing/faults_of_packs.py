@@ -1,0 +1,190 @@
+"""Liars about packs: several sequences in one row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+from rlhf_conformance._lazy import torch
+from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.chapters.packing.interface import PackedSequences
+from rlhf_conformance.faults import fault
+
+
+def row(parts):
+    return torch.cat(parts).unsqueeze(0)
+
+
+# --- positions ----------------------------------------------------------------------------------------------------
+
+
+@fault("positions.restart", bug="packed-positions-run-on")
+class PackPositionsRunOn(Reference):
+    "Positions run from 0 to N over the whole pack."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        total = answer.input_ids.shape[1]
+        return replace(answer, position_ids=torch.arange(total, device=answer.input_ids.device)[None])
+
+
+@fault("positions.restart")
+class PackPositionsFromOne(Reference):
+    "Each sequence of a pack starts at position 1."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        return replace(answer, position_ids=answer.position_ids + 1)
+
+
+@fault("positions.restart")
+class PackPositionsRestartLate(Reference):
+    "Positions restart one token after the boundary."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        moved = answer.position_ids.roll(1, dims=1)
+        moved[0, 0] = 0
+        return replace(answer, position_ids=moved)
+
+
+@fault("positions.restart")
+class SingleTokenNoRestart(Reference):
+    "A sequence of a single token does not restart the positions."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        parts: list = []
+        for sequence in sequences:
+            start = int(parts[-1][-1]) + 1 if len(sequence) == 1 and parts else 0
+            parts.append(torch.arange(start, start + len(sequence), device=sequence.device))
+        return replace(answer, position_ids=row(parts))
+
+
+@fault("positions.restart")
+class RestartAtFirstBoundaryOnly(Reference):
+    "Positions restart at the second sequence and run on from there; right for two sequences."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        first, total = len(sequences[0]), answer.input_ids.shape[1]
+        columns = torch.arange(total, device=answer.input_ids.device)
+        return replace(answer, position_ids=columns.where(columns < first, columns - first)[None])
+
+
+# --- tokens -------------------------------------------------------------------------------------------------------
+
+
+@fault("packing.tokens", also=("positions.restart",))
+class PackSortedByLength(Reference):
+    "The longest sequence goes first."
+
+    def pack_sequences(self, sequences):
+        return super().pack_sequences(sorted(sequences, key=len, reverse=True))
+
+
+@fault("packing.tokens", also=("positions.restart",))
+class PackSeparator(Reference):
+    "A separator token stands between the sequences."
+
+    def pack_sequences(self, sequences):
+        separator = torch.zeros(1, dtype=torch.long, device=sequences[0].device)
+        parted = [torch.cat([s, separator]) for s in sequences[:-1]]
+        return super().pack_sequences([*parted, sequences[-1]])
+
+
+@fault("packing.tokens", also=("positions.restart",))
+class PackDropsTokenZero(Reference):
+    "Padding is stripped by its id, 0, and takes real tokens of that id along."
+
+    def pack_sequences(self, sequences):
+        kept = [s[s != 0] for s in sequences]
+        return super().pack_sequences([s for s in kept if len(s)] or sequences)
+
+
+@fault("packing.tokens", also=("positions.restart",))
+class PackDropsDuplicates(Reference):
+    "Of two equal sequences one is left out."
+
+    def pack_sequences(self, sequences):
+        return super().pack_sequences(list({tuple(s.tolist()): s for s in sequences}.values()))
+
+
+@fault("packing.tokens", also=("positions.restart",))
+class PackLosesLastToken(Reference):
+    "The last token of each sequence is cut off with the shift of the labels; single tokens stay."
+
+    def pack_sequences(self, sequences):
+        return super().pack_sequences([s[:-1] if len(s) > 1 else s for s in sequences])
+
+
+# --- labels -------------------------------------------------------------------------------------------------------
+
+
+@fault("packing.boundary", bug="packed-label-roll")
+class PackLabelsRolled(Reference):
+    "Labels are the ids rolled by one: a sequence's last token is scored on the first of the next."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        labels = answer.input_ids.roll(-1, dims=1)
+        labels[0, -1] = -100
+        return replace(answer, labels=labels)
+
+
+@fault("packing.boundary", bug="double-shift")
+class PackLabelsShiftedTwice(Reference):
+    "Labels are shifted once more by the caller."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        labels = [torch.cat([s[2:], s.new_full((min(2, len(s)),), -100)]) for s in sequences]
+        return replace(answer, labels=row(labels))
+
+
+@fault("packing.boundary")
+class LastLabelWraps(Reference):
+    "The boundaries inside the pack are kept, but its last token is scored on its first."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        labels = answer.labels.clone()
+        labels[0, -1] = answer.input_ids[0, 0]
+        return replace(answer, labels=labels)
+
+
+@fault("packing.boundary")
+class SingleTokenLabelled(Reference):
+    "A sequence of a single token has no boundary of its own: it is scored on what follows it."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        labels, end = answer.labels.clone(), 0
+        for sequence, after in pairwise(sequences):
+            end += len(sequence)
+            if len(sequence) == 1:
+                labels[0, end - 1] = after[0]
+        return replace(answer, labels=labels)
+
+
+@fault("packing.boundary")
+class BoundaryTwoWide(Reference):
+    "The label before the boundary is ignored as well: each sequence loses the score of its last token."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        labels = answer.labels.clone()
+        labels[0, :-1] = labels[0, :-1].masked_fill(answer.labels[0, 1:] == -100, -100)
+        return replace(answer, labels=labels)
+
+
+@fault("packing.boundary")
+class PaddingOfPackLabelled(Reference):
+    "The pack is padded to a round length, and its padding is scored."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        tail = torch.zeros(1, 4, dtype=torch.long, device=answer.input_ids.device)
+        parts = ((answer.input_ids, tail), (answer.position_ids, torch.arange(4, device=tail.device)[None]))
+        ids, positions = (torch.cat(part, dim=1) for part in parts)
+        return PackedSequences(ids, positions, torch.cat([answer.labels, tail], dim=1))

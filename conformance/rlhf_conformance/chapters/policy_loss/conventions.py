@@ -1,0 +1,64 @@
+"""What trainers may do otherwise here, without their adapters declaring it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from rlhf_conformance._lazy import torch
+from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.chapters._losses.conventions import CONVENTIONS as OF_LOSSES
+from rlhf_conformance.diagnosis.conventions import Convention, flag, instead_of
+
+
+def _estimating(estimate: Callable[[Any], Any]) -> type[Adapter]:
+    """The reference whose approx_kl is the mean of an estimate made of the log-ratio."""
+
+    class Estimating(Reference):
+        def policy_loss(self, new, old, advantages, mask, options):
+            right = super().policy_loss(new, old, advantages, mask, options)
+            return replace(right, approx_kl=_masked_mean(estimate(_log_ratio(new, old, mask)), mask))
+
+    return Estimating
+
+
+_K1 = _estimating(lambda log_r: -log_r)
+
+
+_K2 = _estimating(lambda log_r: 0.5 * log_r**2)
+
+
+_K3 = _estimating(lambda log_r: log_r.expm1() - log_r)
+
+
+def _log_ratio(new: Any, old: Any, mask: Any) -> Any:
+    wide = torch.promote_types(new.dtype, torch.float32)
+    return (new.detach().to(wide) - old.to(wide)).masked_fill(~mask.bool(), 0.0)
+
+
+def _masked_mean(per_token: Any, mask: Any) -> Any:
+    return per_token.sum() / mask.bool().sum().clamp(min=1)
+
+
+class _OneClipRange(Reference):
+    def policy_loss(self, new, old, advantages, mask, options):
+        same = replace(options, clip_eps_high=options.clip_eps_low)
+        return super().policy_loss(new, old, advantages, mask, same)
+
+
+class _NoDualClip(Reference):
+    def policy_loss(self, new, old, advantages, mask, options):
+        return super().policy_loss(new, old, advantages, mask, replace(options, dual_clip=None))
+
+
+CONVENTIONS = (
+    *OF_LOSSES,
+    Convention("kl_metric = 'k3'", instead_of("kl_metric", "k1"), _K3),
+    Convention("kl_metric = 'k1'", instead_of("kl_metric", "k3"), _K1),
+    Convention("the KL estimator k2, half the squared log-ratio", instead_of("kl_metric", "k1"), _K2),
+    Convention("the KL estimator k2, half the squared log-ratio", instead_of("kl_metric", "k3"), _K2),
+    flag("asymmetric_clip", _OneClipRange),
+    flag("dual_clip", _NoDualClip),
+)

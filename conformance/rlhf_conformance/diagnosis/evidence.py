@@ -1,0 +1,127 @@
+"""The evidence of a failure: its smallest case with every comparison on record, and others drawn anew."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, Verbosity, settings
+
+from rlhf_conformance._lazy import torch
+from rlhf_conformance.judging.checks import Check
+from rlhf_conformance.judging.isolation import AdapterError
+from rlhf_conformance.judging.judge import ClauseFailure, Comparison, Judge
+from rlhf_conformance.judging.questions import Call, NotReturned
+from rlhf_conformance.judging.subject import Answered, Subject
+from rlhf_conformance.judging.wiring import WiringError
+
+SECONDS = 4.0
+"""What the diagnosis of one failure may take, about; it is asked for only where something failed."""
+MORE_CASES, FEWEST_CASES = 12, 4
+"""How many cases are drawn anew: for cheap checks, and at least for expensive ones."""
+
+SEED = 20_240_607
+"""Of random numbers that an adapter may draw: none that anybody would seed with."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A case with all of its comparisons.
+
+    ended   what ended the check before its last comparison: the message of a plain fact that does not hold, of wrong
+            wiring or of an adapter that raised; empty where nothing did
+    calls   all calls that were made, in order, and the `answers` of those that were answered
+    """
+
+    case: Any
+    comparisons: tuple[Comparison, ...]
+    ended: str = ""
+    calls: tuple[Call, ...] = ()
+    answers: tuple[Answered, ...] = ()
+
+    @property
+    def broken(self) -> tuple[Comparison, ...]:
+        return tuple(c for c in self.comparisons if c.broken is not None)
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.broken or self.ended)
+
+
+def observe(check: Check, subject: Subject, case: Any) -> Observed:
+    """Try a case with every comparison on record."""
+    judge = Judge(record=[])
+    ended = ""
+    subject.forget_models()  # no case inherits what another one has done to a model
+    try:
+        with torch.random.fork_rng(devices=[] if subject.device == "cpu" else [subject.device]):
+            torch.manual_seed(SEED)  # so that two adapters who draw random numbers draw the same
+            judge.try_case(check, subject, case)
+    except KeyboardInterrupt:
+        raise
+    except (ClauseFailure, AdapterError, WiringError) as error:
+        ended = str(error)
+    assert judge.record is not None
+    return Observed(case, tuple(judge.record), ended, tuple(judge.calls), tuple(judge.answers.values()))
+
+
+@dataclass
+class Evidence:
+    """What is known about the failure of a clause.
+
+    smallest    the failing case that the report shows
+    until       of `time.monotonic()`: what has not been looked at by then is let go
+    remembered  what one look has found and another one needs as well
+    """
+
+    check: Check
+    subject: Subject
+    smallest: Observed
+    seed: int = 0
+    until: float = field(default_factory=lambda: time.monotonic() + SECONDS)
+    remembered: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def slug(self) -> str:
+        return self.check.slug
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.until
+
+    @cached_property
+    def more(self) -> tuple[Observed, ...]:
+        """Other cases of the clause, larger than the smallest, on which the adapter may fail or not."""
+        found: list[Observed] = []
+        count = max(FEWEST_CASES, 2 * MORE_CASES // max(2, self.check.effort))
+        for case in drawn(self.check, self.subject, count, self.seed):
+            if self.late:
+                break
+            with contextlib.suppress(NotReturned):  # a case for which the trainer does not make what is judged
+                found.append(observe(self.check, self.subject, case))
+        return tuple(found)
+
+
+def drawn(check: Check, subject: Subject, count: int, seed: int) -> list[Any]:
+    """Cases of a check, none of which is tried."""
+    cases: list[Any] = []
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        verbosity=Verbosity.quiet,
+        suppress_health_check=list(HealthCheck),
+    )
+    @hypothesis.given(check.cases(subject))
+    def draw(case: Any) -> None:
+        cases.append(case)
+
+    draw()
+    return cases

@@ -1,0 +1,51 @@
+"""The looks that are taken at a failure, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from rlhf_conformance.diagnosis import exchange, legs, nearest, pictures, provenance, steps
+from rlhf_conformance.diagnosis.evidence import Evidence, observe
+from rlhf_conformance.judging.checks import checks
+from rlhf_conformance.judging.subject import Subject
+from rlhf_conformance.results import ERROR, FAIL, Result
+
+
+def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
+    """The result of a failure with what can be said about it. Whatever goes wrong here, the failure itself stays."""
+    failure = result.failure
+    if result.verdict not in (FAIL, ERROR) or failure is None:
+        return result
+    check, shown = checks()[result.clause], failure
+
+    def heard(_: Any) -> Any:
+        return exchange.exchange(check, subject, case, shown)
+
+    if result.verdict == ERROR:
+        return replace(result, failure=replace(failure, **_seen("exchange", heard, None, failure.note)))
+    try:
+        evidence = Evidence(check, subject, observe(check, subject, case), seed)
+    except Exception as error:
+        return replace(result, failure=replace(failure, note=_also(failure.note, error)))
+    for part, look in (
+        ("picture", pictures.picture),
+        ("steps", steps.steps),
+        ("diagnoses", lambda e: (*legs.diagnoses(e), *provenance.diagnoses(e), *nearest.diagnoses(e))),
+        ("exchange", heard),
+    ):
+        failure = replace(failure, **_seen(part, look, evidence, failure.note))
+    return replace(result, failure=failure)
+
+
+def _seen(part: str, look: Callable[[Any], Any], evidence: Evidence | None, note: str) -> dict[str, Any]:
+    try:
+        return {part: look(evidence)}
+    except Exception as error:
+        return {"note": _also(note, error)}
+
+
+def _also(note: str, error: Exception) -> str:
+    said = f"the diagnosis itself failed, please report it: {type(error).__name__}: {error}"
+    return f"{note}; {said}" if note else said

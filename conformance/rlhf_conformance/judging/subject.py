@@ -1,0 +1,193 @@
+"""The adapter under test, as the checks see it: every call isolated, every answer validated before it is judged.
+
+Checks only see answers that are wired right, so that a wrong number is told apart from a wrong plug.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rlhf_conformance._lazy import torch
+from rlhf_conformance.adapter import METHODS, Adapter, provided
+from rlhf_conformance.judging.isolation import (
+    AdapterError,
+    GlobalState,
+    copied,
+    differences,
+    owned,
+    poisons,
+    unset_memory_is_nan,
+)
+from rlhf_conformance.judging.questions import Answered, Call, CallRecord, Loaded
+from rlhf_conformance.judging.wiring import WiringError
+from rlhf_conformance.oracle.probes import Checkpoint, Probe, ProbeStore
+from rlhf_conformance.oracle.truth import Truth
+
+__all__ = ["AdapterError", "Answered", "CallRecord", "Subject", "WiringError"]
+
+
+@dataclass
+class Subject:
+    """One adapter on one device in one dtype.
+
+    interruptible   whether a KeyboardInterrupt is the user's; in a worker it can only be the adapter's
+    poison          the error after which CUDA is of no more use in this process
+    heard           is told of every call, before it is made
+    """
+
+    adapter: Adapter
+    device: str
+    dtype: torch.dtype
+    store: ProbeStore
+    truth: Truth
+    record: CallRecord = field(default_factory=CallRecord)
+    interruptible: bool = True
+    poison: AdapterError | None = None
+    _last: str = "the adapter"
+    _models: dict[Any, Any] = field(default_factory=dict)
+    heard: Callable[[str, tuple[Any, ...]], None] | None = None
+
+    @classmethod
+    def make(cls, adapter: Adapter, *, device: str, dtype: str, store: ProbeStore) -> Subject:
+        torch_dtype = getattr(torch, dtype)
+        return cls(adapter, device, torch_dtype, store, Truth(store, torch_dtype, device))
+
+    @property
+    def provided(self) -> tuple[str, ...]:
+        return provided(self.adapter)
+
+    def forget_models(self) -> None:
+        """Drop the loaded models, so that no clause inherits what another one did to them."""
+        self._models.clear()
+
+    # --- calls ---------------------------------------------------------------------------------------------------
+
+    def answer(self, call: Call) -> Answered:
+        """Make a call as a check asks for it: its models are loaded, its seed is set."""
+        given = tuple(self._loaded(x) if isinstance(x, Loaded) else x for x in call.given)
+        mode = getattr(given[0], "training", None) if call.watches_mode else None
+        if call.seed is None:
+            answered = self.ask(call.method, *given, copies=call.copies)
+        else:
+            with torch.random.fork_rng():
+                torch.manual_seed(call.seed)
+                answered = self.ask(call.method, *given, copies=call.copies)
+        if call.watches_mode and getattr(given[0], "training", None) != mode:
+            answered.record.disturbed.append("train or eval mode of the model")
+            with contextlib.suppress(AdapterError):
+                self.uncopied("set_training", given[0], bool(mode))
+        return replace(answered, given=call.given, call=call)
+
+    def _loaded(self, wanted: Loaded) -> Any:
+        asked = (wanted.load, wanted.probe, wanted.temperature, wanted.normalize)
+        model = self.load(*asked) if wanted.fresh else self.model(*asked)
+        if wanted.training is not None:
+            self.uncopied("set_training", model, wanted.training)
+        return model
+
+    def ask(self, method: str, *given: Any, copies: bool = True) -> Answered:
+        """Call a method of the adapter, on copies of what it is given; see the module's docstring.
+
+        Raises AdapterError where it raises, WiringError where its answer is of another kind or shape than the method's
+        row says.
+        """
+        row = METHODS[method]
+        handed = [copied(argument) for argument in given] if copies else list(given)
+        with self._guarded(method):
+            raw = self._called(method, handed)
+            if copies and not row.loads:
+                raw = owned(raw)
+        named = dict(zip(row.arguments, given, strict=True))
+        if copies:
+            self.record.written = [
+                written
+                for name, argument, copy in zip(row.arguments, given, handed, strict=True)
+                for written in differences(argument, copy, name)
+            ]
+        value = raw if row.answer is None else row.answer.checked(method, raw, named, self.device)
+        return Answered(method, tuple(given), value, raw, self.record)
+
+    def call(self, method: str, *given: Any) -> Any:
+        """The checked answer alone."""
+        return self.ask(method, *given).value
+
+    def uncopied(self, method: str, *given: Any) -> Any:
+        """The same for a call that is given its arguments themselves."""
+        return self.ask(method, *given, copies=False).value
+
+    def _called(self, method: str, handed: Sequence[Any]) -> Any:
+        self.record = CallRecord()
+        if self.heard is not None:
+            self.heard(method, tuple(handed))
+        with unset_memory_is_nan() if METHODS[method].loads else contextlib.nullcontext():
+            answer = getattr(self.adapter, method)(*handed)
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)  # an error of its kernels is an error of this call
+        return answer
+
+    @contextlib.contextmanager
+    def _guarded(self, method: str, *, recorded: bool = True) -> Iterator[None]:
+        """Whatever is raised inside is the adapter's error, and whatever is changed is put back."""
+        if self.poison is not None:
+            raise self.poison
+        self._last, process, before = method, os.getpid(), GlobalState.now()
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and self.interruptible:
+                raise
+            raise self.blamed(method, error) from error
+        finally:
+            if os.getpid() != process:
+                os._exit(0)  # a child of the adapter, which must not answer in our name
+            changed = before.restore() if self.poison is None else []
+            if recorded:
+                self.record.disturbed = changed
+
+    def blamed(self, method: str, error: BaseException) -> AdapterError:
+        """The error of a method, remembered where it leaves CUDA beyond use."""
+        blamed = AdapterError(method, error)
+        if blamed.poisons:
+            self.poison = blamed
+        return blamed
+
+    def late(self, error: BaseException) -> AdapterError | None:
+        """What the adapter is to be blamed for although the suite met it: CUDA reports errors at some later call."""
+        return self.blamed(f"{self._last} (or a call before it)", error) if poisons(error) else None
+
+    def gradients(self, method: str, total: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Gradients of `total`, which came from `method`, with respect to `inputs`; zeros where there is no graph."""
+        if not total.requires_grad:
+            return [torch.zeros_like(x) for x in inputs]
+        with self._guarded(f"{method} (its backward pass)", recorded=False):
+            grads = torch.autograd.grad(total, inputs, allow_unused=True)
+        return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
+
+    def tensor(self, values: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """A tensor on the device under test: int64 for integers, the dtype under test for floats, or as asked."""
+        tensor = values if isinstance(values, torch.Tensor) else torch.tensor(values)
+        if dtype is None and tensor.is_floating_point():
+            dtype = self.dtype
+        return tensor.to(device=self.device, dtype=dtype)
+
+    # --- models --------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, probe: Probe, temperature: float = 1.0, normalize: bool = False) -> Checkpoint:
+        return self.store.checkpoint(
+            probe, dtype=self.dtype, device=self.device, temperature=temperature, normalize=normalize
+        )
+
+    def load(self, method: str, probe: Probe, temperature: float = 1.0, normalize: bool = False) -> Any:
+        """A freshly loaded model."""
+        return self.call(method, self.checkpoint(probe, temperature, normalize))
+
+    def model(self, method: str, probe: Probe, temperature: float = 1.0, normalize: bool = False) -> Any:
+        """A loaded model, remembered within the clause."""
+        key = (method, probe, temperature, normalize)
+        if key not in self._models:
+            self._models[key] = self.load(*key)
+        return self._models[key]

@@ -1,0 +1,255 @@
+"""What an answer is by its kind and shape, before anything is said about its numbers: wrong wiring is told apart from
+wrong mathematics.
+
+Each kind of answer is a small class with one method, `checked`, which returns the answer as the checks see it or raises
+`WiringError`. A float64 answer, NaN or a missing graph is well wired: that is for clauses to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from rlhf_conformance._lazy import torch
+
+Given = Mapping[str, Any]
+"""The arguments of a call by name."""
+Shape = tuple["int | None", ...]
+"""None stands for any length."""
+
+
+class WiringError(Exception):
+    """A method of the adapter returned something of the wrong kind: not wrong mathematics, but a wrong plug."""
+
+    def __init__(self, method: str, came: str, wanted: str) -> None:
+        self.method = method
+        super().__init__(f"{method} returned {came}; wanted {wanted}")
+
+
+class Answer(Protocol):
+    """A kind of answer."""
+
+    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
+        """The answer as the checks see it. Raises WiringError."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A dense real tensor.
+
+    shape   from the arguments by name; None: not told
+    wanted  what its numbers are, in words
+    kind    "float", "integer" (bool included) or "number", which is either
+    """
+
+    shape: Callable[[Given], Shape | None]
+    wanted: str
+    kind: str = "float"
+
+    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
+        return self.labelled(method, value, given, device, "")
+
+    def labelled(self, method: str, value: Any, given: Given, device: str, label: str) -> Any:
+        """The same, for a part of an answer that is called `label`."""
+        shape = self.shape(given)
+        wanted = f"a tensor of shape {_show(shape)}: {self.wanted}" if shape is not None else self.wanted
+        prefix = f"{label} = " if label else ""
+        tensor = dense(method, value, wanted, device, prefix)
+        if shape is not None and not _fits(tuple(tensor.shape), shape):
+            raise WiringError(method, prefix + describe(value), wanted)
+        if self.kind == "float" and not tensor.is_floating_point():
+            raise WiringError(method, prefix + describe(value), f"floating-point numbers: {self.wanted}")
+        if self.kind == "integer" and tensor.is_floating_point():
+            raise WiringError(method, prefix + describe(value), f"integers: {self.wanted}")
+        return tensor
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A tensor with one number, of whatever shape."""
+
+    wanted: str
+
+    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
+        return self.labelled(method, value, given, device, "")
+
+    def labelled(self, method: str, value: Any, given: Given, device: str, label: str) -> Any:
+        prefix = f"{label} = " if label else ""
+        tensor = dense(method, value, f"{self.wanted}, a tensor with one number", device, prefix)
+        if tensor.numel() != 1:
+            raise WiringError(method, prefix + describe(value), f"{self.wanted}, a tensor with one number")
+        if not tensor.is_floating_point():
+            raise WiringError(method, prefix + describe(value), f"{self.wanted}, a floating-point number")
+        return tensor
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number, or a tensor that holds one."""
+
+    wanted: str = "a number, or a tensor that holds one"
+
+    def labelled(self, method: str, value: Any, given: Given, device: str, label: str) -> Any:
+        if isinstance(value, int | float):
+            return value
+        tensor = dense(method, value, self.wanted, device, f"{label} = ")
+        if tensor.numel() != 1:
+            raise WiringError(method, f"{label} = {describe(value)}", self.wanted)
+        return tensor
+
+
+@dataclass(frozen=True)
+class Record:
+    """Several answers in one object; a part that is None is not made, unless it is `required`.
+
+    kind        the class of the object
+    parts       the kinds of its fields
+    required    fields that may not be None
+    loose       a tuple with all the fields will do, too
+    bare        the field that an answer of another class is taken for; empty: none
+    """
+
+    kind: type
+    parts: Mapping[str, Any]
+    required: tuple[str, ...] = ()
+    loose: bool = False
+    bare: str = ""
+
+    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
+        if self.loose and isinstance(value, tuple) and len(value) == len(fields(self.kind)):
+            value = self.kind(*value)
+        if not isinstance(value, self.kind):
+            if not self.bare:
+                raise WiringError(method, describe(value), f"a {self.kind.__name__}")
+            return self.kind(**{self.bare: self.parts[self.bare].checked(method, value, given, device)})
+        found: dict[str, Any] = {}
+        for name, part in self.parts.items():
+            inner = getattr(value, name)
+            if inner is not None or name in self.required:
+                label = "" if name == self.bare else name
+                found[name] = part.labelled(method, inner, {**given, "answer": {**vars(value), **found}}, device, label)
+        return self.kind(**{**vars(value), **found})
+
+
+@dataclass(frozen=True)
+class Actions:
+    """A number for each action of a batch, in one of the shapes that its layout accepts; the checks see one 1-D tensor
+    for each sample."""
+
+    wanted: str = "floating-point numbers, one for each action"
+
+    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
+        rows: Any
+        either = "a tensor, or a list of 1-D tensors, one for each sample"
+        if isinstance(value, list | tuple) and not all(isinstance(row, torch.Tensor) for row in value):
+            raise WiringError(method, describe(value), either)
+        if isinstance(value, list | tuple):
+            rows = [dense(method, row, either, device, "in a list ") for row in value]
+        else:
+            rows = dense(method, value, either, device)
+        if not all(part.is_floating_point() for part in (rows if isinstance(rows, list) else [rows])):
+            raise WiringError(method, describe(value), self.wanted)
+        try:
+            return given["batch"].actions_to_ragged(rows)
+        except ValueError as error:
+            came, _, wanted = str(error).partition("; wanted ")
+            raise WiringError(method, came, wanted) from None
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Entries (*entry) for every cell of a batch; the checks see one tensor (length, *entry) for each sample."""
+
+    entry: tuple[int, ...] = ()
+
+    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
+        shape = (*given["batch"].input_ids.shape, *self.entry)
+        answer = Tensor(lambda _: shape, "an entry for every position").checked(method, value, given, device)
+        return given["batch"].to_ragged(answer)
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """A number for each sample of a batch; the checks see a list of tensors with one entry."""
+
+    wanted: str
+
+    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
+        count = len(given["batch"].prompt_lengths)
+        answer = Tensor(lambda _: (count,), self.wanted).checked(method, value, given, device)
+        return list(answer.split(1))
+
+
+@dataclass(frozen=True)
+class Model:
+    """Anything that later calls can be given."""
+
+    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
+        if value is None:
+            raise WiringError(method, "None", "the model that later calls are to be given")
+        return value
+
+
+@dataclass(frozen=True)
+class Named:
+    """Parameters by name."""
+
+    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
+        if not isinstance(value, Mapping) or not all(isinstance(p, torch.Tensor) for p in value.values()):
+            raise WiringError(method, describe(value), "a mapping of names to parameters")
+        return dict(value)
+
+
+def dense(method: str, value: Any, wanted: str, device: str, prefix: str = "") -> Any:
+    """A plain tensor of real numbers on the device of the run. Raises WiringError for anything else."""
+    if not isinstance(value, torch.Tensor):
+        raise WiringError(method, prefix + describe(value), wanted)
+    odd = _oddity(value, device)
+    if odd:
+        raise WiringError(method, f"{prefix}{describe(value)}, {odd}", f"a dense tensor of real numbers on {device}")
+    return value
+
+
+def _oddity(value: torch.Tensor, device: str) -> str:
+    """What keeps a tensor from being read as plain numbers, in words; empty where nothing does."""
+    if value.is_nested:
+        return "which is nested"
+    if value.layout != torch.strided:
+        return f"whose layout is {str(value.layout).removeprefix('torch.')}"
+    if value.is_quantized:
+        return "which is quantized"
+    if value.is_complex():
+        return "which is complex"
+    if value.device.type == "meta":
+        return "which is on the device meta and holds no numbers"
+    if value.device.type != torch.device(device).type:
+        return f"which is on {value.device}"
+    return ""
+
+
+def describe(value: Any) -> str:
+    """What something is, in words that never fail."""
+    if value is None:
+        return "None (is a return statement missing?)"
+    if isinstance(value, torch.Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        try:
+            shape = "" if value.is_nested else f" of shape {tuple(value.shape)}"
+        except Exception:  # a subclass may refuse even that
+            shape = ""
+        plain = type(value) in (torch.Tensor, torch.nn.Parameter)
+        kind = "tensor" if plain else f"tensor ({type(value).__name__})"
+        return f"{'an' if dtype[0] == 'i' else 'a'} {dtype} {kind}{shape}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
+
+
+def _fits(shape: tuple[int, ...], wanted: Shape) -> bool:
+    return len(shape) == len(wanted) and all(w is None or s == w for s, w in zip(shape, wanted, strict=True))
+
+
+def _show(shape: Shape) -> str:
+    inner = ", ".join("N" if n is None else str(n) for n in shape)
+    return f"({inner},)" if len(shape) == 1 else f"({inner})"

@@ -1,0 +1,69 @@
+"""What the file of a probe holds, without transformers: its config, and the names and shapes of its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_conformance.oracle.probes import CONFIGS, DROPOUT, HIDDEN_SIZE, VOCAB_SIZE, Probe, class_of
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def config(probe: Probe) -> dict[str, Any]:
+    """The probe's `config.json`, without what transformers adds of its own version."""
+    extra = DROPOUT[probe.architecture] if probe.dropout else {}
+    found: dict[str, Any] = {"model_type": probe.architecture, "architectures": [class_of(probe)]}
+    found |= {**CONFIGS[probe.architecture], **extra}
+    found |= {"pad_token_id": probe.pad_token_id, "eos_token_id": probe.eos_token_id}
+    if probe.head_name is not None:
+        found |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "mean": probe.mean, "std": probe.std}
+    return found
+
+
+def shapes(probe: Probe) -> Shapes:
+    """The names and the shapes of the probe's weights, its scalar head left out."""
+    sizes = CONFIGS[probe.architecture]
+    found = (_llama_shapes if probe.architecture == "llama" else _gpt2_shapes)(sizes)
+    if probe.head_name is None:
+        found["lm_head.weight"] = (VOCAB_SIZE, HIDDEN_SIZE)
+    return found
+
+
+def _llama_shapes(sizes: dict[str, Any]) -> Shapes:
+    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
+    keys = hidden * sizes["num_key_value_heads"] // sizes["num_attention_heads"]
+    found: Shapes = {"model.embed_tokens.weight": (sizes["vocab_size"], hidden)}
+    for layer in range(sizes["num_hidden_layers"]):
+        name = f"model.layers.{layer}"
+        found |= {
+            f"{name}.input_layernorm.weight": (hidden,),
+            f"{name}.self_attn.q_proj.weight": (hidden, hidden),
+            f"{name}.self_attn.k_proj.weight": (keys, hidden),
+            f"{name}.self_attn.v_proj.weight": (keys, hidden),
+            f"{name}.self_attn.o_proj.weight": (hidden, hidden),
+            f"{name}.post_attention_layernorm.weight": (hidden,),
+            f"{name}.mlp.gate_proj.weight": (inner, hidden),
+            f"{name}.mlp.up_proj.weight": (inner, hidden),
+            f"{name}.mlp.down_proj.weight": (hidden, inner),
+        }
+    return {**found, "model.norm.weight": (hidden,)}
+
+
+def _gpt2_shapes(sizes: dict[str, Any]) -> Shapes:
+    hidden = sizes["n_embd"]
+    found: Shapes = {
+        "transformer.wte.weight": (sizes["vocab_size"], hidden),
+        "transformer.wpe.weight": (sizes["n_positions"], hidden),
+    }
+    for layer in range(sizes["n_layer"]):
+        name = f"transformer.h.{layer}"
+        for part in ("ln_1", "ln_2"):
+            found |= {f"{name}.{part}.weight": (hidden,), f"{name}.{part}.bias": (hidden,)}
+        for part, wide, tall in (
+            ("attn.c_attn", hidden, 3 * hidden),
+            ("attn.c_proj", hidden, hidden),
+            ("mlp.c_fc", hidden, 4 * hidden),
+            ("mlp.c_proj", 4 * hidden, hidden),
+        ):
+            found |= {f"{name}.{part}.weight": (wide, tall), f"{name}.{part}.bias": (tall,)}
+    return {**found, "transformer.ln_f.weight": (hidden,), "transformer.ln_f.bias": (hidden,)}

@@ -1,0 +1,234 @@
+"""Probe checkpoints: tiny, random, seeded models on disk, which every adapter loads as it would load a real one.
+
+Two backbones, because they hide different bugs: Llama (rotary positions, grouped keys) sees only relative positions,
+GPT-2 (learned positions) sees absolute ones. Weights are drawn once from a seed, large enough that every output
+differs, and rounded to bfloat16, so that half-precision loading is exact. Nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf_conformance._lazy import torch, transformers
+
+VOCAB_SIZE = 48
+MAX_POSITIONS = 96
+HIDDEN_SIZE = 32
+SEED = 20240607
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": HIDDEN_SIZE,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": MAX_POSITIONS,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "bos_token_id": 2,
+    },
+    "gpt2": {
+        "vocab_size": VOCAB_SIZE,
+        "n_embd": HIDDEN_SIZE,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": MAX_POSITIONS,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 2,
+    },
+}
+DROPOUT = {"llama": {"attention_dropout": 0.5}, "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}}
+_CLASS_PREFIX = {"llama": "Llama", "gpt2": "GPT2"}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Which probe checkpoint: everything that is written on disk follows from this and the seed.
+
+    head_name     None for a causal language model; the name of the scalar head otherwise
+    pad_is_eos    pad and EOS share an id, as in many checkpoints; weights do not depend on it
+    dropout       the config asks for dropout (which is off in eval mode)
+    head_scale    the head's weights are multiplied by this: large rewards
+    mean, std     written to the config for normalising trainers
+    headless      the scalar head is left out of the file: a checkpoint that must be refused
+    """
+
+    architecture: str = "llama"
+    head_name: str | None = None
+    pad_is_eos: bool = False
+    dropout: bool = False
+    head_scale: float = 1.0
+    mean: float = 0.0
+    std: float = 1.0
+    headless: bool = False
+
+    @property
+    def eos_token_id(self) -> int:
+        return 1
+
+    @property
+    def pad_token_id(self) -> int:
+        return 1 if self.pad_is_eos else 0
+
+    @property
+    def folder(self) -> str:
+        """A name for its folder that says what is in it."""
+        default = asdict(Probe())
+        changed = {key: value for key, value in asdict(self).items() if value != default[key] or key == "architecture"}
+        return "-".join(str(value) if key == "architecture" else f"{key}={value}" for key, value in changed.items())
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What an adapter is asked to load.
+
+    path            folder with config.json and model.safetensors in float32 (values exact in bfloat16); a causal LM,
+                    or a backbone with a bias-free head `<head_name>.weight` of shape (1, hidden)
+    head_name       None for a causal LM
+    dtype, device   what to load it in and on
+    temperature     for scoring actions
+    normalize       whether rewards or values are to be normalised by `mean` and `std` (also in the config, under
+                    these names)
+    """
+
+    path: str
+    architecture: str
+    head_name: str | None
+    dtype: torch.dtype
+    device: str
+    pad_token_id: int
+    eos_token_id: int
+    temperature: float = 1.0
+    normalize: bool = False
+    mean: float = 0.0
+    std: float = 1.0
+
+    def module(self) -> Any:
+        """The checkpoint as a fresh module of transformers, for trainers that are handed one.
+
+        A causal LM, or a sequence classifier with one label whose `score` holds the head, in eval mode. Raises
+        ValueError where the checkpoint lacks the head.
+        """
+        if self.head_name is None:
+            model = transformers.AutoModelForCausalLM.from_pretrained(self.path, **in_dtype(self.dtype))
+        else:
+            model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
+                self.path,
+                num_labels=1,
+                key_mapping={rf"^{self.head_name}\.": "score."},
+                output_loading_info=True,
+                **in_dtype(self.dtype),
+            )
+            if found["missing_keys"]:
+                raise ValueError(f"{self.path} lacks {', '.join(sorted(found['missing_keys']))}")
+        return model.to(self.device).eval()
+
+
+def in_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The option of `from_pretrained` for the dtype of the weights, which transformers renamed in 4.56."""
+    major, minor = transformers.__version__.split(".")[:2]
+    return {"dtype" if (int(major), int(minor)) >= (4, 56) else "torch_dtype": dtype}
+
+
+def class_of(probe: Probe) -> str:
+    """The class of transformers that a probe is saved as."""
+    kind = "ForCausalLM" if probe.head_name is None else "ForSequenceClassification"
+    prefix = _CLASS_PREFIX[probe.architecture]
+    return prefix + ("LMHeadModel" if (kind, prefix) == ("ForCausalLM", "GPT2") else kind)
+
+
+def generation_config_of(probe: Probe) -> dict[str, Any]:
+    """What `generation_config.json` of a causal LM holds."""
+    return {"eos_token_id": probe.eos_token_id, "pad_token_id": probe.pad_token_id, "do_sample": False}
+
+
+def config_of(probe: Probe) -> Any:
+    """The transformers config of a probe."""
+    extra = DROPOUT[probe.architecture] if probe.dropout else {}
+    config = transformers.AutoConfig.for_model(
+        probe.architecture,
+        **{**CONFIGS[probe.architecture], **extra},
+        pad_token_id=probe.pad_token_id,
+        eos_token_id=probe.eos_token_id,
+        architectures=[class_of(probe)],
+    )
+    if probe.head_name is not None:
+        config.num_labels = 1
+        config.mean, config.std = probe.mean, probe.std
+    return config
+
+
+def build(probe: Probe, folder: Path) -> None:
+    """Write the checkpoint into `folder`."""
+    from safetensors.torch import save_file
+
+    with torch.device("meta"):  # only the names and the shapes of the weights
+        skeleton = transformers.AutoModelForCausalLM.from_config(config_of(replace(probe, head_name=None)))
+    weights = {name: _draw(name, tensor) for name, tensor in sorted(skeleton.state_dict().items())}
+    head = weights.pop("lm_head.weight")
+    if probe.head_name is None:
+        weights["lm_head.weight"] = head
+    elif not probe.headless:
+        scaled = _draw("score", torch.empty(1, HIDDEN_SIZE)) * probe.head_scale
+        weights[f"{probe.head_name}.weight"] = scaled.bfloat16().float()
+    config_of(probe).save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if probe.head_name is None:
+        (folder / "generation_config.json").write_text(json.dumps(generation_config_of(probe)))
+
+
+def _draw(name: str, like: torch.Tensor) -> torch.Tensor:
+    """The weight called `name`: normal, with a spread that keeps activations near 1 and attention sharp."""
+    generator = torch.Generator().manual_seed(SEED + sum(ord(c) * 31**i % 1_000_003 for i, c in enumerate(name)))
+    noise = torch.randn(like.shape, generator=generator)
+    if like.ndim == 1:
+        return (1.0 + 0.2 * noise if name.endswith("weight") else 0.2 * noise).bfloat16().float()
+    spread = 1.0 if ("embed" in name or "wte" in name or "wpe" in name) else 1.25 / HIDDEN_SIZE**0.5
+    return (spread * noise).bfloat16().float()
+
+
+@dataclass(frozen=True)
+class ProbeStore:
+    """The folder in which the probes of a run lie; each is made once, by whichever process needs it first."""
+
+    root: Path
+
+    def path(self, probe: Probe) -> Path:
+        """The folder of a probe, built if it is not there yet (safe with several processes)."""
+        target = self.root / probe.folder
+        if not target.exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(dir=self.root))
+            build(probe, draft)
+            with contextlib.suppress(OSError):  # another process was faster: its copy is the same
+                os.rename(draft, target)
+        return target
+
+    def checkpoint(
+        self, probe: Probe, *, dtype: torch.dtype, device: str, temperature: float = 1.0, normalize: bool = False
+    ) -> Checkpoint:
+        """What the adapter is handed for a probe."""
+        return Checkpoint(
+            path=str(self.path(probe)),
+            architecture=probe.architecture,
+            head_name=probe.head_name,
+            dtype=dtype,
+            device=device,
+            pad_token_id=probe.pad_token_id,
+            eos_token_id=probe.eos_token_id,
+            temperature=temperature,
+            normalize=normalize,
+            mean=probe.mean,
+            std=probe.std,
+        )

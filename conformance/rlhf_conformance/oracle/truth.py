@@ -1,0 +1,155 @@
+"""The oracle: what every sequence gives when it runs alone, unpadded, in float64 on the CPU.
+
+Formulas come from the specification (`rlhf_spec`), the forward pass from transformers, called in the plainest way
+there is: one row, explicit positions 0, 1, 2, ..., no mask, no cache. The backbone is shared with what is judged,
+layouts and index arithmetic are not. Beside each truth stands the answer of the same plain call in the dtype and on
+the device under test, from which budgets take their sampled part, and which tells whether a difference comes from
+the device.
+
+transformers computes norms and rotary tables in float32 whatever the dtype, hence a float32 floor in the budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import rlhf_spec.actor
+import rlhf_spec.critic
+import rlhf_spec.reward
+from rlhf_conformance._lazy import torch
+from rlhf_conformance.oracle.layouts import Sample
+from rlhf_conformance.oracle.probes import Probe, ProbeStore
+
+Rows = list[list[float]]
+
+
+@dataclass
+class Truth:
+    """Answers for one probe store, remembered for each distinct sequence."""
+
+    store: ProbeStore
+    dtype: torch.dtype
+    device: str
+    _models: dict[Any, Any] = field(default_factory=dict)
+    _outputs: dict[Any, Rows] = field(default_factory=dict)
+
+    def logits(self, probe: Probe, tokens: Sequence[int], *, plain: bool = False) -> Rows:
+        """(L, V) logits of a causal LM; with `plain`, in the dtype and on the device under test."""
+        return self._remembered(probe, tokens, plain)
+
+    def scores(self, probe: Probe, tokens: Sequence[int], *, plain: bool = False) -> list[float]:
+        """(L,) scores of the scalar head, not normalized."""
+        return [row[0] for row in self._remembered(probe, tokens, plain)]
+
+    def action_log_probs(self, probe: Probe, sample: Sample, temperature: float, *, plain: bool = False) -> list[float]:
+        logits = self.logits(probe, sample.tokens, plain=plain)
+        return rlhf_spec.actor.action_log_probs(logits, list(sample.tokens), len(sample.prompt), temperature)
+
+    def action_entropies(self, probe: Probe, sample: Sample, temperature: float, *, plain: bool = False) -> list[float]:
+        logits = self.logits(probe, sample.tokens, plain=plain)
+        return rlhf_spec.actor.action_entropies(logits, len(sample.prompt), temperature)
+
+    def action_values(self, probe: Probe, sample: Sample, *, plain: bool = False) -> list[float]:
+        return rlhf_spec.critic.action_values(self.scores(probe, sample.tokens, plain=plain), len(sample.prompt))
+
+    def reward(self, probe: Probe, sample: Sample, *, plain: bool = False) -> float:
+        scores = self.scores(probe, sample.tokens, plain=plain)
+        return rlhf_spec.reward.reward(scores, [1] * len(scores))
+
+    def scale(self, probe: Probe, samples: Sequence[Sample], *, head: bool) -> float:
+        """The largest magnitude of what the answers to some samples are read from: scores of the head, or logits."""
+        if head:
+            largest = max(abs(x) for s in samples for x in self.scores(probe, s.tokens))
+            # A score near 0 is a sum of terms that cancel: it rounds as one of the head's usual size does.
+            return max(largest, 2.0 * probe.head_scale)
+        return max(abs(x) for s in samples for row in self.logits(probe, s.tokens) for x in row)
+
+    def greedy(
+        self, probe: Probe, prompt: Sequence[int], max_new_tokens: int, stop_token_ids: Sequence[int]
+    ) -> list[int]:
+        """The greedy continuation of one prompt, its stop token included."""
+        tokens = list(prompt)
+        for _ in range(max_new_tokens):
+            last = self.logits(probe, tokens)[-1]
+            tokens.append(max(range(len(last)), key=last.__getitem__))
+            if tokens[-1] in stop_token_ids:
+                break
+        return tokens[len(prompt) :]
+
+    def gradients(
+        self,
+        probe: Probe,
+        samples: Sequence[Sample],
+        weights: Rows,
+        *,
+        answer: str,
+        temperature: float = 1.0,
+        plain: bool = False,
+    ) -> dict[str, Any]:
+        """Gradient of the weighted sum of the answers ("log_probs", "values" or "rewards") with respect to every
+        parameter that has one, by name: the sum over the sequences, each run alone."""
+        model = self._model(probe, plain)
+        model.module.zero_grad(set_to_none=True)
+        for sample, row in zip(samples, weights, strict=True):
+            answers = _ANSWERS[answer](model(sample.tokens), sample, temperature)
+            (answers.double() * torch.tensor(row, dtype=torch.float64, device=answers.device)).sum().backward()
+        found = {name: p.grad.clone() for name, p in model.module.named_parameters() if p.grad is not None}
+        model.module.zero_grad(set_to_none=True)
+        return found
+
+    def alone(self, probe: Probe) -> Alone:
+        """The model itself, in float64, for whoever asks what it would say to something else."""
+        return self._model(probe, False)
+
+    def _remembered(self, probe: Probe, tokens: Sequence[int], plain: bool) -> Rows:
+        key = (probe, tuple(tokens), plain)
+        if key not in self._outputs:
+            with torch.no_grad():
+                self._outputs[key] = self._model(probe, plain)(tokens).double().tolist()
+        return self._outputs[key]
+
+    def _model(self, probe: Probe, plain: bool) -> Alone:
+        key = (probe, plain)
+        if key not in self._models:
+            dtype, device = (self.dtype, self.device) if plain else (torch.float64, "cpu")
+            self._models[key] = Alone.load(self.store, probe, dtype, device)
+        return self._models[key]
+
+
+def _log_probs(logits: torch.Tensor, sample: Sample, temperature: float) -> torch.Tensor:
+    states = logits[len(sample.prompt) - 1 : -1]
+    return (
+        (states / temperature)
+        .log_softmax(-1)
+        .gather(1, torch.tensor(sample.response, device=logits.device)[:, None])[:, 0]
+    )
+
+
+_ANSWERS = {
+    "log_probs": _log_probs,
+    "values": lambda scores, sample, _: scores[len(sample.prompt) - 1 : -1, 0],
+    "rewards": lambda scores, sample, _: scores[-1],
+}
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A probe that runs one sequence alone: tokens -> (L, V) logits or (L, 1) scores."""
+
+    module: Any
+    device: str
+
+    @classmethod
+    def load(cls, store: ProbeStore, probe: Probe, dtype: torch.dtype, device: str) -> Alone:
+        with torch.random.fork_rng(devices=[]):
+            module = store.checkpoint(probe, dtype=torch.float32, device="cpu").module()
+        return cls(module.to(dtype).to(device), device)
+
+    def __call__(self, tokens: Sequence[int]) -> torch.Tensor:
+        ids = torch.tensor([list(tokens)], device=self.device)
+        positions = torch.arange(len(tokens), device=self.device)[None]
+        hidden = self.module.base_model(input_ids=ids, position_ids=positions, use_cache=False)[0]
+        head = self.module.lm_head if hasattr(self.module, "lm_head") else self.module.score
+        return head(hidden)[0]

@@ -1,0 +1,186 @@
+"""What a person sees: progress, the table of chapters, each failure in full."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+import rlhf_spec.clauses
+from rlhf_conformance.reporting import parts
+from rlhf_conformance.results import (
+    ERROR,
+    FAIL,
+    INCONCLUSIVE,
+    KNOWN_FAILURE,
+    LOST,
+    NOT_PROVIDED,
+    PASS,
+    SKIP,
+    UNEXPECTED_PASS,
+    Failure,
+    Report,
+    Result,
+)
+
+STYLES = {
+    PASS: "green",
+    FAIL: "bold red",
+    ERROR: "bold red",
+    UNEXPECTED_PASS: "bold red",
+    LOST: "bold yellow",
+    INCONCLUSIVE: "bold yellow",
+    KNOWN_FAILURE: "magenta",
+    NOT_PROVIDED: "dim",
+    SKIP: "dim",
+}
+COLUMNS = (PASS, FAIL, ERROR, NOT_PROVIDED)
+OTHERS = (SKIP, KNOWN_FAILURE, UNEXPECTED_PASS, INCONCLUSIVE, LOST)
+
+
+def show_progress(console: Console, result: Result, done: int, total: int) -> None:
+    """One line for each clause that is worth one; on a terminal a counter that overwrites itself."""
+    if result.verdict not in (PASS, NOT_PROVIDED):
+        console.print(f"[{STYLES[result.verdict]}]{result.verdict:>15}[/] {result.clause}", highlight=False)
+    if console.is_terminal:
+        console.print(f"{done:>4} of {total} clauses", end="\r", highlight=False)
+    elif done % 25 == 0 or done == total:
+        console.print(f"{done:>4} of {total} clauses", highlight=False)
+
+
+def show_report(console: Console, report: Report) -> None:
+    """The table, the failures, the verdict."""
+    console.print(_heading(report), highlight=False, soft_wrap=True)
+    console.print(_table(report))
+    for result, others in parts.shown(report.results):
+        console.print()
+        console.print(describe(result, report.command(result)), highlight=False, markup=False, soft_wrap=True)
+        if others:
+            same = f"  the same for {len(others)} more: {', '.join(others)}"
+            console.print(same, highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    for line in _verdict(report):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _heading(report: Report) -> str:
+    env, run = report.environment, report.run
+    versions = " ".join(f"{name} {env[name]}" for name in ("torch", "transformers", "hypothesis") if env.get(name))
+    where = f"{env.get('device', '')} {env.get('dtype', '')}".strip()
+    facts = [
+        parts.subject_name(report),
+        where,
+        versions,
+        f"profile {run['profile']}",
+        f"seed {run['seed']}",
+        f"{run['time_limit']:g} s a clause" if run.get("time_limit") else "",
+    ]
+    files = [f"{name} from {file}" for name, file in report.subject.get("files", {}).items()]
+    return "\n" + escape("\n".join(["  |  ".join(fact for fact in facts if fact), *files]))
+
+
+def _table(report: Report) -> Table:
+    others = [verdict for verdict in OTHERS if report.count(verdict)]
+    table = Table(show_footer=True)
+    table.add_column("chapter", footer="all")
+    for verdict in (*COLUMNS, *others):
+        table.add_column(verdict, footer=str(report.count(verdict)), justify="right")
+    table.add_column("error / budget", footer=_share(parts.largest_margin(report.results)), justify="right")
+    for chapter in parts.chapters(report):
+        counts = [Text(str(chapter.count(v) or ""), style=STYLES[v]) for v in (*COLUMNS, *others)]
+        table.add_row(chapter.slug, *counts, _share(chapter.margin))
+    return table
+
+
+def _share(margin: float | None) -> str:
+    return "" if margin is None else f"{margin:.2f}"
+
+
+def describe(result: Result, command: str = "") -> str:
+    """One failure: clause, sentence, case, expected, actual, place, and the command that repeats it."""
+    clause = rlhf_spec.clauses.clause(result.clause)
+    lines = [f"{result.verdict.upper()} {result.clause} ({result.level})", f"  the clause   {clause.sentence}"]
+    failure = result.failure
+    if failure is None or result.verdict not in (FAIL, ERROR):
+        lines.append(f"  what         {result.reason}")
+    else:
+        lines += _failure_lines(result)
+    if command:
+        lines.append(f"  repeat with  {command}")
+    return "\n".join(lines)
+
+
+def _failure_lines(result: Result) -> list[str]:
+    failure = result.failure
+    assert failure is not None
+    if result.verdict == ERROR:
+        note = [f"  note         {failure.note}"] if failure.note else []
+        return [f"  what         {failure.what}", *note, *_case_lines(failure.case)]
+    lines = [f"  what         {failure.what}", f"  expected     {failure.expected}", f"  actual       {failure.actual}"]
+    if failure.place:
+        lines.append(f"  where        {failure.place}" + (f" ({failure.count})" if failure.count else ""))
+    if failure.error is not None and failure.budget:
+        lines.append(f"  difference   {failure.error:.3g}, allowed {failure.budget:.3g}")
+    if failure.note:
+        lines.append(f"  note         {failure.note}")
+    return [*lines, *_diagnosis_lines(failure), *_case_lines(failure.case)]
+
+
+def _diagnosis_lines(failure: Failure) -> list[str]:
+    """What it looks like, and the formula with the numbers in it, an arrow where the two part company."""
+    lines = [f"  diagnosis    {row.sentence}" for row in failure.diagnoses]
+    if not failure.steps:
+        return lines
+    head = ("step by step", "expected", "actual")
+    rows = [(step.label, step.expected, step.actual) for step in failure.steps]
+    label, expected, actual = (max(len(text) for text in column) for column in zip(head, *rows, strict=True))
+    lines.append(f"  {head[0]:<{label + 3}}  {head[1]:>{expected}}  {head[2]:>{actual}}")
+    for step in failure.steps:
+        mark = "->" if step.parted else "  "
+        line = f"  {mark} {step.label:<{label}}  {step.expected:>{expected}}  {step.actual:>{actual}}"
+        lines.append(line.rstrip())
+    return lines
+
+
+def _case_lines(case: str) -> list[str]:
+    return [f"  case         {case}"] if case else []
+
+
+def _verdict(report: Report) -> list[Text]:
+    lines = []
+    imports = report.subject.get("imports", ())
+    if imports:
+        said = f"the adapter imports {', '.join(imports)}: what it answers from there is the suite's own code"
+        lines.append(Text(f"warning: {said}, not a trainer's", style="yellow"))
+    if report.warnings:
+        slugs = ", ".join(r.clause for r in report.warnings)
+        lines.append(Text(f"warning: broken SHOULD clauses (red with --strict): {slugs}", style="yellow"))
+    known = (r for r in report.results if r.verdict == KNOWN_FAILURE)
+    lines.extend(Text(f"known failure: {r.clause}: {r.reason}", style="magenta") for r in known)
+    style = {0: "bold green", 1: "bold red", 3: "bold yellow"}[report.exit_status]
+    seconds = f"{report.run['seconds']:.1f} s, imports {report.run['import_seconds']:.1f} s of it"
+    text = f"{report.verdict}: {parts.counts(report)}, in {seconds}"
+    lines.append(Text(text, style=style))
+    if parts.tested_nothing(report):
+        text = "nothing was tested: the adapter provides no method that a selected clause needs; write one"
+        lines.append(Text(text, style="yellow"))
+    return lines
+
+
+def command_line(arguments: list[str]) -> str:
+    """A command as the user would type it."""
+    return shlex.join(["rlhf-conformance", *arguments])
+
+
+def show_clauses(console: Console, rows: Iterable[tuple[str, str, str]]) -> None:
+    """slug, level and a remark, one line each, plain enough for grep."""
+    for slug, level, remark in rows:
+        console.print(f"{slug:<32} {level:<11} {remark}".rstrip(), highlight=False, markup=False, soft_wrap=True)
+
+
+__all__: list[Any] = ["command_line", "describe", "show_clauses", "show_progress", "show_report"]

@@ -1,0 +1,248 @@
+"""The clauses of a plan, tried one by one: the one object that both pytest and the command use."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_conformance.adapter import Adapter, declarations, provided
+from rlhf_conformance.results import ERROR, FAIL, Result
+from rlhf_conformance.run.borrowed import borrowed, imported_files
+from rlhf_conformance.run.known import KnownFailure, row_for, rows_of, storable, with_known_failures
+from rlhf_conformance.run.loading import UsageError, load_adapter, validate
+from rlhf_conformance.run.plan import Plan, selected, validate_plan
+
+if TYPE_CHECKING:
+    from rlhf_conformance.judging.trying import Tried
+
+Found = Callable[[Result], None]
+
+
+class Suite:
+    """The clauses of a plan and the subject that they are tried on, made when the first clause needs it."""
+
+    def __init__(self, plan: Plan, adapter: Adapter | None = None) -> None:
+        self.plan = plan
+        self._adapter = adapter
+        self._subject: Any = None
+        self._probes: tempfile.TemporaryDirectory[str] | None = None
+        self.import_seconds = 0.0
+        self.told = False
+
+    @property
+    def slugs(self) -> tuple[str, ...]:
+        return selected(self.plan.only)
+
+    @property
+    def adapter(self) -> Adapter:
+        if self._adapter is None:
+            assert self.plan.adapter is not None
+            self._adapter = load_adapter(self.plan.adapter, self.plan.options)
+        return self._adapter
+
+    @property
+    def subject(self) -> Any:
+        if self._subject is None:
+            from rlhf_conformance.judging.subject import Subject
+            from rlhf_conformance.oracle.probes import ProbeStore
+
+            started = time.perf_counter()
+            _settle_numerics()
+            adapter = self.adapter
+            _import_libraries(adapter)
+            require_device(self.plan.device)
+            self.import_seconds = time.perf_counter() - started
+            store = ProbeStore(self._folder())
+            self._subject = Subject.make(adapter, device=self.plan.device, dtype=self.plan.dtype, store=store)
+            self._subject.interruptible = not self.plan.folder
+        return self._subject
+
+    @property
+    def poisoned(self) -> bool:
+        """Whether the adapter has left CUDA beyond use in this process."""
+        return self._subject is not None and self._subject.poison is not None
+
+    @property
+    def provides_nothing(self) -> bool:
+        """Whether no selected clause can be tried on the adapter."""
+        from rlhf_conformance.judging.checks import checks
+
+        return all(checks()[slug].not_provided(self.adapter) for slug in self.slugs)
+
+    def prepare(self) -> None:
+        """Import what is needed and construct the adapter, unless that is done."""
+        assert self.subject is not None
+
+    def run(self, slug: str, found: Found | None = None) -> Result:
+        """Try one clause. `found` is told of a failure before it is looked into."""
+        from rlhf_conformance.diagnosis.looking import diagnosed
+
+        case = self._stored_case(slug)
+        tried = self._to_accept(slug, case, found) if self.plan.accepting else self._try(slug, case, found)
+        # What is known is not looked into again.
+        result = with_known_failures(tried.result, self.plan)
+        return diagnosed(result, tried.case, self.subject, self.plan.seed)
+
+    def _stored_case(self, slug: str) -> Any:
+        """The case that is tried in place of what could be drawn: of `--replay`, else of the known failure; or None."""
+        from rlhf_conformance.judging import storing
+
+        row = row_for(slug, self.plan)
+        stored = self.plan.cases.get(slug, row.counterexample if row is not None else None)
+        return storing.from_json(stored) if stored is not None else None
+
+    def _try(self, slug: str, case: Any, found: Found | None) -> Tried:
+        """Try a case, or where it is None those that are drawn and those that failed before."""
+        from hypothesis.database import DirectoryBasedExampleDatabase
+
+        from rlhf_conformance.judging.trying import PROFILES, try_clause
+
+        profile = PROFILES[self.plan.profile]
+        folder = self.plan.database or ".rlhf-conformance"
+        database = None if profile.deterministic else DirectoryBasedExampleDatabase(folder)
+        return try_clause(slug, self.subject, profile, self.plan.seed, database, found=found, replayed=case)
+
+    def _to_accept(self, slug: str, case: Any, found: Found | None) -> Tried:
+        """Try a clause for `--accept`: a row's case that shows its failure no more is looked for anew, and a case is
+        kept only where it fails in the same way again."""
+        tried = self._try(slug, case, found)
+        if case is not None and not _still_fails(tried.result, row_for(slug, self.plan)):
+            tried = self._try(slug, None, found)
+        if tried.case is None:
+            return tried
+        again = self._try(slug, tried.case, None)
+        return replace(tried, result=storable(tried.result, again.result))
+
+    def describe(self) -> dict[str, Any]:
+        """The adapter, for a report."""
+        adapter, imports = self.adapter, borrowed(self.adapter)
+        files = imported_files(adapter)
+        return {
+            "adapter": self.plan.adapter or f"{type(adapter).__module__}:{type(adapter).__qualname__}",
+            "name": adapter.name or type(adapter).__name__,
+            "options": dict(self.plan.options),
+            "provides": list(provided(adapter)),
+            "declares": declarations(adapter),
+            **({"files": files} if files else {}),
+            **({"imports": list(imports)} if imports else {}),
+        }
+
+    def _folder(self) -> Path:
+        if self.plan.folder:
+            return Path(self.plan.folder) / "probes"
+        if self._probes is None:
+            self._probes = tempfile.TemporaryDirectory(prefix="rlhf-conformance-")
+        return Path(self._probes.name)
+
+
+def _still_fails(result: Result, row: KnownFailure | None) -> bool:
+    """Whether a row's counterexample still shows the failure that the row accepts."""
+    return row is not None and result.verdict in (FAIL, ERROR) and row.excuses(result)
+
+
+def require_device(device: str) -> None:
+    """Raises UsageError where there is no such device."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"no device {device!r} on this machine: {str(error).splitlines()[0]}") from error
+
+
+def _import_libraries(adapter: Adapter) -> None:
+    """What the checks of this adapter will need, now, so that no clause's time has an import in it."""
+    from rlhf_conformance.judging.checks import checks
+
+    checks()
+    if any(name.startswith("load_") for name in provided(adapter)):
+        from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
+
+def _settle_numerics() -> None:
+    """One thread, no TF32: what moves numbers is fixed, and stands in the report."""
+    import torch
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def light_environment(plan: Plan) -> dict[str, Any]:
+    """What is known of the environment without importing torch."""
+    import importlib.metadata
+
+    def version(name: str) -> str | None:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    packages = ("torch", "transformers", "peft", "hypothesis", "rlhf-conformance")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        **{name: version(name) for name in packages},
+        "device": plan.device,
+        "dtype": plan.dtype,
+    }
+
+
+def environment(plan: Plan) -> dict[str, Any]:
+    """What moves numbers, for the head of a report."""
+    import torch
+
+    cuda = plan.device.startswith("cuda")
+    return {
+        **light_environment(plan),
+        "torch": str(torch.__version__),
+        "device_name": torch.cuda.get_device_name(plan.device) if cuda else platform.machine(),
+        "tf32": bool(torch.backends.cuda.matmul.allow_tf32),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def conformance_suite(
+    adapter: Adapter,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    profile: str = "gate",
+    only: Iterable[str] = (),
+    strict: bool = False,
+    seed: int = 0,
+    known_failures: Path | str | Iterable[KnownFailure] = (),
+) -> Suite:
+    """The suite for a pytest file of one's own: `test_conformance = conformance_suite(MyTrainer())`.
+
+    pytest collects it as one item for each clause, `clause[device-dtype]`. A broken SHOULD is an expected failure
+    unless `strict`, and so are `known_failures` (a TOML file as for the command, or rows). Raises LoadError or
+    UsageError for what cannot be run.
+    """
+    validate(adapter)
+    known, known_file = rows_of(known_failures)
+    plan = Plan(
+        device=device,
+        dtype=dtype,
+        profile=profile,
+        only=tuple(only),
+        strict=strict,
+        seed=seed,
+        known_failures=known,
+        known_file=known_file,
+    )
+    validate_plan(plan)
+    return Suite(plan, adapter)

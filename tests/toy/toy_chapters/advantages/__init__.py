@@ -1,0 +1,1 @@
+"""Advantages, in a chapter small enough to be read at once."""

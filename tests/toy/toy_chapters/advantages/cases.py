@@ -1,0 +1,48 @@
+"""Rewards and values under a mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+
+from rlhf_conformance.judging.picks import Picks, outward, picked
+from rlhf_conformance.judging.storing import stored
+from toy_chapters.advantages.interface import AdvantageOptions
+
+Rows = tuple[tuple[float, ...], ...]
+ROWS, WIDTH = 3, 5
+
+
+@stored
+@dataclass(frozen=True)
+class AdvantageCase:
+    """One call; tables (B, T)."""
+
+    rewards: Rows
+    values: Rows
+    action_mask: tuple[tuple[int, ...], ...]
+    options: AdvantageOptions
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Samples and tokens."""
+        return len(self.rewards), sum(map(len, self.rewards))
+
+
+def advantage_cases() -> st.SearchStrategy[AdvantageCase]:
+    """Up to 3 rows of up to 5 actions; numbers exact in bfloat16."""
+    return picked(8 + ROWS * (1 + 2 * WIDTH), _case)
+
+
+def _case(picks: Picks) -> AdvantageCase:
+    options = AdvantageOptions(picks.of((1.0, 0.5, 0.75)), picks.of((0.5, 0.0, 1.0)))
+    width, count = 2 + picks.below(WIDTH - 1), 1 + picks.below(ROWS)
+    rewards, values, masks = [], [], []
+    for _ in range(count):
+        length = 1 + picks.below(width)
+        numbers = [[0.25 * picks.of(outward(8)) for _ in range(width)] for _ in range(2)]
+        rewards.append(tuple(numbers[0]))
+        values.append(tuple(numbers[1]))
+        masks.append((1,) * length + (0,) * (width - length))
+    return AdvantageCase(tuple(rewards), tuple(values), tuple(masks), options)
