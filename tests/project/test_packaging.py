@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
-from rlhf_spec.clauses import CHAPTERS
+from rlhf_spec.clauses import chapters
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def test_the_wheel_has_every_file_of_the_floors(wheel_names, floors):
     assert sources - wheel_names == set()
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS)
+@pytest.mark.parametrize("chapter", [chapter.slug for chapter in chapters()])
 def test_the_wheel_has_the_chapter_and_its_formulas(wheel_names, chapter):
     stem = chapter.replace("-", "_")
     assert {f"rlhf_spec/{stem}.md", f"rlhf_spec/{stem}.py"} <= wheel_names
@@ -96,3 +99,23 @@ def test_every_direct_dependency_is_pinned(pyproject, root):
 def name_of(requirement: str) -> str:
     """The distribution's name at the head of a requirement."""
     return requirement.split(";")[0].split("=")[0].rstrip("<>!~= 0123456789.").partition("[")[0].strip().lower()
+
+
+def test_every_dependency_has_a_lower_bound_to_try(pyproject):
+    """What `nox -s floors` installs; a bound by another operator could not be installed as a version."""
+    for text in pyproject["project"]["dependencies"]:
+        operators = [part.operator for part in Requirement(text).specifier]
+        assert operators.count(">=") == 1, text
+
+
+def test_ci_tries_the_lowest_and_the_newest(root):
+    command = (root / ".ci" / "run").read_text()
+    assert re.search(r"--sessions\b.*\bfloors\b", command)
+
+
+def test_ci_runs_on_every_python_that_is_promised(pyproject, root):
+    project = pyproject["project"]
+    promised = [text.rpartition(" ")[2] for text in project["classifiers"] if re.search(r":: 3\.\d+$", text)]
+    workflow = yaml.safe_load((root / ".github" / "workflows" / "ci.yml").read_text())
+    assert workflow["jobs"]["check"]["strategy"]["matrix"]["python"] == promised
+    assert project["requires-python"] == f">={promised[0]}"
