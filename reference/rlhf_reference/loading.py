@@ -26,8 +26,8 @@ def load(
     """`auto_class.from_pretrained(path)` on `device` (None: the CPU).
 
     dtype         of the weights, whatever the checkpoint's; with 4-bit weights the dtype that they are computed in
-    load_in_4bit  linear layers as NF4 (Dettmers et al. 2023), by bitsandbytes; train and eval mode, with and without
-                  gradients, compute with the same numbers on whatever processor
+    load_in_4bit  linear layers as NF4 (Dettmers et al. 2023), by bitsandbytes. On the CPU eval and train mode compute
+                  the same, so that the ratio is 1 before any step; on CUDA this has not been tried
     raises        ImportError if bitsandbytes is wanted and missing; ValueError if the checkpoint lacks weights that
                   the model has: transformers would draw them at random
     """
