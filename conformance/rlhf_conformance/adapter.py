@@ -18,6 +18,7 @@ This module imports no torch, so that `rlhf-conformance list` is instant.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,3 +63,13 @@ def declarations(adapter: Adapter) -> dict[str, Any]:
     """What the adapter declares, checked. Raises DeclarationError with the attribute, its value and the choices."""
     owner = type(adapter).__name__
     return {name: row.checked(getattr(adapter, name), owner) for name, row in DECLARATIONS.items()}
+
+
+def __getattr__(name: str) -> Any:
+    """The classes of arguments and answers stood here before they stood with their chapters: adapters that import them
+    from here are read as before."""
+    for interface in _INTERFACES:
+        found = vars(sys.modules[interface.__module__]).get(name)
+        if isinstance(found, type) and found.__module__ == interface.__module__:
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

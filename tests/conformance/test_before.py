@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import rlhf_conformance
 from rlhf_conformance import check, cli
 from rlhf_conformance.faults import faults
 from rlhf_conformance.reporting import read, stored
@@ -95,3 +96,21 @@ def test_a_report_of_another_schema_is_refused_with_what_to_do(tmp_path, capsys)
     path.write_text(REPORTS[0].read_text().replace("report/2", "report/1", 1))
     assert cli.main(["matrix", str(path)]) == 2
     assert "rlhf-conformance check ADAPTER --report DIR" in capsys.readouterr().err
+
+
+ADAPTER = """
+from rlhf_conformance.adapter import Adapter, PackedSequences, PolicyLossOptions, PolicyLossResult, ProcessedSequences
+from rlhf_conformance.adapter import ValueLossOptions
+"""
+
+
+def test_an_adapter_of_the_version_before_imports_what_it_imported():
+    names: dict = {}
+    exec(ADAPTER, names)
+    for name in ("PackedSequences", "PolicyLossOptions", "PolicyLossResult", "ProcessedSequences", "ValueLossOptions"):
+        assert names[name] is getattr(rlhf_conformance, name)
+
+
+def test_what_was_never_there_is_not_found():
+    with pytest.raises(ImportError, match="NoSuchClass"):
+        exec("from rlhf_conformance.adapter import NoSuchClass", {})
