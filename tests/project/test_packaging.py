@@ -108,6 +108,12 @@ def test_every_dependency_has_a_lower_bound_to_try(pyproject):
         assert operators.count(">=") == 1, text
 
 
+def test_the_lowest_torch_is_the_one_that_was_tried_by_hand(pyproject, root):
+    (lowest,) = (text for text in pyproject["project"]["dependencies"] if name_of(text) == "torch")
+    (tried,) = re.findall(r"all doors opened with torch ([\d.]+)\.\n", (root / "CONTRIBUTING.md").read_text())
+    assert tried.startswith(lowest.partition(">=")[2])
+
+
 def test_ci_tries_the_lowest_and_the_newest(root):
     command = (root / ".ci" / "run").read_text()
     assert re.search(r"--sessions\b.*\bfloors\b", command)
