@@ -68,7 +68,7 @@ def check(session: nox.Session, *arguments: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The project's own tests. `nox -s tests -- tests/project -x` runs some of them."""
-    install(session, "-e", ".[bnb]", "hatchling", "editables", "jsonschema")
+    install(session, "-e", ".[bnb]", "hatchling", "editables")
     session.run("python", "-m", "pytest", "-n", "auto", "--dist", "worksteal", *session.posargs, env=ENVIRONMENT)
 
 
@@ -187,7 +187,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def mutation(session: nox.Session) -> None:
     """mutmut on the reference and on the suite, and what no test sees; writes docs/mutation.md. `-- suite` for one."""
-    install(session, "-e", ".[bnb]", "jsonschema", "mutmut")
+    install(session, "-e", ".[bnb]", "mutmut")
     prove(session, "mutation")
 
 
@@ -203,6 +203,6 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """What is written down is true: doctests of the spec, links, and the commands and examples that documents show."""
-    install(session, "-e", ".", "jsonschema")
+    install(session, "-e", ".")
     documents = ("spec/rlhf_spec", "tests/project/test_docs.py", "tests/docs")
     session.run("python", "-m", "pytest", "-n", "auto", "--doctest-modules", *documents, env=ENVIRONMENT)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
+import operator
 import types
-from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Kind = TypeVar("Kind")
+_UNIONS = (Union, types.UnionType)
 
 
 class PlainError(ValueError):
@@ -42,8 +44,8 @@ def _read(hint: Any, data: Any, where: str) -> Any:
     origin, inner = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _object(hint, data, where)
-    if origin in (Union, types.UnionType):
-        return None if data is None and types.NoneType in inner else _read(_other_than_none(hint), data, where)
+    if origin in _UNIONS and types.NoneType in inner:
+        return None if data is None else _read(_other_than_none(inner), data, where)
     if origin is tuple and isinstance(data, list | tuple):
         parts = inner[:1] * len(data) if inner[1:] == (...,) else inner
         if len(parts) != len(data):
@@ -75,17 +77,9 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
     return not (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING)
 
 
-def _other_than_none(hint: Any) -> Any:
-    """An optional type without the None; a union of several types as it is left for `fits`."""
-    rest = tuple(part for part in get_args(hint) if part is not types.NoneType)
-    return rest[0] if len(rest) == 1 else _Choice(rest)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Choice:
-    """A union that holds no None any more."""
-
-    choices: tuple[Any, ...]
+def _other_than_none(choices: tuple[Any, ...]) -> Any:
+    """What an optional type is where it is not None: one type, or a union of several."""
+    return functools.reduce(operator.or_, (choice for choice in choices if choice is not types.NoneType))
 
 
 def _day(text: str, where: str) -> datetime.date:
@@ -95,7 +89,7 @@ def _day(text: str, where: str) -> datetime.date:
         raise PlainError(f"{where} = {text!r}: wanted a day, as 2030-12-31") from error
 
 
-@cache
+@functools.cache
 def hints(kind: type) -> dict[str, Any]:
     """The types of a dataclass's fields, by name."""
     return get_type_hints(kind)
@@ -107,10 +101,8 @@ def fits(value: Any, hint: Any) -> bool:
         return True
     if hint is None:
         return value is None
-    if isinstance(hint, _Choice):
-        return any(fits(value, choice) for choice in hint.choices)
     origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
+    if origin in _UNIONS:
         return any(fits(value, choice) for choice in inner)
     if origin is tuple:
         if not isinstance(value, tuple):
@@ -127,6 +119,6 @@ def fits(value: Any, hint: Any) -> bool:
 
 def words(hint: Any) -> str:
     """A type as an error names it."""
-    if isinstance(hint, _Choice):
-        return " or ".join(map(words, hint.choices))
+    if get_origin(hint) in _UNIONS and types.NoneType not in get_args(hint):
+        return " or ".join(map(words, get_args(hint)))
     return str(hint) if get_origin(hint) else getattr(hint, "__name__", str(hint))

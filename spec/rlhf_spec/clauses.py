@@ -105,10 +105,15 @@ def _files() -> Iterator[Path]:
     for path in sorted(Path(__file__).parent.glob("*.md")):
         if _ORDER.search(path.read_text(encoding="utf-8")):
             yield path
-    for value in sorted({point.value for point in importlib.metadata.entry_points(group=PLUG_INS)}):
+    for value in plug_ins():
         spec = importlib.util.find_spec(value)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             yield Path(folder) / f"{Path(folder).name}.md"
+
+
+def plug_ins() -> list[str]:
+    """The full names of the packages that are the folders of plug-ins' chapters."""
+    return sorted({point.value for point in importlib.metadata.entry_points(group=PLUG_INS)})
 
 
 def clauses() -> tuple[Clause, ...]:

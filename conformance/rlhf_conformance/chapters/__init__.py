@@ -8,7 +8,6 @@ it names in the entry-point group `rlhf_conformance.chapters`.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import pkgutil
 from collections.abc import Iterator
@@ -27,8 +26,7 @@ def folders() -> tuple[str, ...]:
     """The packages of the chapters, the project's own and those of plug-ins, by their full names, in the order of the
     specification. Raises ChapterError where one of the two lacks what the other has."""
     own = [f"{__name__}.{m.name}" for m in pkgutil.iter_modules(__path__) if m.ispkg and not m.name.startswith("_")]
-    installed = sorted(point.value for point in importlib.metadata.entry_points(group=rlhf_spec.clauses.PLUG_INS))
-    by_slug = {name.rpartition(".")[2].replace("_", "-"): name for name in (*own, *installed)}
+    by_slug = {name.rpartition(".")[2].replace("_", "-"): name for name in (*own, *rlhf_spec.clauses.plug_ins())}
     specified = [chapter.slug for chapter in rlhf_spec.clauses.chapters()]
     if set(by_slug) != set(specified):
         odd = ", ".join(sorted(set(by_slug) ^ set(specified)))

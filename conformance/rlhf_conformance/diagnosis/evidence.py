@@ -15,8 +15,8 @@ from rlhf_conformance._lazy import torch
 from rlhf_conformance.judging.checks import Check
 from rlhf_conformance.judging.isolation import AdapterError
 from rlhf_conformance.judging.judge import ClauseFailure, Comparison, Judge
-from rlhf_conformance.judging.questions import Call, NotReturned
-from rlhf_conformance.judging.subject import Answered, Subject
+from rlhf_conformance.judging.questions import Answered, Call, NotReturned
+from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.judging.wiring import WiringError
 
 SECONDS = 4.0

@@ -56,7 +56,8 @@ class Check:
 
     def not_provided(self, adapter: Adapter) -> str | None:
         """Why this adapter cannot be asked, or None."""
-        missing = [name for name in self.needs if name not in provided(adapter)]
+        own = provided(adapter)
+        missing = [name for name in self.needs if name not in own]
         if missing:
             return f"the adapter has no {' or '.join(missing)}"
         for requirement in self.requires:

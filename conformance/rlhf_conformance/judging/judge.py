@@ -13,8 +13,8 @@ from typing import Any
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.judging.isolation import AdapterError
-from rlhf_conformance.judging.questions import Against, Call, Fact, Place, Question, Refused, Shaped
-from rlhf_conformance.judging.subject import Answered, Subject
+from rlhf_conformance.judging.questions import Against, Answered, Call, Fact, Place, Question, Refused, Shaped
+from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.judging.wiring import WiringError
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rlhf_conformance.oracle.probes import Probe
 
 Place = Callable[[tuple[int, ...]], str]
+COMPARED = "the numbers that were compared, in the order of PLACES"
+"""What a candidate in a script returns where no formula says it."""
 
 
 class NotReturned(Exception):
@@ -158,6 +160,11 @@ class Reading:
     wanted: str = ""
     field: str = ""
 
+    @property
+    def is_gradient(self) -> bool:
+        """Whether it reads gradients with respect to the leaf of a call."""
+        return "LEAF" in self.source
+
 
 ANSWER = Reading(lambda subject, answers: main(answers[-1]))
 """The last answer itself."""
@@ -180,22 +187,14 @@ SUM = Reading(
 def part(name: str, select: Callable[[Any], Any] = lambda value: value) -> Reading:
     """A field of the last answer, or what `select` takes of it."""
 
-    def numbers(subject: Any, answers: Sequence[Answered]) -> Any:
-        value = getattr(answers[-1].value, name)
-        if value is None:
-            raise NotReturned(f"{answers[-1].method} returns no {name}")
-        return select(value)
-
-    return Reading(numbers, wanted="the numbers that were compared, in the order of PLACES", field=name)
+    return Reading(lambda subject, answers: select(_returned(answers[-1], name)), wanted=COMPARED, field=name)
 
 
 def metric(name: str) -> Reading:
     """A number that is returned beside the last answer."""
 
     def numbers(subject: Any, answers: Sequence[Answered]) -> float:
-        value = getattr(answers[-1].value, name)
-        if value is None:
-            raise NotReturned(f"{answers[-1].method} returns no {name}")
+        value = _returned(answers[-1], name)
         return float(value.detach() if hasattr(value, "detach") else value)
 
     return Reading(
@@ -203,17 +202,22 @@ def metric(name: str) -> Reading:
     )
 
 
+def _returned(answered: Answered, name: str) -> Any:
+    """A field of an answer. Raises NotReturned where it is None."""
+    value = getattr(answered.value, name)
+    if value is None:
+        raise NotReturned(f"{answered.method} returns no {name}")
+    return value
+
+
 def known(numbers: Any) -> Reading:
     """Numbers that the check has worked out itself from the answers."""
-    return Reading(lambda subject, answers: numbers, wanted="the numbers that were compared, in the order of PLACES")
+    return Reading(lambda subject, answers: numbers, wanted=COMPARED)
 
 
 def selected(select: Callable[[Any], Any]) -> Reading:
     """What `select` takes of the last answer."""
-    return Reading(
-        lambda subject, answers: select(answers[-1].value),
-        wanted="the numbers that were compared, in the order of PLACES",
-    )
+    return Reading(lambda subject, answers: select(answers[-1].value), wanted=COMPARED)
 
 
 GRADIENT = Reading(
@@ -272,17 +276,14 @@ class Against:
     reading: Reading = ANSWER
 
 
-def row_column(index: tuple[int, ...]) -> str:
-    return ", ".join(f"{name} {i}" for name, i in zip(("row", "column", "entry"), index, strict=False))
+def by_axis(*names: str) -> Place:
+    """Places by the names of the axes: ("sample", "action") makes "sample 1, action 2" of (1, 2)."""
+    return lambda index: ", ".join(f"{name} {i}" for name, i in zip(names, index, strict=False))
 
 
-def sample_action(index: tuple[int, ...]) -> str:
-    """(1, 2) -> "sample 1, action 2"."""
-    return ", ".join(f"{name} {i}" for name, i in zip(("sample", "action"), index, strict=False))
-
-
-def sample_position(index: tuple[int, ...]) -> str:
-    return ", ".join(f"{name} {i}" for name, i in zip(("sample", "position", "entry"), index, strict=False))
+row_column = by_axis("row", "column", "entry")
+sample_action = by_axis("sample", "action")
+sample_position = by_axis("sample", "position", "entry")
 
 
 def pack_position(index: tuple[int, ...]) -> str:

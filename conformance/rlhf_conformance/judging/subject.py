@@ -23,11 +23,8 @@ from rlhf_conformance.judging.isolation import (
     unset_memory_is_nan,
 )
 from rlhf_conformance.judging.questions import Answered, Call, CallRecord, Loaded
-from rlhf_conformance.judging.wiring import WiringError
 from rlhf_conformance.oracle.probes import Checkpoint, Probe, ProbeStore
 from rlhf_conformance.oracle.truth import Truth
-
-__all__ = ["AdapterError", "Answered", "CallRecord", "Subject", "WiringError"]
 
 
 @dataclass

@@ -47,11 +47,8 @@ class Tensor:
     wanted: str
     kind: str = "float"
 
-    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
-        return self.labelled(method, value, given, device, "")
-
-    def labelled(self, method: str, value: Any, given: Given, device: str, label: str) -> Any:
-        """The same, for a part of an answer that is called `label`."""
+    def checked(self, method: str, value: Any, given: Given, device: str, label: str = "") -> Any:
+        """See `Answer`; `label` is what a part of an answer is called, empty for an answer by itself."""
         shape = self.shape(given)
         wanted = f"a tensor of shape {_show(shape)}: {self.wanted}" if shape is not None else self.wanted
         prefix = f"{label} = " if label else ""
@@ -71,10 +68,7 @@ class Scalar:
 
     wanted: str
 
-    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
-        return self.labelled(method, value, given, device, "")
-
-    def labelled(self, method: str, value: Any, given: Given, device: str, label: str) -> Any:
+    def checked(self, method: str, value: Any, given: Given, device: str, label: str = "") -> Any:
         prefix = f"{label} = " if label else ""
         tensor = dense(method, value, f"{self.wanted}, a tensor with one number", device, prefix)
         if tensor.numel() != 1:
@@ -90,7 +84,7 @@ class Metric:
 
     wanted: str = "a number, or a tensor that holds one"
 
-    def labelled(self, method: str, value: Any, given: Given, device: str, label: str) -> Any:
+    def checked(self, method: str, value: Any, given: Given, device: str, label: str = "") -> Any:
         if isinstance(value, int | float):
             return value
         tensor = dense(method, value, self.wanted, device, f"{label} = ")
@@ -128,7 +122,7 @@ class Record:
             inner = getattr(value, name)
             if inner is not None or name in self.required:
                 label = "" if name == self.bare else name
-                found[name] = part.labelled(method, inner, {**given, "answer": {**vars(value), **found}}, device, label)
+                found[name] = part.checked(method, inner, {**given, "answer": {**vars(value), **found}}, device, label)
         return self.kind(**{**vars(value), **found})
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import rlhf_spec.clauses
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.results import LOST, Report, Result
-from rlhf_conformance.run.known import KnownFailure, rows_of, with_known_failures
+from rlhf_conformance.run.known import KnownFailure, with_known_failures
 from rlhf_conformance.run.loading import LoadError, UsageError, validate
-from rlhf_conformance.run.plan import Plan, selected, validate_plan
+from rlhf_conformance.run.plan import Plan, planned, selected
 from rlhf_conformance.run.plugin import (
     ENTRY,
     LOADING_LIMIT,
@@ -55,20 +55,17 @@ def check(
     a short name) in `workers` processes, in which the adapter may hang or die without taking the report along.
     Raises LoadError where the adapter cannot be had, UsageError where there is no such device or clause.
     """
-    known, known_file = rows_of(known_failures)
-    plan = Plan(
+    plan = planned(
+        known_failures,
+        only,
         adapter=adapter if isinstance(adapter, str) else None,
         options=dict(options or {}),
         device=device,
         dtype=dtype,
         profile=profile,
-        only=tuple(only),
         strict=strict,
         seed=seed,
-        known_failures=known,
-        known_file=known_file,
     )
-    validate_plan(plan)
     if isinstance(adapter, str):
         return run_plan(plan, workers)
     validate(adapter)

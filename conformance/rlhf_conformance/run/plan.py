@@ -6,13 +6,14 @@ import datetime
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import rlhf_spec.clauses
 from rlhf_conformance.plain import from_plain, to_plain
-from rlhf_conformance.run.known import DTYPES, KnownFailure
+from rlhf_conformance.run.known import DTYPES, KnownFailure, rows_of
 from rlhf_conformance.run.loading import UsageError
 
 PROFILES = ("smoke", "gate", "full")
@@ -71,6 +72,14 @@ class Plan:
     def where(self) -> str:
         """What stands behind a clause in ids and reports."""
         return f"{self.device}-{self.dtype}"
+
+
+def planned(known_failures: Path | str | Iterable[KnownFailure], only: Iterable[str], **asked: Any) -> Plan:
+    """The plan of whoever asks from Python, validated. Raises UsageError."""
+    known, known_file = rows_of(known_failures)
+    plan = Plan(only=tuple(only), known_failures=known, known_file=known_file, **asked)
+    validate_plan(plan)
+    return plan
 
 
 def validate_plan(plan: Plan) -> None:

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_conformance.adapter import Adapter, declarations, provided
+from rlhf_conformance.adapter import METHODS, Adapter, declarations, provided
 from rlhf_conformance.results import ERROR, FAIL, Result
 from rlhf_conformance.run.borrowed import borrowed, imported_files
-from rlhf_conformance.run.known import KnownFailure, row_for, rows_of, storable, with_known_failures
+from rlhf_conformance.run.known import KnownFailure, row_for, storable, with_known_failures
 from rlhf_conformance.run.loading import UsageError, load_adapter, validate
-from rlhf_conformance.run.plan import Plan, selected, validate_plan
+from rlhf_conformance.run.plan import Plan, planned, selected
 
 if TYPE_CHECKING:
     from rlhf_conformance.judging.trying import Tried
@@ -163,7 +163,7 @@ def _import_libraries(adapter: Adapter) -> None:
     from rlhf_conformance.judging.checks import checks
 
     checks()
-    if any(name.startswith("load_") for name in provided(adapter)):
+    if any(METHODS[name].loads for name in provided(adapter)):
         from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
         from transformers.utils import logging
 
@@ -233,16 +233,5 @@ def conformance_suite(
     UsageError for what cannot be run.
     """
     validate(adapter)
-    known, known_file = rows_of(known_failures)
-    plan = Plan(
-        device=device,
-        dtype=dtype,
-        profile=profile,
-        only=tuple(only),
-        strict=strict,
-        seed=seed,
-        known_failures=known,
-        known_file=known_file,
-    )
-    validate_plan(plan)
+    plan = planned(known_failures, only, device=device, dtype=dtype, profile=profile, strict=strict, seed=seed)
     return Suite(plan, adapter)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import rlhf_spec.aggregation
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import METHODS, Adapter
+from rlhf_conformance.chapters import _side_effects
 from rlhf_conformance.chapters._losses.cases import (
     Builder,
     DressedCase,
@@ -315,7 +316,7 @@ def mask(loss: Loss) -> Template:
         if subject.adapter.global_count:  # with another denominator, as trainers ask in micro-batches
             yield from _dressed(loss, subject, case.with_options(global_count=loss.count(case.case)))
 
-    return loss.template(check, lambda s: loss.dressed(s, dual=None))
+    return loss.template(check, _dressed_somehow(loss))
 
 
 def nan_under_mask(loss: Loss) -> Template:
@@ -430,3 +431,28 @@ def batch_order(loss: Loss) -> Template:
         yield loss.asks_gradient(subject, case, back, reading=BACKWARDS)
 
     return loss.template(check, loss.cases(dual=None, min_rows=2))
+
+
+# --- templates: side effects ----------------------------------------------------------------------------------------
+
+
+def inputs_unwritten(loss: Loss) -> Template:
+    return _side_effects.inputs_unwritten(_asked_once(loss), loss.needs, _dressed_somehow(loss))
+
+
+def side_effects(loss: Loss) -> Template:
+    return _side_effects.side_effects(_asked_once(loss), loss.needs, _dressed_somehow(loss))
+
+
+def _asked_once(loss: Loss) -> _side_effects.Calls:
+    """The loss and its gradient, of one call."""
+
+    def calls(subject: Subject, case: DressedCase) -> list[tuple[Call, Reading]]:
+        call = loss.call(subject, case.dressed, about=case.case)
+        return [(call, NUMBER), (call, GRADIENT)]
+
+    return calls
+
+
+def _dressed_somehow(loss: Loss) -> Cases:
+    return lambda s: loss.dressed(s, dual=None)

@@ -18,8 +18,7 @@ from rlhf_conformance.diagnosis.evidence import Evidence
 from rlhf_conformance.diagnosis.lines import Block, Line, arranged, cells, number
 from rlhf_conformance.judging.isolation import AdapterError
 from rlhf_conformance.judging.judge import Comparison
-from rlhf_conformance.judging.questions import GRADIENT, NUMBER, Call, Formula, NotReturned, Reading
-from rlhf_conformance.judging.subject import Answered
+from rlhf_conformance.judging.questions import GRADIENT, NUMBER, Answered, Call, Formula, NotReturned, Reading
 from rlhf_conformance.judging.wiring import WiringError
 from rlhf_conformance.oracle import budgets
 from rlhf_conformance.results import Step
@@ -39,7 +38,7 @@ def loss_steps(loss: Loss, evidence: Evidence, comparison: Comparison | None) ->
     assert comparison.question is not None
     formula, row = comparison.question.formula, METHODS[loss.method]
     is_metric = formula is not None and formula.function not in (row.formula, f"{row.formula}_gradient")
-    is_gradient = "LEAF" in comparison.question.reading.source
+    is_gradient = comparison.question.reading.is_gradient
     reading = comparison.question.reading if is_metric else NUMBER
     blocks: list[Block] = []
     end: list[Line] = []
@@ -54,11 +53,7 @@ def loss_steps(loss: Loss, evidence: Evidence, comparison: Comparison | None) ->
         numbers = comparison.expected[0], comparison.actual[0], comparison.allowed[0]
         end.append(Line("sum of the micro-batches", *numbers))
     for other in evidence.smallest.broken:
-        if (
-            other.question is not None
-            and "LEAF" in other.question.reading.source
-            and other.answers == comparison.answers
-        ):
+        if other.question is not None and other.question.reading.is_gradient and other.answers == comparison.answers:
             end += _gradients(loss, other, _counted(formula))
     return arranged(blocks, end)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf_conformance.chapters._models.interface import Models
-from rlhf_conformance.judging.wiring import Actions, Cells, Model
+from rlhf_conformance.judging.wiring import Actions, Cells, Model, WiringError, describe
 from rlhf_conformance.judging.wiring import Tensor as Kind
 from rlhf_conformance.methods import Readout, every_position, method, states
 from rlhf_conformance.oracle.probes import VOCAB_SIZE
@@ -30,12 +30,10 @@ def _entropies(logits: Any, temperature: float) -> Any:
 class GeneratedRows(Kind):
     """Token rows, each longer than its prompt."""
 
-    def checked(self, method: str, value: Any, given: Any, device: str) -> Any:
+    def checked(self, method: str, value: Any, given: Any, device: str, label: str = "") -> Any:
         rows, width = given["prompts"].input_ids.shape
-        answer = super().checked(method, value, given, device)
+        answer = super().checked(method, value, given, device, label)
         if answer.shape[1] <= width:
-            from rlhf_conformance.judging.wiring import WiringError, describe
-
             raise WiringError(method, describe(value), f"token rows ({rows}, more than {width})")
         return answer
 

@@ -10,8 +10,8 @@ from rlhf_conformance.chapters._models import regression, templates
 from rlhf_conformance.chapters._models.cases import ModelCase, model_cases
 from rlhf_conformance.chapters._models.roles import CRITIC, asks_model
 from rlhf_conformance.judging.checks import Questions, check, offers_layout, use
-from rlhf_conformance.judging.questions import NotReturned, Question, Reading, Shaped, sample_position
-from rlhf_conformance.judging.subject import Answered, Subject
+from rlhf_conformance.judging.questions import Answered, NotReturned, Question, Reading, Shaped, sample_position
+from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
 
 use("critic.state-before", templates.truth(CRITIC))

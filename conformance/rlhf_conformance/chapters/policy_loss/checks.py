@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import rlhf_spec.policy_loss as spec
-from rlhf_conformance.chapters import _side_effects
 from rlhf_conformance.chapters._losses import loss as losses
 from rlhf_conformance.chapters._losses.cases import DressedCase
 from rlhf_conformance.chapters._losses.loss import Loss
 from rlhf_conformance.judging.checks import Questions, check, declares, use
-from rlhf_conformance.judging.questions import GRADIENT, NUMBER, Formula, Question, metric
+from rlhf_conformance.judging.questions import Formula, Question, metric
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
 
@@ -94,18 +93,8 @@ use(
 use("policy-loss.scalar", losses.scalar(POLICY))
 use("policy-loss.padding-invariance", losses.padding_invariance(POLICY))
 use("policy-loss.batch-order", losses.batch_order(POLICY))
-
-
-def asked_once(subject: Subject, case: DressedCase) -> Any:
-    call = POLICY.call(subject, case.dressed, about=case.case)
-    return [(call, NUMBER), (call, GRADIENT)]
-
-
-for _slug, _template in (
-    ("policy-loss.inputs-unwritten", _side_effects.inputs_unwritten),
-    ("policy-loss.side-effects", _side_effects.side_effects),
-):
-    use(_slug, _template(asked_once, POLICY.needs, lambda s: POLICY.dressed(s, dual=None)))
+use("policy-loss.inputs-unwritten", losses.inputs_unwritten(POLICY))
+use("policy-loss.side-effects", losses.side_effects(POLICY))
 
 # --- what is logged -------------------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ import rlhf_spec.sequences as spec
 from rlhf_conformance.chapters import _side_effects
 from rlhf_conformance.chapters.sequences.cases import GeneratedCase, GeneratedShape, generated
 from rlhf_conformance.judging.checks import Questions, check, declares, use
-from rlhf_conformance.judging.questions import Against, Call, Question, Reading, part, row_column
-from rlhf_conformance.judging.subject import Answered, Subject
+from rlhf_conformance.judging.questions import Against, Answered, Call, Question, Reading, part, row_column
+from rlhf_conformance.judging.subject import Subject
 
 PROCESS = ("process_sequences",)
 ATTENTION, ACTIONS, TOKENS = "attention_mask", "action_mask", "sequences"

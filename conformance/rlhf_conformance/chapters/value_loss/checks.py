@@ -5,13 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import rlhf_spec.value_loss as spec
-from rlhf_conformance.chapters import _side_effects
 from rlhf_conformance.chapters._losses import loss as losses
-from rlhf_conformance.chapters._losses.cases import DressedCase
 from rlhf_conformance.chapters._losses.loss import Loss
 from rlhf_conformance.judging.checks import declares, use
-from rlhf_conformance.judging.questions import GRADIENT, NUMBER
-from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
 
 
@@ -51,15 +47,5 @@ use(
 use("value-loss.scalar", losses.scalar(VALUE))
 use("value-loss.padding-invariance", losses.padding_invariance(VALUE))
 use("value-loss.batch-order", losses.batch_order(VALUE))
-
-
-def asked_once(subject: Subject, case: DressedCase) -> Any:
-    call = VALUE.call(subject, case.dressed, about=case.case)
-    return [(call, NUMBER), (call, GRADIENT)]
-
-
-for _slug, _template in (
-    ("value-loss.inputs-unwritten", _side_effects.inputs_unwritten),
-    ("value-loss.side-effects", _side_effects.side_effects),
-):
-    use(_slug, _template(asked_once, VALUE.needs, lambda s: VALUE.dressed(s, dual=None)))
+use("value-loss.inputs-unwritten", losses.inputs_unwritten(VALUE))
+use("value-loss.side-effects", losses.side_effects(VALUE))
