@@ -14,12 +14,12 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from rlhf_conformance.chapters._losses.cases import LossCase
 from rlhf_conformance.chapters._models.cases import ModelCase
 from rlhf_conformance.chapters._models.interface import LAYOUTS
 from rlhf_conformance.chapters.sequences.cases import GeneratedCase
+from rlhf_conformance.diagnosis import evidence
 from rlhf_conformance.judging.checks import checks
 
 from .test_clauses_and_checks import cases_of
@@ -36,23 +36,8 @@ def drawn(slug: str, count: int = SAMPLES) -> Sequence[Any]:
 
     from rlhf_conformance.adapters.reference import Reference
 
-    found: list[Any] = []
-
-    @seed(20240607)
-    @settings(
-        max_examples=count,
-        phases=[Phase.generate],
-        database=None,
-        deadline=None,
-        derandomize=False,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(checks()[slug].cases(SimpleNamespace(adapter=Reference(), dtype=torch.float32, device="cpu")))
-    def collect(case: Any) -> None:
-        found.append(case)
-
-    collect()
-    return found
+    subject: Any = SimpleNamespace(adapter=Reference(), dtype=torch.float32, device="cpu")
+    return evidence.drawn(checks()[slug], subject, count, seed=20240607)
 
 
 Event = Callable[[Any], bool]

@@ -345,14 +345,19 @@ def test_an_expired_row_is_kept_and_named(row):
 class Flips(Right):
     """Forgets the half only in its first few calls."""
 
+    wrong: int
+
     def value_loss(self, *arguments):
         loss = super().value_loss(*arguments)
-        return 2 * loss if self.calls < 4 else loss
+        return 2 * loss if self.calls <= self.wrong else loss
 
 
-def test_a_failure_that_does_not_come_back_gets_no_case():
+@pytest.mark.parametrize("wrong", [1, 2, 3, 4])
+def test_a_failure_that_does_not_come_back_gets_no_case(wrong):
     """A row with a case that fails at random would be red at random."""
-    (new,) = accepted(Flips()).rows
+    adapter = Flips()
+    adapter.wrong = wrong
+    (new,) = accepted(adapter).rows
     assert (new.counterexample, new.fails) == (None, "")
 
 

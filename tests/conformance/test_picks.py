@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import find, given
 from hypothesis import strategies as st
 
-from rlhf_conformance.judging.picks import Picks, outward, picked
+from rlhf_conformance.judging.picks import Picked, Picks, outward
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 6, 10, 46, 255, 256])
@@ -64,7 +66,30 @@ def test_who_reads_less_of_a_part_leaves_the_next_alone(data, read):
 
 @given(st.data())
 def test_a_case_has_just_as_many_choices_as_it_asked_for(data):
-    assert len(data.draw(picked(3, lambda picks: picks._data))) == 3
+    assert len(data.draw(Picked(3, lambda picks: picks._data).strategy)) == 3
+
+
+def test_the_first_case_is_the_simplest_and_the_others_are_known_by_their_seed():
+    cases = Picked(40, lambda picks: picks)
+    first, second = (list(itertools.islice(cases.drawn(seed), 100)) for seed in (0, 1))
+    assert first[0] == second[0] == bytes(40)
+    assert len({*first, *second}) == 199
+    assert first == list(itertools.islice(cases.drawn(0), 100))
+    assert first[1][:4].hex() == "2e044a86", "the same in every version of Python and of every library"
+
+
+def test_more_choices_leave_those_of_the_case_alone():
+    cases = Picked(2, lambda picks: picks.below(256)).map(lambda x: -x).with_more(1, lambda x, p: (x, p.below(256)))
+    assert cases.count == 3
+    assert cases.case(bytes([5, 6, 7])) == (-5, 7)
+
+
+def test_either_kind_of_case_has_half():
+    either = Picked(1, lambda picks: ("a", picks.below(256))) | Picked(3, lambda picks: ("b", picks.below(256)))
+    assert either.count == 4
+    assert either.case(bytes(4)) == ("a", 0)
+    kinds = [either.case(bytes([byte, 9, 0, 0])) for byte in range(256)]
+    assert kinds == [("a", 9)] * 128 + [("b", 9)] * 128
 
 
 def test_outward():
@@ -72,5 +97,5 @@ def test_outward():
 
 
 def test_a_case_shrinks_to_what_matters():
-    rows = picked(12, lambda picks: tuple(picks.below(10) for _ in range(12)))
+    rows = Picked(12, lambda picks: tuple(picks.below(10) for _ in range(12))).strategy
     assert find(rows, lambda row: row[7] >= 4) == (0,) * 7 + (4,) + (0,) * 4

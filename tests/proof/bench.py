@@ -30,7 +30,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: collections.Counter[str] = collections.Counter()
-        self._inside = ["Hypothesis"]
+        self._inside = ["the rest"]
         self._since = time.perf_counter()
 
     def _turn(self) -> None:
@@ -61,12 +61,11 @@ class Clock:
 
 def watched(suite: Suite) -> Clock:
     """A clock at everything that has a part of its own."""
-    from hypothesis.control import BuildContext
-
     import rlhf_spec
     from rlhf_conformance.chapters._losses.loss import Loss
     from rlhf_conformance.chapters._models.roles import Role
     from rlhf_conformance.judging.judge import Judge
+    from rlhf_conformance.judging.picks import Picked
     from rlhf_conformance.judging.subject import Subject
     from rlhf_conformance.judging.trying import _Trial
     from rlhf_conformance.oracle import budgets
@@ -84,7 +83,7 @@ def watched(suite: Suite) -> Clock:
         clock.watch(module, "oracle", *functions(module))
     clock.watch(Loss, "oracle", "value", "gradient", "value_budget", "gradient_budgets")
     clock.watch(Role, "oracle", "expected", "budget")
-    clock.watch(BuildContext, "drawing cases", "prep_args_kwargs_from_strategies")
+    clock.watch(Picked, "drawing cases", "case")
     clock.watch(_Trial, "checks", "attempt")
     clock.watch(ProbeStore, "making probes", "path")
     clock.watch(Judge, "judging", "compare", "state")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from rlhf_conformance._lazy import torch
 from rlhf_conformance.judging.checks import Check
 from rlhf_conformance.judging.isolation import AdapterError
 from rlhf_conformance.judging.judge import ClauseFailure, Comparison, Judge
+from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import Answered, Call, NotReturned
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.judging.wiring import WiringError
@@ -108,6 +110,9 @@ class Evidence:
 
 def drawn(check: Check, subject: Subject, count: int, seed: int) -> list[Any]:
     """Cases of a check, none of which is tried."""
+    drawing = check.cases(subject)
+    if isinstance(drawing, Picked):
+        return [drawing.case(data) for data in itertools.islice(drawing.drawn(seed), count)]
     cases: list[Any] = []
 
     @hypothesis.seed(seed)
@@ -119,7 +124,7 @@ def drawn(check: Check, subject: Subject, count: int, seed: int) -> list[Any]:
         verbosity=Verbosity.quiet,
         suppress_health_check=list(HealthCheck),
     )
-    @hypothesis.given(check.cases(subject))
+    @hypothesis.given(drawing)
     def draw(case: Any) -> None:
         cases.append(case)
 

@@ -14,9 +14,10 @@ from rlhf_conformance.results import ERROR, FAIL, Result
 
 
 def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
-    """The result of a failure with what can be said about it. Whatever goes wrong here, the failure itself stays."""
+    """The result of a failure with what can be said about it: nothing where no case shows it each time. Whatever goes
+    wrong here, the failure itself stays."""
     failure = result.failure
-    if result.verdict not in (FAIL, ERROR) or failure is None:
+    if result.verdict not in (FAIL, ERROR) or failure is None or case is None:
         return result
     check, shown = checks()[result.clause], failure
 

@@ -17,20 +17,21 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import strategies as st
-
 from rlhf_conformance import chapters
 from rlhf_conformance.adapter import Adapter, provided
+from rlhf_conformance.judging.picks import Picked
 
 if TYPE_CHECKING:
+    from hypothesis import strategies as st
+
     from rlhf_conformance.judging.subject import Subject
 
 Questions = Generator[Any, Any, None]
 """What a check yields: questions, calls and facts. It is sent what came of each."""
 Function = Callable[..., Questions]
 """(subject, case) -> questions."""
-Cases = Callable[["Subject"], st.SearchStrategy[Any]]
-"""The strategy of a check's cases, for a subject."""
+Cases = Callable[["Subject"], "Picked[Any] | st.SearchStrategy[Any]"]
+"""The cases of a check, for a subject: read off bytes, or of any strategy of Hypothesis."""
 Requirement = Callable[[Adapter], "str | None"]
 """A reason why an adapter's declarations rule the check out, or None."""
 
@@ -41,7 +42,7 @@ class Check:
 
     needs       methods that the adapter has to provide
     requires    what it has to declare
-    cases       the strategy of its cases, for a subject
+    cases       its cases, for a subject
     effort      cost of an example, in units of a cheap one: profiles divide their number of examples by it
     single      there is only one case: a single example is enough
     """

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import signal
+import sys
 import threading
 import traceback
 import warnings
@@ -115,11 +117,14 @@ def unset_memory_is_nan() -> Iterator[None]:
 
 @contextlib.contextmanager
 def surroundings_kept() -> Iterator[None]:
-    """Put back what else of the process a clause must not leave to the next: the folder, variables, signal handlers and
-    warning filters. That is no failure, since nothing that the clauses speak of depends on it; and variables that
-    were added stay, since they belong to what an adapter sets up once in a process.
+    """Put back what else of the process a clause must not leave to the next: the folder, variables, signal handlers,
+    warning filters, and the random number generators of Python and numpy. That is no failure, since nothing that the
+    clauses speak of depends on it; and variables that were added stay, since they belong to what an adapter sets up
+    once in a process.
     """
     folder, variables = os.getcwd(), dict(os.environ)
+    numpy = sys.modules.get("numpy")
+    chance, numpy_chance = random.getstate(), numpy.random.get_state() if numpy is not None else None
     handlers, alarm = {number: signal.getsignal(number) for number in _SIGNALS}, _alarm()
     with warnings.catch_warnings():
         try:
@@ -127,6 +132,9 @@ def surroundings_kept() -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 os.chdir(folder)
+            random.setstate(chance)
+            if numpy is not None:
+                numpy.random.set_state(numpy_chance)
             os.environ.update({key: value for key, value in variables.items() if os.environ.get(key) != value})
             if threading.current_thread() is threading.main_thread():
                 if _alarm() and not alarm:

@@ -1,23 +1,31 @@
-"""Running one check: Hypothesis draws and shrinks, this decides what the outcome means."""
+"""Running one check: cases are drawn, a failing one is made smaller, and this decides what the outcome means."""
 
 from __future__ import annotations
 
+import functools
+import itertools
+import random
+import sys
 import time
 import traceback
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+from unittest import SkipTest
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity, settings
-from hypothesis.errors import Flaky, Unsatisfiable
+from hypothesis import strategies as st
+from hypothesis.database import ExampleDatabase, InMemoryExampleDatabase
+from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
 
 import rlhf_spec.clauses
 from rlhf_conformance.judging import storing
 from rlhf_conformance.judging.checks import Check, checks
 from rlhf_conformance.judging.isolation import AdapterError, surroundings_kept
 from rlhf_conformance.judging.judge import ClauseFailure, Judge
+from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import NotReturned
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.judging.wiring import WiringError
@@ -58,16 +66,12 @@ PROFILES = {
 
 @dataclass
 class _Trial:
-    """The running of one check, as far as it has come.
-
-    skipping    so many cases are let go first
-    """
+    """The running of one check, as far as it has come."""
 
     check: Check
     subject: Subject
     shrinking: float
     judge: Judge = field(default_factory=Judge)
-    skipping: int = 0
     examples: int = 0
     failures: dict[Any, BaseException] = field(default_factory=dict)
     gave_up: float | None = None
@@ -76,13 +80,11 @@ class _Trial:
 
     def attempt(self, case: Any) -> None:
         """One case. After some seconds of shrinking, only cases already known to fail fail again, so that it ends."""
-        if self.skipping:
-            self.skipping -= 1
-            return
         if self.gave_up is not None and time.monotonic() > self.gave_up:
             if repr(case) in self.failures:
                 raise self.failures[repr(case)]
             return
+        _seed_other_generators()
         try:
             self.judge.try_case(self.check, self.subject, case)
         except (ClauseFailure, AdapterError, WiringError) as error:
@@ -171,15 +173,47 @@ def try_clause(
 
 
 def _explore(trial: _Trial, profile: Profile, seed: int, database: Any) -> BaseException | None:
-    """Let Hypothesis look for a failing case; the exception of the smallest one, or None."""
-    phases = [Phase.generate] + [Phase.reuse] * (database is not None) + [Phase.shrink] * (trial.shrinking > 0)
-    wanted = profile.examples_of(trial.check)
-    # Hypothesis begins with the simplest case there is: one token of one sample. Where one case is all, it is another.
-    trial.skipping = 1 if wanted == 1 and not trial.check.single else 0
+    """Look for a failing case; the exception of the smallest one, or None."""
+    cases, wanted = trial.check.cases(trial.subject), profile.examples_of(trial.check)
+    skipped = int(wanted == 1 and not trial.check.single)
+    shrinking = [Phase.shrink] * (trial.shrinking > 0)
+    if not isinstance(cases, Picked):
+        phases = [Phase.generate, *[Phase.reuse] * (database is not None), *shrinking]
+        return _outcome(_searching(trial, cases, phases, database, seed, wanted + skipped, skipped))
+    kept = InMemoryExampleDatabase() if database is None else database
+    search = _searching(trial, cases.strategy, [Phase.reuse, *shrinking], kept, seed, wanted)
+    known = None if database is None else _outcome(search, nothing=SkipTest)
+    if known is not None:
+        return known
+    for data in itertools.islice(cases.drawn(seed), skipped, skipped + wanted):
+        try:
+            trial.attempt(cases.case(data))
+        except UnsatisfiedAssumption:
+            continue
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            # Which puts it where the search begins.
+            _outcome(functools.partial(search.hypothesis.fuzz_one_input, data))
+            return _outcome(search, nothing=SkipTest) or Flaky("the case that failed passed when it was tried again")
+    return None
 
-    @hypothesis.seed(seed)
+
+def _searching(
+    trial: _Trial,
+    strategy: st.SearchStrategy[Any],
+    phases: list[Phase],
+    database: ExampleDatabase | None,
+    seed: int,
+    examples: int,
+    skipped: int = 0,
+) -> Any:
+    """What lets Hypothesis look for the smallest failing case, except among the first that it draws, and raises its
+    exception."""
+    drawn = itertools.count()
+
     @settings(
-        max_examples=wanted + trial.skipping,
+        max_examples=examples,
         deadline=None,
         database=database,
         phases=phases,
@@ -189,16 +223,30 @@ def _explore(trial: _Trial, profile: Profile, seed: int, database: Any) -> BaseE
         verbosity=Verbosity.quiet,
         suppress_health_check=list(HealthCheck),
     )
-    @hypothesis.given(trial.check.cases(trial.subject))
-    def explore(case: Any) -> None:
-        trial.attempt(case)
+    @hypothesis.seed(seed)  # below the settings, since it takes the database away
+    @hypothesis.given(strategy)
+    def search(case: Any) -> None:
+        if next(drawn) >= skipped:
+            trial.attempt(case)
 
-    return _outcome(explore)
+    return search
 
 
-def _outcome(attempt: Callable[[], None]) -> BaseException | None:
+def _seed_other_generators() -> None:
+    """Those of Python and numpy, as Hypothesis does it: whoever draws from them draws the same in every run. That of
+    torch is what a clause is about."""
+    random.seed(0)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(0)
+
+
+def _outcome(attempt: Callable[[], Any], nothing: type[BaseException] | tuple[()] = ()) -> BaseException | None:
+    """What an attempt raises, or None; `nothing` is how Hypothesis says that it has no case to begin with."""
     try:
         attempt()
+    except nothing:
+        return None
     except KeyboardInterrupt:
         raise
     except BaseException as error:

@@ -113,9 +113,10 @@ def signature(result: Result) -> str:
     return f"{result.verdict}: {NUMBER.sub('#', what)}"
 
 
-def storable(result: Result, again: Result) -> Result:
-    """The result; without its case where that, tried again, did not fail in the same way: a row with it would flip."""
-    if result.failure is None or signature(result) == signature(again):
+def storable(result: Result, again: Result | None) -> Result:
+    """The result; without its case where that, tried again, did not fail in the same way, or where no case fails each
+    time: a row with it would flip."""
+    if result.failure is None or (again is not None and signature(result) == signature(again)):
         return result
     return replace(result, failure=replace(result.failure, stored=None))
 

@@ -104,7 +104,7 @@ class Suite:
         from rlhf_conformance.judging.trying import PROFILES, try_clause
 
         profile = PROFILES[self.plan.profile]
-        folder = self.plan.database or ".rlhf-conformance"
+        folder = Path(self.plan.database or ".rlhf-conformance") / slug  # Hypothesis takes all clauses for one test
         database = None if profile.deterministic else DirectoryBasedExampleDatabase(folder)
         return try_clause(slug, self.subject, profile, self.plan.seed, database, found=found, replayed=case)
 
@@ -114,10 +114,8 @@ class Suite:
         tried = self._try(slug, case, found)
         if case is not None and not _still_fails(tried.result, row_for(slug, self.plan)):
             tried = self._try(slug, None, found)
-        if tried.case is None:
-            return tried
-        again = self._try(slug, tried.case, None)
-        return replace(tried, result=storable(tried.result, again.result))
+        again = self._try(slug, tried.case, None).result if tried.case is not None else None
+        return replace(tried, result=storable(tried.result, again))
 
     def describe(self) -> dict[str, Any]:
         """The adapter, for a report."""

@@ -14,13 +14,11 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hypothesis import strategies as st
-
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions
 from rlhf_conformance.chapters.value_loss.interface import ValueLossOptions
-from rlhf_conformance.judging.picks import Picks, outward, picked
+from rlhf_conformance.judging.picks import Picked, Picks, outward
 from rlhf_conformance.judging.storing import formerly, stored
 from rlhf_conformance.oracle import budgets
 
@@ -203,8 +201,8 @@ def loss_builder(adapter: Adapter, dtype: torch.dtype, loss: str, shape: LossSha
     return build
 
 
-def loss_cases(build: Builder) -> st.SearchStrategy[LossCase]:
-    return picked(CASE_PICKS, build)
+def loss_cases(build: Builder) -> Picked[LossCase]:
+    return Picked(CASE_PICKS, build)
 
 
 def _mask(picks: Picks, width: int) -> list[int]:
@@ -357,7 +355,7 @@ class DressedCase:
         return DressedCase(self.case.with_options(**changes), self.dressed.with_options(**changes))
 
 
-def under_mask(build: Builder, filler: Sequence[float], dtype: Any) -> st.SearchStrategy[DressedCase]:
+def under_mask(build: Builder, filler: Sequence[float], dtype: Any) -> Picked[DressedCase]:
     """Masked cells filled from `filler`, in each of the three inputs."""
     values = [exactly(x, dtype) for x in filler]
 
@@ -371,7 +369,7 @@ def under_mask(build: Builder, filler: Sequence[float], dtype: Any) -> st.Search
             fields[name] = tuple(tuple(x if m else picks.of(values) for x, m in zip(*row, strict=True)) for row in rows)
         return DressedCase(case, case.changed(**fields))
 
-    return picked(CASE_PICKS + 3 * ROWS * (WIDTH + 1), dress)
+    return Picked(CASE_PICKS + 3 * ROWS * (WIDTH + 1), dress)
 
 
 def widened(case: LossCase, columns: int, *, left: bool = False) -> LossCase:
@@ -409,7 +407,7 @@ class SplitCase:
         return [self.case.rows(range(a, b)) for a, b in itertools.pairwise(edges)]
 
 
-def split(build: Builder) -> st.SearchStrategy[SplitCase]:
+def split(build: Builder) -> Picked[SplitCase]:
     """At least two micro-batches; the case has at least two rows."""
 
     def cut(picks: Picks) -> SplitCase:
@@ -417,4 +415,4 @@ def split(build: Builder) -> st.SearchStrategy[SplitCase]:
         cuts = [i for i in range(1, len(case.action_mask)) if picks.chance(1, 2)]
         return SplitCase(case, tuple(cuts) or (1 + picks.below(len(case.action_mask) - 1),))
 
-    return picked(CASE_PICKS + ROWS, cut)
+    return Picked(CASE_PICKS + ROWS, cut)

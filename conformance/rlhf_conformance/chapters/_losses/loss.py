@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hypothesis import strategies as st
-
 import rlhf_spec.aggregation
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import METHODS, Adapter
@@ -28,6 +26,7 @@ from rlhf_conformance.chapters._losses.cases import (
 )
 from rlhf_conformance.chapters._losses.interface import AGGREGATIONS
 from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template, declares
+from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import (
     BACKWARDS,
     GRADIENT,
@@ -89,7 +88,7 @@ class Loss:
     def builder(self, subject: Subject, **shape: Any) -> Builder:
         return loss_builder(subject.adapter, subject.dtype, self.kind, LossShape(**shape))
 
-    def dressed(self, subject: Subject, filler: Sequence[float] = (), **shape: Any) -> st.SearchStrategy[DressedCase]:
+    def dressed(self, subject: Subject, filler: Sequence[float] = (), **shape: Any) -> Picked[DressedCase]:
         """Cases with numbers under the mask: `filler`, or finite ones of any size that the dtype can take."""
         garbage = SMALL_GARBAGE if subject.dtype == torch.float16 else GARBAGE
         return under_mask(self.builder(subject, **shape), filler or garbage, subject.dtype)
@@ -409,8 +408,9 @@ def padding_invariance(loss: Loss) -> Template:
         )
         yield loss.asks_gradient(subject, wide, call)
 
-    def cases(subject: Subject) -> st.SearchStrategy[WidenedCase]:
-        return st.builds(WidenedCase, loss.cases(dual=None)(subject), st.integers(1, 3), st.booleans())
+    def cases(subject: Subject) -> Picked[WidenedCase]:
+        narrow = loss_cases(loss.builder(subject, dual=None))
+        return narrow.with_more(2, lambda case, picks: WidenedCase(case, 1 + picks.below(3), picks.chance(1, 2)))
 
     return loss.template(check, cases)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hypothesis import strategies as st
-
 from rlhf_conformance.adapter import Adapter
-from rlhf_conformance.judging.picks import Picks, picked
+from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
 from rlhf_conformance.oracle.layouts import Presentation, Sample
 from rlhf_conformance.oracle.probes import VOCAB_SIZE, Probe
@@ -69,9 +66,9 @@ CASE_PICKS = HEAD_PICKS + SAMPLES * SAMPLE_PICKS
 """How many choices are read, at most: for a sample, for what samples share, for a case."""
 
 
-def model_cases(adapter: Adapter, asked: Asked = Asked()) -> st.SearchStrategy[ModelCase]:
+def model_cases(adapter: Adapter, asked: Asked = Asked()) -> Picked[ModelCase]:
     """Up to 4 samples, prompts and responses of up to 6 tokens; lengths differ more often than not."""
-    return picked(CASE_PICKS, lambda picks: _model_case(picks, adapter, asked))
+    return Picked(CASE_PICKS, lambda picks: _model_case(picks, adapter, asked))
 
 
 def _model_case(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
@@ -122,9 +119,9 @@ def _tokens(picks: Picks, k: int, n: int, specials: Sequence[int] = ()) -> list[
     return [token.of(specials) if special and specials else _plain(token) for special, token in drawn]
 
 
-def padded_more(adapter: Adapter, asked: Asked) -> st.SearchStrategy[ModelCase]:
+def padded_more(adapter: Adapter, asked: Asked) -> Picked[ModelCase]:
     """A case in a padded layout with one to four pad columns too many."""
-    return picked(CASE_PICKS + 2, lambda picks: _padded_more(picks, adapter, asked))
+    return Picked(CASE_PICKS + 2, lambda picks: _padded_more(picks, adapter, asked))
 
 
 def _padded_more(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
@@ -137,9 +134,9 @@ def _padded_more(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
     return case.shown(replace(case.how, extra_left=left, extra_right=right))
 
 
-def garbage_under_mask(adapter: Adapter, asked: Asked) -> st.SearchStrategy[ModelCase]:
+def garbage_under_mask(adapter: Adapter, asked: Asked) -> Picked[ModelCase]:
     """A padded case with at least one masked cell, and ordinary ids in all of them."""
-    return picked(CASE_PICKS + 8, lambda picks: _garbage_under_mask(picks, adapter, asked))
+    return Picked(CASE_PICKS + 8, lambda picks: _garbage_under_mask(picks, adapter, asked))
 
 
 def _garbage_under_mask(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
@@ -148,15 +145,17 @@ def _garbage_under_mask(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCa
     return case.shown(replace(case.how, garbage=garbage))
 
 
-def with_statistics(cases: st.SearchStrategy[ModelCase]) -> st.SearchStrategy[ModelCase]:
+def with_statistics(cases: Picked[ModelCase]) -> Picked[ModelCase]:
     """With a mean that is not 0 and a standard deviation that is not 1, exact in bfloat16."""
-    pairs = st.sampled_from(tuple(itertools.product((-1.5, 0.5, 2.0), (0.5, 2.0, 4.0))))
-    return st.builds(
-        lambda case, pair: replace(case, probe=replace(case.probe, mean=pair[0], std=pair[1])), cases, pairs
-    )
+
+    def change(case: ModelCase, picks: Picks) -> ModelCase:
+        mean, std = picks.of((-1.5, 0.5, 2.0)), picks.of((0.5, 2.0, 4.0))
+        return replace(case, probe=replace(case.probe, mean=mean, std=std))
+
+    return cases.with_more(2, change)
 
 
-def with_masked_cells(adapter: Adapter, asked: Asked) -> st.SearchStrategy[ModelCase]:
+def with_masked_cells(adapter: Adapter, asked: Asked) -> Picked[ModelCase]:
     """Any case, or where the adapter takes a mask a padded one whose masked cells hold ordinary ids."""
     anything = model_cases(adapter, asked)
     if not adapter.takes_attention_mask or not offered(adapter, RECTANGLES):
@@ -180,7 +179,7 @@ class EditedCase:
         return replace(self.case, samples=tuple(samples))
 
 
-def edited(adapter: Adapter, asked: Asked) -> st.SearchStrategy[EditedCase]:
+def edited(adapter: Adapter, asked: Asked) -> Picked[EditedCase]:
     """Mostly with a sample behind the one that is exchanged, in a third of the cases with prompts of one token: what
     leaks into the first token of a sequence shows in the action that it predicts."""
     asked = replace(asked, min_samples=2)
@@ -194,7 +193,7 @@ def edited(adapter: Adapter, asked: Asked) -> st.SearchStrategy[EditedCase]:
         prompt, response = (tuple(_tokens(picks.part(1 + 2 * LENGTH), 0, 1)) for _ in range(2))
         return EditedCase(case, index, Sample(prompt, response))
 
-    return picked(CASE_PICKS + 5 + 4 * LENGTH, build)
+    return Picked(CASE_PICKS + 5 + 4 * LENGTH, build)
 
 
 @stored
@@ -210,7 +209,7 @@ class PermutedCase:
         return replace(self.case, samples=tuple(self.case.samples[i] for i in self.order))
 
 
-def permuted(adapter: Adapter, asked: Asked) -> st.SearchStrategy[PermutedCase]:
+def permuted(adapter: Adapter, asked: Asked) -> Picked[PermutedCase]:
     asked = replace(asked, min_samples=2)
 
     def build(picks: Picks) -> PermutedCase:
@@ -219,7 +218,7 @@ def permuted(adapter: Adapter, asked: Asked) -> st.SearchStrategy[PermutedCase]:
         order = tuple(rest.pop(picks.below(len(rest))) for _ in case.samples)
         return PermutedCase(case, order if list(order) != sorted(order) else (*order[1:], order[0]))
 
-    return picked(CASE_PICKS + SAMPLES, build)
+    return Picked(CASE_PICKS + SAMPLES, build)
 
 
 @stored
@@ -231,7 +230,7 @@ class WeightedCase:
     weights: tuple[tuple[float, ...], ...]
 
 
-def weighted(adapter: Adapter, asked: Asked, per_sample: bool) -> st.SearchStrategy[WeightedCase]:
+def weighted(adapter: Adapter, asked: Asked, per_sample: bool) -> Picked[WeightedCase]:
     """Weights of both signs, never zero: one for each action, or one for each sample."""
     asked = replace(asked, specials=False, prompt_eos=False, ends="cut")
 
@@ -240,7 +239,7 @@ def weighted(adapter: Adapter, asked: Asked, per_sample: bool) -> st.SearchStrat
         counts = [1 if per_sample else len(s.response) for s in case.samples]
         return WeightedCase(case, tuple(tuple(picks.of(WEIGHTS) for _ in range(count)) for count in counts))
 
-    return picked(CASE_PICKS + SAMPLES * LENGTH, build)
+    return Picked(CASE_PICKS + SAMPLES * LENGTH, build)
 
 
 WEIGHTS = (1.0, -1.5, -0.7, 0.4, 2.2)
@@ -262,7 +261,7 @@ class PromptCase:
         return len(self.prompts), sum(len(prompt) for prompt in self.prompts)
 
 
-def prompts(adapter: Adapter, *, more_stops: bool | None = None) -> st.SearchStrategy[PromptCase]:
+def prompts(adapter: Adapter, *, more_stops: bool | None = None) -> Picked[PromptCase]:
     """One to four prompts of one to six tokens, continued by up to five; with `more_stops`, which None leaves open, not
     the EOS alone ends a row."""
 
@@ -281,4 +280,4 @@ def prompts(adapter: Adapter, *, more_stops: bool | None = None) -> st.SearchStr
             ids = (probe.eos_token_id, *dict.fromkeys(_plain(picks) for _ in range(wanted)))
         return PromptCase(probe, rows, max_new_tokens, ids)
 
-    return picked(8 + SAMPLES * (1 + 2 * LENGTH) + 17, build)
+    return Picked(8 + SAMPLES * (1 + 2 * LENGTH) + 17, build)

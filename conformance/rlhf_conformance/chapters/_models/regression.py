@@ -55,14 +55,12 @@ def head_name(role: Role) -> Template:
     """Cases whose checkpoint holds its head under one of the further declared names."""
 
     def cases(subject: Subject) -> Any:
-        names = st.sampled_from(list(subject.adapter.head_names[1:]))
-        return st.builds(_with_head_name, model_cases(subject.adapter, role.asked()), names)
+        names = subject.adapter.head_names[1:]
+        return model_cases(subject.adapter, role.asked()).with_more(
+            1, lambda case, picks: replace(case, probe=replace(case.probe, head_name=picks.of(names)))
+        )
 
     return truth_of(role, cases, more_than_one_head_name)
-
-
-def _with_head_name(case: ModelCase, name: str) -> ModelCase:
-    return replace(case, probe=replace(case.probe, head_name=name))
 
 
 def missing_head(role: Role) -> Template:

@@ -6,9 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from hypothesis import strategies as st
-
 from rlhf_conformance._lazy import torch
+from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
 
 ODD_SIZES = (1, 2, 3, 7, 9, 15, 17, 31, 33, 63, 65, 127, 129, 255, 257, 1023, 1025)
@@ -71,37 +70,40 @@ class LogitsCase:
 
 
 def logits_cases(
-    dtype: str,
-    *,
+    *dtypes: str,
     temperatures: tuple[float, ...] = (1.0,),
     scales: tuple[float, ...] = (1.0, 2.0, 4.0),
     offsets: tuple[float, ...] = (0.0,),
     ignored: bool = False,
-) -> st.SearchStrategy[LogitsCase]:
+) -> Picked[LogitsCase]:
     """Small batches: up to 4 rows of up to 6 positions, over up to 11 tokens or more than a top-k would hold."""
-    return st.builds(
-        LogitsCase,
-        batch_size=st.integers(1, 4),
-        length=st.integers(1, 6),
-        vocab_size=st.integers(2, 11) | st.sampled_from((33, 130)),
-        seed=st.integers(0, 10_000),
-        scale=st.sampled_from(scales),
-        offset=st.sampled_from(offsets),
-        temperature=st.sampled_from(temperatures),
-        dtype=st.just(dtype),
-        ignored=st.lists(st.integers(0, 23), min_size=1, max_size=4, unique=True).map(tuple)
-        if ignored
-        else st.just(()),
-    )
+
+    def build(picks: Picks) -> LogitsCase:
+        large = picks.chance(1, 2)
+        left = list(range(24))
+        return LogitsCase(
+            batch_size=1 + picks.below(4),
+            length=1 + picks.below(6),
+            vocab_size=picks.of((33, 130)) if large else 2 + picks.below(10),
+            seed=_seed(picks),
+            scale=picks.of(scales),
+            offset=picks.of(offsets),
+            temperature=picks.of(temperatures),
+            dtype=picks.of(dtypes),
+            ignored=tuple(left.pop(picks.below(len(left))) for _ in range(1 + picks.below(4))) if ignored else (),
+        )
+
+    return Picked(15, build)
 
 
-def long_logits_cases(dtype: str) -> st.SearchStrategy[LogitsCase]:
+def long_logits_cases(dtype: str) -> Picked[LogitsCase]:
     """One position; `of_length` makes it as long as the check wants."""
-    return st.builds(
-        LogitsCase,
-        batch_size=st.integers(1, 3),
-        length=st.just(1),
-        vocab_size=st.integers(2, 5),
-        seed=st.integers(0, 10_000),
-        dtype=st.just(dtype),
-    )
+
+    def build(picks: Picks) -> LogitsCase:
+        return LogitsCase(1 + picks.below(3), 1, 2 + picks.below(4), _seed(picks), dtype=dtype)
+
+    return Picked(4, build)
+
+
+def _seed(picks: Picks) -> int:
+    return 100 * picks.below(100) + picks.below(100)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import strategies as st
-
 import rlhf_spec.log_probs as spec
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import METHODS
@@ -18,6 +16,7 @@ from rlhf_conformance.chapters.log_probs.cases import (
     long_logits_cases,
 )
 from rlhf_conformance.judging.checks import Questions, check, declares, use
+from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import ANSWER, GRADED, Call, Fact, Formula, Question, Reading
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
@@ -88,7 +87,7 @@ def temperature(subject: Subject, case: LogitsCase) -> Questions:
 @check(
     "log-probs.float32",
     needs=LOG_PROBS,
-    cases=lambda s: st.one_of(*(logits_cases(d, temperatures=known_temperatures(s.adapter)) for d in HALF_DTYPES)),
+    cases=lambda s: logits_cases(*HALF_DTYPES, temperatures=known_temperatures(s.adapter)),
 )
 def float32(subject: Subject, case: LogitsCase) -> Questions:
     call = log_probs_call(subject, case)
@@ -204,7 +203,7 @@ def ignored_label(subject: Subject, case: LogitsCase) -> Questions:
 # --- side effects ---------------------------------------------------------------------------------------------------
 
 
-def side_effect_cases(subject: Subject) -> st.SearchStrategy[LogitsCase]:
+def side_effect_cases(subject: Subject) -> Picked[LogitsCase]:
     """At any temperature, and with labels of -100 where they are promised to be taken."""
     known = known_temperatures(subject.adapter)
     plain = logits_cases(dtype_name(subject), temperatures=known)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypothesis import strategies as st
-
-from rlhf_conformance.judging.picks import Picks, picked
+from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
 
 IDS, WIDTH = 10, 6
@@ -26,7 +24,7 @@ class PackCase:
         return len(self.sequences), sum(len(s) for s in self.sequences)
 
 
-def packs() -> st.SearchStrategy[PackCase]:
+def packs() -> Picked[PackCase]:
     """Two to four sequences of one to six tokens."""
 
     def build(picks: Picks) -> PackCase:
@@ -34,4 +32,4 @@ def packs() -> st.SearchStrategy[PackCase]:
         rows = [slots[i] for i in picks.some(4, 2)]
         return PackCase(tuple(tuple(row.below(IDS) for _ in range(1 + row.below(WIDTH))) for row in rows))
 
-    return picked(4 + 4 * (1 + WIDTH), build)
+    return Picked(4 + 4 * (1 + WIDTH), build)

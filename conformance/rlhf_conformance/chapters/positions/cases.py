@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypothesis import strategies as st
-
-from rlhf_conformance.judging.picks import Picks, picked
+from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
 
 
@@ -27,7 +25,7 @@ class MaskCase:
         return [[0] * left + [1] * tokens + [0] * right for left, tokens, right in self.spans]
 
 
-def masks() -> st.SearchStrategy[MaskCase]:
+def masks() -> Picked[MaskCase]:
     """Up to 4 rows, up to 8 columns or more than bytes and bfloat16 can count, at least one token in each row."""
 
     def build(picks: Picks) -> MaskCase:
@@ -41,4 +39,4 @@ def masks() -> st.SearchStrategy[MaskCase]:
             spans.append((left, tokens, width - tokens - left))
         return MaskCase(tuple(spans))
 
-    return picked(16, build)
+    return Picked(16, build)

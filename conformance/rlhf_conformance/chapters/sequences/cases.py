@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypothesis import strategies as st
-
-from rlhf_conformance.judging.picks import Picks, picked
+from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
 from rlhf_conformance.oracle.layouts import Sample
 
@@ -72,9 +70,9 @@ CASE_PICKS = HEAD_PICKS + ROWS * ROW_PICKS
 """How many choices are read, at most: for a row, for what rows share, for a case."""
 
 
-def generated(shape: GeneratedShape = GeneratedShape()) -> st.SearchStrategy[GeneratedCase]:
+def generated(shape: GeneratedShape = GeneratedShape()) -> Picked[GeneratedCase]:
     """Rows of a generation: up to 6 prompts of up to 6 tokens, responses of up to 6."""
-    return picked(CASE_PICKS, lambda picks: _generated(picks, shape))
+    return Picked(CASE_PICKS, lambda picks: _generated(picks, shape))
 
 
 def _generated(picks: Picks, shape: GeneratedShape) -> GeneratedCase:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import strategies as st
-
 import rlhf_spec.sequences as spec
 from rlhf_conformance.chapters import _side_effects
 from rlhf_conformance.chapters.sequences.cases import GeneratedCase, GeneratedShape, generated
 from rlhf_conformance.judging.checks import Questions, check, declares, use
+from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import Against, Answered, Call, Question, Reading, part, row_column
 from rlhf_conformance.judging.subject import Subject
 
@@ -21,7 +20,7 @@ ATTENTION, ACTIONS, TOKENS = "attention_mask", "action_mask", "sequences"
 def drawn(**shape: Any) -> Any:
     """Cases of this shape, with one stop id where the adapter knows only one."""
 
-    def cases(subject: Subject) -> st.SearchStrategy[GeneratedCase]:
+    def cases(subject: Subject) -> Picked[GeneratedCase]:
         most = 1 if subject.adapter.stop_ids == "one" else shape.get("max_stops", 2)
         known = {"max_stops": most, "pad_in_prompt": subject.adapter.takes_attention_mask}
         return generated(GeneratedShape(**{**shape, **known}))

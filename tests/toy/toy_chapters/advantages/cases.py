@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypothesis import strategies as st
-
-from rlhf_conformance.judging.picks import Picks, outward, picked
+from rlhf_conformance.judging.picks import Picked, Picks, outward
 from rlhf_conformance.judging.storing import stored
 from toy_chapters.advantages.interface import AdvantageOptions
 
@@ -30,9 +28,9 @@ class AdvantageCase:
         return len(self.rewards), sum(map(len, self.rewards))
 
 
-def advantage_cases() -> st.SearchStrategy[AdvantageCase]:
+def advantage_cases() -> Picked[AdvantageCase]:
     """Up to 3 rows of up to 5 actions; numbers exact in bfloat16."""
-    return picked(8 + ROWS * (1 + 2 * WIDTH), _case)
+    return Picked(8 + ROWS * (1 + 2 * WIDTH), _case)
 
 
 def _case(picks: Picks) -> AdvantageCase:
