@@ -85,7 +85,9 @@ def heading(old: Report, new: Report) -> list[str]:
     if apart:
         lines.append(f"     {', '.join(apart)}")
     if old.environment.get("hypothesis") != new.environment.get("hypothesis"):
-        lines.append("     another Hypothesis draws other cases: margins, and rare failures, may differ for that alone")
+        lines.append(
+            "     another Hypothesis may end at other failing cases, and draw others for a plug-in that lets it draw"
+        )
     return lines
 
 

@@ -67,7 +67,7 @@ class KnownFailure:
     device, dtype   the row counts only in runs on that device ("cpu" or "cuda") and in that dtype; empty: in all
     expires         from that day on it excuses nothing
     fails           the signature of the failure that is accepted; empty: any
-    hypothesis      the version of Hypothesis that drew the cases when the row was written; empty: not told
+    hypothesis      the version of Hypothesis with which the row was written; empty: not told
     counterexample  the stored case that is tried in place of what could be drawn; None: the clause is explored
     """
 
@@ -94,16 +94,16 @@ class KnownFailure:
 
     @property
     def drawn_otherwise(self) -> str:
-        """That other cases are drawn now than when the row was written, as the end of a sentence; empty where its case
-        is stored, or where the version is the same."""
+        """That other cases may be drawn now than when the row was written, as the end of a sentence; empty where its
+        case is stored, or where the version is the same."""
         now = hypothesis_version()
         if self.counterexample is not None or self.hypothesis in ("", now):
             return ""
-        return f" (the row was written with Hypothesis {self.hypothesis}, and {now} draws other cases)"
+        return f" (the row was written with Hypothesis {self.hypothesis}, and {now} may draw other cases)"
 
 
 def hypothesis_version() -> str:
-    """The version that draws the cases of this run."""
+    """The version that this run has."""
     return importlib.metadata.version("hypothesis")
 
 
