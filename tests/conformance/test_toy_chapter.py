@@ -206,6 +206,21 @@ LISTS_PUT_BACK = {
         "subject.METHODS = rows\n",
         "KeyError: 'advantages'",
     ),
+    "options of a call by name": (
+        "from rlhf_conformance.diagnosis import exchange\n"
+        "plain = exchange._plain\n"
+        "def known(value, recipe=None):\n"
+        "    odd = type(value).__name__ in ('AdvantageOptions',)\n"
+        "    return exchange._NOT_DATA if odd else plain(value, recipe)\n"
+        "exchange._plain = known\n",
+        "without options",
+    ),
+    "kinds of answers by name": (
+        "import dataclasses\nfrom rlhf_conformance import adapter\nfrom rlhf_conformance.judging import subject\n"
+        "row = dataclasses.replace(adapter.METHODS['mean_advantage'], answer=None)\n"
+        "subject.METHODS = {**adapter.METHODS, 'mean_advantage': row}\n",
+        "the suite itself failed",
+    ),
     "steps by kind of case": (
         "from rlhf_conformance.diagnosis import steps\nsteps._REGISTRY.pop('advantages', None)\n"
         "steps.shown_for = lambda: {}\n",
@@ -215,6 +230,7 @@ LISTS_PUT_BACK = {
 
 RUN_IT = """
 import collections
+from toy_chapters.adapter import ToyReference
 from rlhf_conformance import chapters
 collections.deque(chapters.modules("steps"), maxlen=0)
 {put_back}
@@ -225,14 +241,27 @@ result = report.results[0]
 print(result.verdict, result.reason)
 if result.failure is not None:
     print(result.failure.stored is not None, "steps" if result.failure.steps else "no steps")
+    for call in result.failure.exchange.calls:
+        print("without options" if "options" not in call.arguments else "with options")
+
+
+class Worded(ToyReference):
+    def mean_advantage(self, *args):
+        return "zero"
+
+
+print(check(Worded(), only=["advantages.mean"]).results[0].reason[:160])
 """
 
 
 def test_as_it_is_nothing_of_this_happens(tmp_path: Path):
     done = python(RUN_IT.format(put_back=""), tmp_path)
     assert done.status == 0, done.stderr
-    assert done.stdout.startswith("fail")
-    assert done.stdout.split()[-2:] == ["True", "steps"]
+    verdict, looked, call, scalar = done.stdout.splitlines()
+    assert verdict.startswith("fail")
+    assert (looked, call) == ("True steps", "with options")
+    assert scalar.startswith("mean_advantage returned a str; wanted")
+    assert [name for name, (_, sign) in LISTS_PUT_BACK.items() if sign in done.stdout + done.stderr] == []
 
 
 @pytest.mark.parametrize("name", LISTS_PUT_BACK)

@@ -86,7 +86,7 @@ def heading(old: Report, new: Report) -> list[str]:
         lines.append(f"     {', '.join(apart)}")
     if old.environment.get("hypothesis") != new.environment.get("hypothesis"):
         lines.append(
-            "     another Hypothesis may end at other failing cases, and draw others for a plug-in that lets it draw"
+            "     another Hypothesis may end at other failing cases, and draws others for plug-ins that leave it to it"
         )
     return lines
 
