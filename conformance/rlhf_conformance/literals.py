@@ -44,7 +44,7 @@ def source(value: Any) -> str:
 
 
 def _short(value: Any, dtype: str) -> Any:
-    """Numbers in as few digits as tell them from their neighbours in the dtype."""
+    """Numbers in as few digits as tell them from their neighbors in the dtype."""
     if isinstance(value, list):
         return [_short(item, dtype) for item in value]
     if dtype != "float32" or not isinstance(value, float):

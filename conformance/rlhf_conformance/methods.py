@@ -32,7 +32,7 @@ class Readout:
     head        the outputs are scores (L, 1) of a scalar head; else logits (L, V)
     table       outputs and temperature -> what may be read at each position, (L, V) or (L, 1)
     due         (length of the prompt, length of the sequence) -> the positions at which its answers are read
-    labelled    the number is one of a token: of the one behind its position
+    labeled    the number is one of a token: of the one behind its position
     index       what the answers of a sample are counted by; empty for one answer in all
     widen       the allowance in those of a model's output
     entry       of the answers to a position, the one that is looked at; None: there is one alone
@@ -43,7 +43,7 @@ class Readout:
     head: bool
     table: Callable[[Any, float], Any]
     due: Callable[[int, int], range]
-    labelled: bool = False
+    labeled: bool = False
     index: str = "action"
     widen: float = 1.0
     entry: int | None = None

@@ -32,7 +32,7 @@ class Diagnosis:
     kind        "place": the returned numbers are others of the batch; "fault", "convention": the answers are those of
                 a known bug or of an undeclared convention; "numbers": they are the right ones, transformed; "device":
                 which of CPU and device under test is off
-    name        of the fault or convention; of a place in a word ("shift", "swap", "pad", "neighbour", ...)
+    name        of the fault or convention; of a place in a word ("shift", "swap", "pad", "neighbor", ...)
     sentence    for the maintainer: what came, what should have, and how far that holds
     """
 

@@ -13,7 +13,7 @@ from rlhf_reference.regression import RegressionModel
 class CriticModel(RegressionModel):
     """Values of states; arguments as in `RegressionModel`.
 
-    Normalised in both modes, unlike the reward: its targets are returns of normalised rewards, in training too.
+    Normalized in both modes, unlike the reward: its targets are returns of normalized rewards, in training too.
     """
 
     def forward(
@@ -37,7 +37,7 @@ class CriticModel(RegressionModel):
         inputs = ModelInputs.of(input_ids, attention_mask, position_ids, sequence_lengths)
         values = self.scores(inputs)
         if self.normalize:
-            values = self.normalised(values)
+            values = self.normalized(values)
         if num_actions is not None:
             return inputs.at_actions(values, num_actions)
         return values if inputs.attention_mask is None else values.where(inputs.attention_mask > 0, 0.0)

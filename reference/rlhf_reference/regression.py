@@ -84,12 +84,12 @@ class RegressionModel(nn.Module):
             return head_name or "score", new_head(hidden_size, torch.float32)
 
     def scores(self, inputs: ModelInputs) -> Tensor:
-        """What the head says at each position, pads included: (B, L), fp32 or better, not normalised."""
+        """What the head says at each position, pads included: (B, L), fp32 or better, not normalized."""
         hidden = self.backbone(**inputs.for_model(self.backbone)).last_hidden_state
         weight = self.head.weight.to(torch.promote_types(self.head.weight.dtype, torch.float32))
         return nn.functional.linear(hidden.to(weight.dtype), weight).squeeze(-1)
 
-    def normalised(self, scores: Tensor) -> Tensor:
+    def normalized(self, scores: Tensor) -> Tensor:
         """(score - mean) / std."""
         return (scores - self.mean) / self.std
 

@@ -15,7 +15,7 @@ from rlhf_reference.regression import RegressionModel
 class RewardModel(RegressionModel):
     """Rewards of sequences; arguments as in `RegressionModel`.
 
-    Normalised in eval mode only: training compares pairs, to which mean and std do not matter, and they are measured
+    Normalized in eval mode only: training compares pairs, to which mean and std do not matter, and they are measured
     afterwards on the raw rewards.
     """
 
@@ -41,4 +41,4 @@ class RewardModel(RegressionModel):
         else:
             ends = torch.tensor(inputs.sequence_lengths, device=scores.device).cumsum(0) - 1
             rewards = scores[0, ends]
-        return self.normalised(rewards) if self.normalize and not self.training else rewards
+        return self.normalized(rewards) if self.normalize and not self.training else rewards

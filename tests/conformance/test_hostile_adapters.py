@@ -25,7 +25,7 @@ NEVER = ("Traceback (most recent call last)", "itself failed", "INTERNALERROR")
 
 @dataclass(frozen=True)
 class Row:
-    """One misbehaviour.
+    """One misbehavior.
 
     adapter     as named on the command line, in the folder `hostile/` where it is a file
     options     further arguments
@@ -53,7 +53,7 @@ def holds(row: Row, done, says: tuple[str, ...] | None = None) -> None:
     assert done.status == row.status, done.said
 
 
-# --- adapters that cannot be had: exit status 2, whatever command asks for them -----------------------------------
+# --- adapters that cannot be loaded: exit status 2, whatever command asks for them -----------------------------------
 
 UNLOADABLE = [
     Row("no_such_package.module:Name", (), USAGE, ("no module named 'no_such_package'", "is it installed")),

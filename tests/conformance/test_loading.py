@@ -65,13 +65,13 @@ def test_a_module_from_the_current_folder(hostile, monkeypatch, tmp_path):
     assert type(load_adapter("pkg.mine_too:Modes")).__name__ == "Modes"
 
 
-def test_an_adapter_file_imports_its_neighbours(monkeypatch, tmp_path):
-    (tmp_path / "a_neighbour_of_the_adapter.py").write_text("LAYOUTS = ('padded', 'packed')\n")
-    (tmp_path / "with_neighbour.py").write_text(
-        "from a_neighbour_of_the_adapter import LAYOUTS\n"
+def test_an_adapter_file_imports_its_neighbors(monkeypatch, tmp_path):
+    (tmp_path / "a_neighbor_of_the_adapter.py").write_text("LAYOUTS = ('padded', 'packed')\n")
+    (tmp_path / "with_neighbor.py").write_text(
+        "from a_neighbor_of_the_adapter import LAYOUTS\n"
         "from rlhf_conformance import Adapter\n\n\nclass Mine(Adapter):\n    layouts = LAYOUTS\n"
     )
-    assert load_adapter(str(tmp_path / "with_neighbour.py:Mine")).layouts == ("padded", "packed")
+    assert load_adapter(str(tmp_path / "with_neighbor.py:Mine")).layouts == ("padded", "packed")
 
 
 def test_an_instance_in_a_module_is_taken_as_it_is(hostile):

@@ -375,7 +375,7 @@ def test_the_picture_has_a_cell_for_each_token(parsed):
     assert [(c[1], "expected" in c, "read" in c) for c in cells] == [(d.kind, d.expected, d.read) for d in drawn]
 
 
-def test_a_cell_says_in_words_what_its_colour_says(parsed):
+def test_a_cell_says_in_words_what_its_color_says(parsed):
     assert parsed.all("td", "cell")[3]["title"] == (
         "a token of the response, an answer should be read here, an answer was read here"
     )

@@ -128,7 +128,7 @@ SPOILED = {
     "a verdict that there is not": (edited(lambda d: first(d, "pass").update(verdict="passed")), "passed"),
     "a clause that there is not": (edited(lambda d: first(d, "pass").update(clause="log-probs.nothing")), "nothing"),
     "a result without a clause": (edited(lambda d: d["results"][0].pop("clause")), "clause"),
-    "a result with a key too many": (edited(lambda d: d["results"][0].update(colour="green")), "colour"),
+    "a result with a key too many": (edited(lambda d: d["results"][0].update(color="green")), "color"),
     "a margin": (edited(lambda d: first(d, "pass").update(margin=0.125)), "after it was written"),
     "a number of examples": (edited(lambda d: first(d, "pass").update(examples=1000)), "after it was written"),
     "what a failure expected": (

@@ -26,9 +26,9 @@ VIEWS = [(width, scheme) for width in (1280, 360) for scheme in ("light", "dark"
 LOOK = """(page) => {
   for (const details of page.querySelectorAll("details")) details.open = true;
   const view = page.defaultView, root = page.documentElement;
-  const parsed = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const luminance = (colour) => {
-    const [r, g, b] = colour.map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  const parsed = (color) => color.match(/[\\d.]+/g).map(Number);
+  const luminance = (color) => {
+    const [r, g, b] = color.map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const behind = (element) => {
@@ -65,7 +65,7 @@ LOOK = """(page) => {
     faint,
     outlined: cells.map((cell) => outline(cell) === "solid"),
     marked: cells.map((cell) => cell.querySelector(".mark") !== null),
-    colours: new Set(cells.map((cell) => view.getComputedStyle(cell).backgroundColor)).size,
+    colors: new Set(cells.map((cell) => view.getComputedStyle(cell).backgroundColor)).size,
   };
 }"""
 
@@ -122,14 +122,14 @@ def test_the_picture_of_the_batch_shows_what_was_expected_and_what_was_read(widt
     seen = look("report", width, scheme)
     assert seen["outlined"] == [cell.expected for cell in cells]
     assert seen["marked"] == [cell.read for cell in cells]
-    assert seen["colours"] == len({cell.kind for cell in cells})
+    assert seen["colors"] == len({cell.kind for cell in cells})
 
 
 @pytest.mark.parametrize("width, scheme", VIEWS)
 def test_a_page_is_drawn(width, scheme, pages):
     wide, high, drawn = browser.pixels(browser.screenshot(pages["report"], width=width, height=800, scheme=scheme))
     assert (wide, high) == (max(width, 500), 800)
-    assert len(set(drawn)) > 100, "one colour, or little more: an empty page"
+    assert len(set(drawn)) > 100, "one color, or little more: an empty page"
 
 
 # --- the picture in the documents ---------------------------------------------------------------------------------

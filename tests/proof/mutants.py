@@ -295,7 +295,7 @@ def red_without(trainer: str, mutant: Mutant) -> list[str]:
     """The clauses that are red in the mutant's mode without the mutant, or known to be in the default mode.
 
     Raises if one is red there that is not known. One that is known and was not red this time (what it reads may be
-    uninitialised memory) cannot catch a mutant either.
+    uninitialized memory) cannot catch a mutant either.
     """
     from rlhf_conformance.judging.checks import checks
 

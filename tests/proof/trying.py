@@ -20,7 +20,7 @@ from rlhf_conformance.results import ERROR, FAIL, NOT_PROVIDED, PASS
 Answer = TypeVar("Answer")
 RED = (FAIL, ERROR)
 REMEMBERED = 20_000
-"""So many outputs of the oracle are kept, which every adapter of the same dtype is compared with."""
+"""The most outputs of the oracle that are kept, which every adapter of the same dtype is compared with."""
 
 
 def attempt(

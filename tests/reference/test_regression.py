@@ -1,4 +1,4 @@
-"""Reward model and critic: finding the head, where a score is read, normalisation."""
+"""Reward model and critic: finding the head, where a score is read, normalization."""
 
 from __future__ import annotations
 
@@ -196,20 +196,20 @@ def test_large_rewards_are_not_clamped(with_head: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_rewards_are_normalised_in_eval_mode_only(with_head: Callable[..., Path], training: bool) -> None:
+def test_rewards_are_normalized_in_eval_mode_only(with_head: Callable[..., Path], training: bool) -> None:
     raw = ref.RewardModel(with_head("llama"))(INPUT).item()
     model = ref.RewardModel(with_head("llama"), normalize=True, mean=0.5, std=4.0).train(training)
     assert model(INPUT).item() == pytest.approx(raw if training else spec_reward.normalize(raw, 0.5, 4.0))
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_values_are_normalised_in_both_modes(with_head: Callable[..., Path], training: bool) -> None:
+def test_values_are_normalized_in_both_modes(with_head: Callable[..., Path], training: bool) -> None:
     raw = ref.CriticModel(with_head("llama"))(INPUT, 1).item()
     model = ref.CriticModel(with_head("llama"), normalize=True, mean=0.5, std=4.0).train(training)
     assert model(INPUT, 1).item() == pytest.approx(spec_reward.normalize(raw, 0.5, 4.0))
 
 
-def test_a_config_that_asks_for_normalisation_gets_it(with_head: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_config_that_asks_for_normalization_gets_it(with_head: Callable[..., Path], tmp_path: Path) -> None:
     folder = with_head("llama")
     save_file(load_file(folder / "model.safetensors"), tmp_path / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text()) | {"normalize_reward": True, "mean": 0.5, "std": 4.0}
@@ -218,7 +218,7 @@ def test_a_config_that_asks_for_normalisation_gets_it(with_head: Callable[..., P
     assert ref.RewardModel(tmp_path)(INPUT).item() == pytest.approx((raw - 0.5) / 4.0)
 
 
-def test_a_config_that_says_nothing_of_normalisation_asks_for_none(with_head: Callable[..., Path]) -> None:
+def test_a_config_that_says_nothing_of_normalization_asks_for_none(with_head: Callable[..., Path]) -> None:
     model = ref.RewardModel(with_head("llama"))
     assert (model.normalize, model.mean, model.std) == (False, 0.0, 1.0)
 

@@ -83,7 +83,7 @@ def test_a_regression_model_is_restored_with_the_options_and_on_the_base_that_ar
     assert not torch.allclose(ask(ref.CriticModel.load(tmp_path / "adapter", base=other)).double(), ask(model))
 
 
-def test_normalisation_comes_back(with_head: Callable[..., Path], tmp_path: Path) -> None:
+def test_normalization_comes_back(with_head: Callable[..., Path], tmp_path: Path) -> None:
     ref.RewardModel(with_head("llama"), normalize=True, mean=0.5, std=2.0).save(tmp_path)
     restored = ref.RewardModel.load(tmp_path)
     assert (restored.normalize, restored.mean, restored.std) == (True, 0.5, 2.0)

@@ -191,7 +191,7 @@ def test_the_tutorial_example():
 
 
 @given(scores, st.floats(-100, 100), st.floats(0.01, 100))
-def test_normalising_is_undone_by_scale_then_shift(score, mean, std):
+def test_normalizing_is_undone_by_scale_then_shift(score, mean, std):
     assert normalize(score, mean, std) * std + mean == pytest.approx(score, rel=1e-9, abs=1e-9)
 
 

@@ -201,7 +201,7 @@ def _of(subject: Subject, observed: Observed) -> list[Seen]:
 def _answers(seen: Seen, rows: list[list[float]]) -> tuple[Answer, ...]:
     readout, case = seen.readout, seen.case
     blank = [
-        Answer(i, t, p, sample.tokens[p + 1] if readout.labelled else None, rows[i][t], 0.0, 0.0)
+        Answer(i, t, p, sample.tokens[p + 1] if readout.labeled else None, rows[i][t], 0.0, 0.0)
         for i, sample in enumerate(case.samples)
         for t, p in enumerate(seen.due(sample))
     ]

@@ -12,7 +12,7 @@ from rlhf_conformance.oracle.layouts import Sample
 COINCIDENCE = 1e-5
 """How likely numbers may agree with a reading by chance, all readings that are tried taken together."""
 CLEAR = 4.0
-"""So many allowances a number must be off before it is evidence."""
+"""By how many allowances a number must be off before it is evidence."""
 FEWEST = 2
 """Numbers that differ from each other and bear a reading out."""
 
@@ -153,7 +153,7 @@ def scopes(seens: list[Seen]) -> list[Scope]:
         ]
     if readout.index == "position":
         found.append(("at the prompt's positions but the last", lambda s, a: a.index < len(_sample(s, a).prompt) - 1))
-    if readout.labelled:
+    if readout.labeled:
         found += [
             ("where the action is the EOS that ends the response", lambda s, a: _is_eos(s, a) and _is_last(s, a)),
             ("where the action is the pad id", lambda s, a: a.token == s.case.probe.pad_token_id),

@@ -9,9 +9,9 @@ from typing import Any
 from rlhf_conformance.results import Step
 
 MOST = 30
-"""So many lines are shown of a formula."""
+"""The most lines of a formula that are shown."""
 AGREEING = 12
-"""So many of them where the two agree, before the end."""
+"""The most of them where the two agree, before the end."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Source:
     def said(self, seen: Seen, answer: Answer) -> str:
         word, due = seen.readout.word, answer.position
         there = spot(seen, answer, self.cell)
-        if not seen.readout.labelled:
+        if not seen.readout.labeled:
             return f"the {word} of {there} where that of position {due} is due"
         if self.token is None:
             return f"its {word} under the logits of {there} where those of position {due} are due"
@@ -55,13 +55,13 @@ def source_of(seen: Seen, answer: Answer) -> Source | None:
 def _sources(seen: Seen, answer: Answer) -> list[Source]:
     found = []
     for cell, (sample, position) in seen.owners.items():
-        if not seen.readout.labelled or sample == answer.sample:
+        if not seen.readout.labeled or sample == answer.sample:
             found.append(Source(seen.read(answer, sample, position), cell))
-        if seen.readout.labelled and (sample, position) != (answer.sample, answer.position):
+        if seen.readout.labeled and (sample, position) != (answer.sample, answer.position):
             number = seen.aligned(sample, position)
             if number is not None:
                 found.append(Source(number, cell, seen.cell(sample, position + 1)))
-    if not seen.readout.labelled:
+    if not seen.readout.labeled:
         for row in range(len(seen.ids)):
             for column in range(seen.width):
                 if (row, column) not in seen.owners:

@@ -6,7 +6,7 @@ within the budget, fails on the cases that the adapter fails on and passes on th
 
 Agreement can be cheap: an adapter that returns NaN whatever it is asked agrees with every fault that returns NaN
 where it is looked at. So where the failing answers are few, or all one and the same, and where several candidates
-agree, the adapter and the candidates are examined once more on cases of the neighbouring clauses.
+agree, the adapter and the candidates are examined once more on cases of the neighboring clauses.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from rlhf_conformance.oracle.truth import Truth
 from rlhf_conformance.results import Diagnosis
 
 TELLING_FAILURES, TELLING_NUMBERS = 3, 4
-"""So many failing cases, and so many different numbers, are no coincidence."""
+"""How many failing cases, and how many different numbers, are no coincidence."""
 MORE_OF_THE_SAME, FURTHER_CASES = 8, 2
-"""Cases of the clause itself and of each neighbouring one, for a further examination."""
+"""Cases of the clause itself and of each neighboring one, for a further examination."""
 LEAST_FURTHER = 4
 """How many further cases must agree where the evidence itself tells little."""
 LISTED = 3
@@ -314,10 +314,10 @@ class Suspect:
 
     apart       the largest difference, as a share of the budget
     refuted     it disagrees on further cases of the clause itself
-    agreed      further cases of the clause that the adapter passes, and cases of neighbouring clauses about the same
+    agreed      further cases of the clause that the adapter passes, and cases of neighboring clauses about the same
                 methods, on which it agrees, too
-    parted      cases of those neighbouring clauses on which it does not
-    elsewhere   cases of neighbouring clauses about other methods on which it does not: those may have faults of
+    parted      cases of those neighboring clauses on which it does not
+    elsewhere   cases of neighboring clauses about other methods on which it does not: those may have faults of
                 their own
     """
 
@@ -380,7 +380,7 @@ def _agrees_on(seen: Observed, check: Check, suspect: Suspect, impostors: Impost
     return True
 
 
-def _neighbours(check: Check, adapter: Adapter) -> list[Check]:
+def _neighbors(check: Check, adapter: Adapter) -> list[Check]:
     """Checks of the chapter that the adapter can be asked, those about the same methods first."""
     chapter = check.slug.split(".")[0] + "."
     found = [
@@ -395,9 +395,9 @@ def _neighbours(check: Check, adapter: Adapter) -> list[Check]:
 
 
 def _examine(evidence: Evidence, suspects: list[Suspect], impostors: Impostors) -> None:
-    """The suspects and the adapter on more cases, also of the neighbouring clauses, as long as there is time."""
+    """The suspects and the adapter on more cases, also of the neighboring clauses, as long as there is time."""
     dtype = evidence.subject.dtype
-    for check in (evidence.check, *_neighbours(evidence.check, evidence.subject.adapter)):
+    for check in (evidence.check, *_neighbors(evidence.check, evidence.subject.adapter)):
         same = set(check.needs) <= set(evidence.check.needs)
         count = MORE_OF_THE_SAME if check is evidence.check else FURTHER_CASES
         for case in drawn(check, evidence.subject, count, evidence.seed + 1):

@@ -19,13 +19,13 @@ COMMON = {
     "shift": "read at a position beside the one that is due",
     "mask": "pads are attended, or tokens are not",
     "positions": "the model is given wrong positions",
-    "neighbour": "sequences of a pack see each other",
+    "neighbor": "sequences of a pack see each other",
     "shards": "the shards of a pack are not put together as they should be",
     "temperature": "the temperature is not applied as it should be",
     "swap": "the samples come back in another order",
     "place": "read elsewhere than it should be",
     "numbers": "the right numbers, transformed",
-    "normalisation": "the scores are not normalised as they should be",
+    "normalization": "the scores are not normalized as they should be",
 }
 """What readings of a name have in common, for evidence that does not part them."""
 
@@ -121,7 +121,7 @@ def _claimed(held: list[Explanation], seens: list[Seen]) -> Diagnosis | None:
     reading = best.reading
     name, rule, only = reading.name, reading.rule, _only(held)
     if only in (PAD, OTHER):
-        name = "pad" if only == PAD else "neighbour"
+        name = "pad" if only == PAD else "neighbor"
     scope = best.scope
     if len(held) > 1:
         scope = f"in all {len(best.explained)} numbers that differ"
@@ -175,7 +175,7 @@ def _scattered(seens: list[Seen]) -> Diagnosis | None:
     kind = kinds.pop()
     seen, answer, source = sources[0]
     count, total = len(sources), sum(len(s.answers) for s in seens)
-    name = {OWN: "place", OTHER: "neighbour", PAD: "pad"}[kind]
+    name = {OWN: "place", OTHER: "neighbor", PAD: "pad"}[kind]
     said = f"{_place(seens, seen, answer)}: you returned {source.said(seen, answer)}"
     return Diagnosis("place", name, f"{said}; all numbers that differ ({count} of {total}) come from {kind}")
 

@@ -1,4 +1,4 @@
-"""Readings by place: the number is a right one, of another position, another sample, a neighbour or a pad."""
+"""Readings by place: the number is a right one, of another position, another sample, a neighbor or a pad."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def place_readings(readout: Readout) -> list[Reading]:
     found: list[Reading] = []
     for name, text, rule in _rules(readout):
         exact = not readout.index and name != "shift"  # a rule that names a cell of the row means that cell
-        found.append(_own_token(name, text, rule) if readout.labelled else _plain(name, text, rule, exact=exact))
-        if readout.labelled:
+        found.append(_own_token(name, text, rule) if readout.labeled else _plain(name, text, rule, exact=exact))
+        if readout.labeled:
             found.append(_aligned(name, text, rule))
-    if readout.labelled:
+    if readout.labeled:
         found += [_other_token(k) for k in SHIFTS]
     found += [
         Reading(
@@ -169,11 +169,11 @@ _ENDS: list[tuple[str, str, Rule]] = [
     ("window", "read at the first token of the response", lambda s, a: s.cell(a.sample, _prompt(s, a.sample))),
     ("window", "read at the first token", lambda s, a: s.cell(a.sample, 0)),
     (
-        "neighbour",
+        "neighbor",
         "every sample gets the score at the end of the last one",
         lambda s, a: _end_of(s, len(s.case.samples) - 1),
     ),
-    ("neighbour", "every sample gets the score at the end of the first one", lambda s, a: _end_of(s, 0)),
+    ("neighbor", "every sample gets the score at the end of the first one", lambda s, a: _end_of(s, 0)),
 ]
 
 

@@ -22,7 +22,7 @@ def number_readings(readout: Readout, seens: list[Seen]) -> list[Reading]:
         known += _TEMPERATURE
     if readout.word == "entropy":
         known.append(("surprisal", "minus the log-prob of the sampled token", _surprisal))
-    if readout.labelled:
+    if readout.labeled:
         known += _LOG_PROB
     if readout.word.startswith("logit"):
         known += _LOGITS
@@ -31,7 +31,7 @@ def number_readings(readout: Readout, seens: list[Seen]) -> list[Reading]:
     if not readout.index:
         known += _POOLED
     if any(seen.normalizes for seen in seens):
-        known += _NORMALISATION
+        known += _NORMALIZATION
     if all(seen.case.temperature == 1.0 for seen in seens):
         known = [row for row in known if "temperature" not in row[1]]
     found = [Reading("numbers", name, text, function) for name, text, function in known]
@@ -111,22 +111,22 @@ def _surprisal(seen: Seen, answer: Answer) -> tuple[float, ...]:
 _LOG_PROB: list[tuple[str, str, Transformed]] = [
     ("probability", "the probability, where its logarithm is due", _of(math.exp)),
     ("logarithm", "the logarithm to the base 2", _of(lambda x: x / math.log(2))),
-    ("logit", "the logit, not normalised", lambda s, a: (_logit(s, a),)),
-    ("logit", "the logit over the temperature, not normalised", lambda s, a: (_logit(s, a) / s.case.temperature,)),
+    ("logit", "the logit, not normalized", lambda s, a: (_logit(s, a),)),
+    ("logit", "the logit over the temperature, not normalized", lambda s, a: (_logit(s, a) / s.case.temperature,)),
     ("token", "the log-prob of the most probable token", lambda s, a: (max(s.tables()[a.sample][a.position]),)),
 ]
 _LOGITS: list[tuple[str, str, Transformed]] = [
     ("temperature", "the logits are divided by the temperature", lambda s, a: (a.expected / s.case.temperature,)),
-    ("log-prob", "log-probs, where logits are due", lambda s, a: (_normalised_logit(s, a, 1.0),)),
+    ("log-prob", "log-probs, where logits are due", lambda s, a: (_normalized_logit(s, a, 1.0),)),
     (
         "log-prob",
         "log-probs at the temperature, where logits are due",
-        lambda s, a: (_normalised_logit(s, a, s.case.temperature),),
+        lambda s, a: (_normalized_logit(s, a, s.case.temperature),),
     ),
 ]
 
 
-def _normalised_logit(seen: Seen, answer: Answer, temperature: float) -> float:
+def _normalized_logit(seen: Seen, answer: Answer, temperature: float) -> float:
     row = seen.outputs(answer.sample)[answer.position]
     return answer.expected / temperature - float((row / temperature).logsumexp(-1))
 
@@ -148,27 +148,27 @@ _POOLED: list[tuple[str, str, Transformed]] = [
 ]
 
 
-def _normalising(change: Callable[[float, float, float], float]) -> Transformed:
+def _normalizing(change: Callable[[float, float, float], float]) -> Transformed:
     def numbers(seen: Seen, answer: Answer) -> tuple[float, ...]:
         return (change(_raw(seen, answer), seen.case.probe.mean, seen.case.probe.std),)
 
     return numbers
 
 
-_NORMALISATION: list[tuple[str, str, Transformed]] = [
-    ("normalisation", "the raw score, not normalised", _normalising(lambda x, mean, std: x)),
+_NORMALIZATION: list[tuple[str, str, Transformed]] = [
+    ("normalization", "the raw score, not normalized", _normalizing(lambda x, mean, std: x)),
     (
-        "normalisation",
+        "normalization",
         "(r - mean) / std, where the raw score is due",
-        _normalising(lambda x, mean, std: (x - mean) / std),
+        _normalizing(lambda x, mean, std: (x - mean) / std),
     ),
-    ("normalisation", "the mean is subtracted, but not divided by std", _normalising(lambda x, mean, std: x - mean)),
-    ("normalisation", "divided by std, but the mean is not subtracted", _normalising(lambda x, mean, std: x / std)),
-    ("normalisation", "normalised twice", _normalising(lambda x, mean, std: ((x - mean) / std - mean) / std)),
-    ("normalisation", "(r - mean) / std^2", _normalising(lambda x, mean, std: (x - mean) / std**2)),
-    ("normalisation", "r - mean / std", _normalising(lambda x, mean, std: x - mean / std)),
-    ("normalisation", "r std + mean", _normalising(lambda x, mean, std: x * std + mean)),
-    ("normalisation", "mean and std are swapped", _normalising(lambda x, mean, std: (x - std) / abs(mean))),
+    ("normalization", "the mean is subtracted, but not divided by std", _normalizing(lambda x, mean, std: x - mean)),
+    ("normalization", "divided by std, but the mean is not subtracted", _normalizing(lambda x, mean, std: x / std)),
+    ("normalization", "normalized twice", _normalizing(lambda x, mean, std: ((x - mean) / std - mean) / std)),
+    ("normalization", "(r - mean) / std^2", _normalizing(lambda x, mean, std: (x - mean) / std**2)),
+    ("normalization", "r - mean / std", _normalizing(lambda x, mean, std: x - mean / std)),
+    ("normalization", "r std + mean", _normalizing(lambda x, mean, std: x * std + mean)),
+    ("normalization", "mean and std are swapped", _normalizing(lambda x, mean, std: (x - std) / abs(mean))),
 ]
 
 

@@ -60,7 +60,7 @@ class Probe:
     pad_is_eos    pad and EOS share an id, as in many checkpoints; weights do not depend on it
     dropout       the config asks for dropout (which is off in eval mode)
     head_scale    the head's weights are multiplied by this: large rewards
-    mean, std     written to the config for normalising trainers
+    mean, std     written to the config for normalizing trainers
     headless      the scalar head is left out of the file: a checkpoint that must be refused
     """
 
@@ -98,7 +98,7 @@ class Checkpoint:
     head_name       None for a causal LM
     dtype, device   what to load it in and on
     temperature     for scoring actions
-    normalize       whether rewards or values are to be normalised by `mean` and `std` (also in the config, under
+    normalize       whether rewards or values are to be normalized by `mean` and `std` (also in the config, under
                     these names)
     """
 

@@ -39,7 +39,7 @@ KINDS = {
     "off": ("–", "masked"),
     "pad": ("·", "padding"),
 }
-"""Of each kind of cell: its letter, so that no one has to go by colours, and what it is."""
+"""Of each kind of cell: its letter, so that no one has to go by colors, and what it is."""
 DIAGNOSES = {
     "place": "Place",
     "fault": "Known bug",
@@ -56,7 +56,7 @@ TONES = {
     NOT_PROVIDED: "grey",
     SKIP: "grey",
 }
-"""The colour of each verdict."""
+"""The color of each verdict."""
 ORDER = (parts.RED, parts.INCOMPLETE, parts.WARNING)
 
 
@@ -99,7 +99,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {"prose": prose, "share": share, "width": width, "number": number}
     environment.globals |= {
         "sentence": lambda slug: rlhf_spec.clauses.clause(slug).sentence,
-        "colour": colour,
+        "color": color,
         "compares": compares,
         "times": times,
         "worst": parts.worst,
@@ -113,8 +113,8 @@ def _environment() -> jinja2.Environment:
 
 
 def _tally(report: Report) -> list[tuple[str, int]]:
-    """How many results have each colour."""
-    tones = [colour(result, report) for result in report.results]
+    """How many results have each color."""
+    tones = [color(result, report) for result in report.results]
     return [(tone, tones.count(tone)) for tone in ("green", "red", "amber", "purple", "grey") if tone in tones]
 
 
@@ -126,8 +126,8 @@ def prose(text: str) -> Markup:
     )
 
 
-def colour(result: Result, report: Report) -> str:
-    """The colour of a result: of its verdict, but a warning is amber."""
+def color(result: Result, report: Report) -> str:
+    """The color of a result: of its verdict, but a warning is amber."""
     return "amber" if parts.effect(result, report) == parts.WARNING else TONES[result.verdict]
 
 

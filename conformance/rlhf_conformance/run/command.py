@@ -53,7 +53,7 @@ def check(
 
     An adapter object is tried in this process, one clause after the other; a name ("package.module:Name", a path or
     a short name) in `workers` processes, in which the adapter may hang or die without taking the report along.
-    Raises LoadError where the adapter cannot be had, UsageError where there is no such device or clause.
+    Raises LoadError where the adapter cannot be loaded, UsageError where there is no such device or clause.
     """
     plan = planned(
         known_failures,
@@ -197,7 +197,7 @@ class _Gathered:
                 self._add(self.lost(slug, str(report.longrepr), self._end_of(report)))
 
     def _give_up(self, reason: str) -> None:
-        """The adapter cannot be had: no other clause has to find that out."""
+        """The adapter cannot be loaded: no other clause has to find that out."""
         self.unusable = self.unusable or reason
         session = self.config.pluginmanager.getplugin("dsession")
         session.shouldstop = session.shouldstop or reason

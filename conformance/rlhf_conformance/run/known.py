@@ -156,7 +156,7 @@ def _failed(result: Result, row: KnownFailure, plan: Run) -> Result:
 
 
 def _removal(row: KnownFailure, plan: Run) -> str:
-    """How to be rid of a row: the command where there is one that does it."""
+    """How to remove a row: by the command that does it, where there is one."""
     if plan.command and plan.known_file:
         return f"remove the row with `{plan.command} --only {row.clause} --accept`"
     return f"remove the row from {plan.known_file}" if plan.known_file else "remove the row"

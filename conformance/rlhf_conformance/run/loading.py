@@ -19,11 +19,11 @@ ENTRY_POINTS = "rlhf_conformance.adapters"
 
 
 class LoadError(Exception):
-    """The adapter cannot be had: the message is for the user, no traceback is needed."""
+    """The adapter cannot be loaded: the message is for the user, no traceback is needed."""
 
 
 class UsageError(Exception):
-    """The run was asked for something that there is not; the message is for the user."""
+    """The run was asked for a device, a clause or a mode that does not exist; the message is for the user."""
 
 
 def load_adapter(name: str, options: Mapping[str, Any] | None = None) -> Adapter:

@@ -54,7 +54,7 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: Any) -> Any:
 
 
 def pytest_configure(config: Any) -> None:
-    """A worker of the command is set up to be survived, and ends without taking its libraries apart."""
+    """A worker of the command takes nothing else down where it dies, and ends without taking its libraries apart."""
     if hasattr(config, "workerinput") and config.getoption(PLAN_OPTION) is not None:
         workers.settle()
         atexit.register(workers.end)  # the first to be registered is the last to be called

@@ -1,4 +1,4 @@
-"""The processes in which an adapter is tried: how each is set up to be survived, and what the command knows of its end.
+"""The processes in which an adapter is tried: what keeps a dying one from harming others, and what is known of its end.
 
 A worker leads a process group of its own, so that what the adapter starts ends with it; it is the first to go where
 memory runs out; and what the adapter prints goes nowhere. The command watches the processes themselves besides the

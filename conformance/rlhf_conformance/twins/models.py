@@ -262,12 +262,12 @@ class AdditiveMask(_Models):
     def values(self, critic, batch):
         hidden = self._whole(critic.backbone, batch).last_hidden_state
         raw = critic.head(hidden).reshape(batch.input_ids.shape)
-        return critic.normalised(raw) if critic.normalize else raw
+        return critic.normalized(raw) if critic.normalize else raw
 
     def rewards(self, reward_model, batch):
         hidden = self._whole(reward_model.backbone, batch).last_hidden_state
         raw = torch.cat([row[-1] for row in batch.to_ragged(reward_model.head(hidden).view(*batch.input_ids.shape, 1))])
-        return reward_model.normalised(raw) if reward_model.normalize and not reward_model.training else raw
+        return reward_model.normalized(raw) if reward_model.normalize and not reward_model.training else raw
 
     def action_values(self, critic, batch):
         rows = zip(batch.to_ragged(self.values(critic, batch)), batch.prompt_lengths, strict=True)

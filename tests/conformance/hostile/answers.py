@@ -82,7 +82,7 @@ class Unprintable(Exception):
 
 
 class RaisesUnprintable(Honest):
-    """Raises an error whose message cannot be had."""
+    """Raises an error whose message cannot be read."""
 
     def token_log_probs(self, logits, labels, temperature):
         raise Unprintable
@@ -296,7 +296,7 @@ class PairForMasks(Honest):
 
 
 class OpaqueModel(Honest):
-    """Its parameters live elsewhere and cannot be had."""
+    """Its parameters live elsewhere and cannot be reached."""
 
     architectures = ("llama",)
     temperature = False

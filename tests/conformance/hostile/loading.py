@@ -1,4 +1,4 @@
-"""Adapters that cannot be had, or should not be."""
+"""Adapters that cannot be loaded, or should not be."""
 
 from __future__ import annotations
 

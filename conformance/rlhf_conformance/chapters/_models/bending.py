@@ -76,7 +76,7 @@ def positions_of(mask: Tensor) -> Tensor:
 
 
 def scores(adapter: Reference, model: Any, batch: Batch) -> Tensor:
-    """What a regression model's head says at each position, not normalised, pads not zeroed; like `input_ids`."""
+    """What a regression model's head says at each position, not normalized, pads not zeroed; like `input_ids`."""
     from rlhf_reference.inputs import ModelInputs
 
     ids, options = adapter._inputs(batch)
@@ -84,16 +84,16 @@ def scores(adapter: Reference, model: Any, batch: Batch) -> Tensor:
     return model.scores(inputs).reshape(batch.input_ids.shape)
 
 
-def normalised(model: Any, answer: Tensor) -> Tensor:
-    """As the reward model of the reference normalises: in eval mode only."""
-    return model.normalised(answer) if model.normalize and not model.training else answer
+def normalized(model: Any, answer: Tensor) -> Tensor:
+    """As the reward model of the reference normalizes: in eval mode only."""
+    return model.normalized(answer) if model.normalize and not model.training else answer
 
 
 def reward_at(adapter: Reference, model: Any, batch: Batch, column: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Rewards of padded rows, read at `column(ids, mask)`, (B,)."""
     per_token = scores(adapter, model, batch)
     at = column(batch.input_ids, batch.attention_mask) % batch.input_ids.shape[1]
-    return normalised(model, per_token.gather(1, at[:, None])[:, 0])
+    return normalized(model, per_token.gather(1, at[:, None])[:, 0])
 
 
 def last_where(condition: Tensor) -> Tensor:

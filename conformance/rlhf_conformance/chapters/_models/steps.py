@@ -50,7 +50,7 @@ def _block(evidence: Evidence, readout: Readout, comparison: Comparison, k: int)
     truth: Any = evidence.subject.truth
     numbers = (comparison.expected[k], comparison.actual[k], comparison.allowed[k])
     t = number(case.temperature)
-    if readout.labelled:
+    if readout.labeled:
         label = sample.tokens[at + 1]
         logits = truth.logits(case.probe, sample.tokens)[at]
         scaled = logits[label] / case.temperature

@@ -65,7 +65,7 @@ class ArgmaxScored(Reference):
 
 @fault("actor.log-probs", also=LAYOUT_CHAPTERS)
 class LogitsForLogProbs(Reference):
-    """The action's logit, without the normalisation."""
+    """The action's logit, without the normalization."""
 
     def action_log_probs(self, actor, batch):
         pairs = zip(read(batch, self.logits(actor, batch) / batch.temperature), responses(batch), strict=True)

@@ -50,7 +50,7 @@ class Actor(Models):
     @method(
         Actions(),
         model="load_actor",
-        readout=Readout("log-prob", False, lambda z, t: (z / t).log_softmax(-1), states, labelled=True, whole="logits"),
+        readout=Readout("log-prob", False, lambda z, t: (z / t).log_softmax(-1), states, labeled=True, whole="logits"),
     )
     def action_log_probs(self, actor: Any, batch: Batch) -> Tensor | Sequence[Tensor]:
         """Log-probs of the actions as the trainer takes old log-probs (no dropout), with a graph to the parameters.

@@ -107,7 +107,7 @@ class ValuesSquashed(Reference):
 
 @fault("critic.state-before", bug="head-redrawn-on-load", also=("critic.", *PACKS))
 class CriticHeadRedrawn(Reference):
-    """The head is initialised after the checkpoint was loaded."""
+    """The head is initialized after the checkpoint was loaded."""
 
     def load_critic(self, checkpoint):
         return redrawn(super().load_critic(checkpoint))
@@ -346,12 +346,12 @@ class MissingCriticHeadIgnored(Reference):
             return torch.nn.Linear(1, 1)
 
 
-# --- normalisation -------------------------------------------------------------------------------------------------
+# --- normalization -------------------------------------------------------------------------------------------------
 
 
 @fault("critic.normalization")
 class CriticRawInTrainMode(Reference):
-    """Values are normalised in eval mode only, like rewards."""
+    """Values are normalized in eval mode only, like rewards."""
 
     def action_values(self, critic, batch):
         rows = batch.actions_to_ragged(super().action_values(critic, batch))
@@ -361,7 +361,7 @@ class CriticRawInTrainMode(Reference):
 
 @fault("critic.normalization")
 class CriticRawInEvalMode(Reference):
-    """Values are normalised in train mode only."""
+    """Values are normalized in train mode only."""
 
     def action_values(self, critic, batch):
         rows = batch.actions_to_ragged(super().action_values(critic, batch))

@@ -41,7 +41,7 @@ class LogitsShiftedAgain(Reference):
 
 @fault("log-probs.definition")
 class UnnormalisedLogit(Reference):
-    "The logit of the label less the largest one: the log of the normaliser is left out."
+    "The logit of the label less the largest one: the log of the normalizer is left out."
 
     def token_log_probs(self, logits, labels, temperature):
         z = logits.float() / temperature
@@ -69,7 +69,7 @@ class LikeliestSixteenOnly(Reference):
 
 @fault("log-probs.definition")
 class WordsBeyondRightVocabularyHalf(Reference):
-    "The vocabulary is split over two ranks and the normaliser is that of the label's own half."
+    "The vocabulary is split over two ranks and the normalizer is that of the label's own half."
 
     def token_log_probs(self, logits, labels, temperature):
         half = (logits.shape[-1] + 1) // 2
@@ -122,7 +122,7 @@ class LogProbTemperatureAtLeastOne(Reference):
 
 @fault("log-probs.temperature")
 class TemperatureOfLabelOnly(Reference):
-    "The label's logit is divided by the temperature, the normaliser is not."
+    "The label's logit is divided by the temperature, the normalizer is not."
 
     def token_log_probs(self, logits, labels, temperature):
         z = logits.float()
@@ -233,7 +233,7 @@ class LogProbFloor(Reference):
 
 @fault("log-probs.gradient")
 class NormaliserDetached(Reference):
-    "Right value, but no gradient through the normaliser: the other tokens are not pushed down."
+    "Right value, but no gradient through the normalizer: the other tokens are not pushed down."
 
     def token_log_probs(self, logits, labels, temperature):
         z = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature

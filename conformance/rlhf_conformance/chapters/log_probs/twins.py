@@ -31,7 +31,7 @@ class LogSoftmaxThenGather(Reference):
 
 @twin
 class GatherMinusLogsumexp(Reference):
-    "The label's logit less the log of the normaliser; entropy as the normaliser less the mean logit."
+    "The label's logit less the log of the normalizer; entropy as the normalizer less the mean logit."
 
     def token_log_probs(self, logits, labels, temperature):
         z = upcast(logits) / temperature
@@ -117,10 +117,10 @@ class LogProbsInFloat32(Reference):
 
 @twin
 class VocabularyInParts(Reference):
-    "The normaliser from two halves of the vocabulary, as over two tensor-parallel ranks, summed from the end."
+    "The normalizer from two halves of the vocabulary, as over two tensor-parallel ranks, summed from the end."
 
     def token_log_probs(self, logits, labels, temperature):
         z = upcast(logits) / temperature
         parts = z.flip(-1).tensor_split(2, dim=-1)
-        normaliser = torch.stack([part.logsumexp(-1) for part in parts if part.shape[-1]]).logsumexp(0)
-        return (at_labels(z, labels) - normaliser).where(labels >= 0, 0.0)
+        normalizer = torch.stack([part.logsumexp(-1) for part in parts if part.shape[-1]]).logsumexp(0)
+        return (at_labels(z, labels) - normalizer).where(labels >= 0, 0.0)

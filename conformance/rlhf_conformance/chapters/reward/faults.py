@@ -12,7 +12,7 @@ from rlhf_conformance.chapters._models.bending import (
     detach_backbone,
     first_where,
     last_where,
-    normalised,
+    normalized,
     reward_at,
     scores,
 )
@@ -128,7 +128,7 @@ class RewardAtPromptEnd(Reference):
 
     def rewards(self, reward_model, batch):
         rows = zip(batch.to_ragged(scores(self, reward_model, batch)), batch.prompt_lengths, strict=True)
-        return normalised(reward_model, torch.stack([row[prompt - 1] for row, prompt in rows]))
+        return normalized(reward_model, torch.stack([row[prompt - 1] for row, prompt in rows]))
 
 
 @fault("reward.garbage-under-mask")
@@ -168,7 +168,7 @@ class RewardModelWithoutMask(Reference):
             return super().rewards(reward_model, batch)
         bare = replace(batch, attention_mask=torch.ones_like(batch.attention_mask))
         rows = batch.to_ragged(scores(self, reward_model, bare))
-        return normalised(reward_model, torch.stack([row[-1] for row in rows]))
+        return normalized(reward_model, torch.stack([row[-1] for row in rows]))
 
 
 # --- pooled --------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class _Pooled(Reference):
 
     def rewards(self, reward_model, batch):
         rows = batch.to_ragged(scores(self, reward_model, batch))
-        return normalised(reward_model, torch.stack([self.pool(row) for row in rows]))
+        return normalized(reward_model, torch.stack([self.pool(row) for row in rows]))
 
 
 @fault("reward.last-attended", also=PACKS)
@@ -298,11 +298,11 @@ class TruncationPenalised(Reference):
         return super().rewards(reward_model, batch) - cut.float()
 
 
-# --- normalisation -------------------------------------------------------------------------------------------------
+# --- normalization -------------------------------------------------------------------------------------------------
 
 
-class _Normalised(Reference):
-    """A reward model that normalises in its own way, in eval mode."""
+class _Normalized(Reference):
+    """A reward model that normalizes in its own way, in eval mode."""
 
     def way(self, raw, mean, std):
         raise NotImplementedError
@@ -326,7 +326,7 @@ class NormStatisticsUnset(Reference):
 
 
 @fault("reward.normalization")
-class StdWithoutMean(_Normalised):
+class StdWithoutMean(_Normalized):
     """r / std"""
 
     def way(self, raw, mean, std):
@@ -334,7 +334,7 @@ class StdWithoutMean(_Normalised):
 
 
 @fault("reward.normalization")
-class MeanWithoutStd(_Normalised):
+class MeanWithoutStd(_Normalized):
     """r - mean"""
 
     def way(self, raw, mean, std):
@@ -342,7 +342,7 @@ class MeanWithoutStd(_Normalised):
 
 
 @fault("reward.normalization")
-class MeanAndStdSwapped(_Normalised):
+class MeanAndStdSwapped(_Normalized):
     """(r - std) / |mean|"""
 
     def way(self, raw, mean, std):
@@ -350,7 +350,7 @@ class MeanAndStdSwapped(_Normalised):
 
 
 @fault("reward.normalization", bug="reward-before-precedence")
-class NormalisedByPrecedence(_Normalised):
+class NormalisedByPrecedence(_Normalized):
     """r - mean / std"""
 
     def way(self, raw, mean, std):
@@ -358,7 +358,7 @@ class NormalisedByPrecedence(_Normalised):
 
 
 @fault("reward.normalization")
-class NormalisedByVariance(_Normalised):
+class NormalisedByVariance(_Normalized):
     """(r - mean) / std^2"""
 
     def way(self, raw, mean, std):
@@ -366,7 +366,7 @@ class NormalisedByVariance(_Normalised):
 
 
 @fault("reward.normalization")
-class NormalisedWithEpsilon(_Normalised):
+class NormalisedWithEpsilon(_Normalized):
     """(r - mean) / (std + 0.01)"""
 
     def way(self, raw, mean, std):
@@ -374,7 +374,7 @@ class NormalisedWithEpsilon(_Normalised):
 
 
 @fault("reward.normalization")
-class RewardDenormalised(_Normalised):
+class RewardDenormalised(_Normalized):
     """r std + mean"""
 
     def way(self, raw, mean, std):
@@ -382,7 +382,7 @@ class RewardDenormalised(_Normalised):
 
 
 @fault("reward.normalization")
-class NormalisedByTheBatch(_Normalised):
+class NormalisedByTheBatch(_Normalized):
     """The mean and std of the batch, not those of the config."""
 
     def way(self, raw, mean, std):
@@ -391,11 +391,11 @@ class NormalisedByTheBatch(_Normalised):
 
 @fault("reward.normalization-train")
 class NormalisedInTrainModeToo(Reference):
-    """Rewards are normalised in both modes."""
+    """Rewards are normalized in both modes."""
 
     def rewards(self, reward_model, batch):
         answer = super().rewards(reward_model, batch)
-        return reward_model.normalised(answer) if reward_model.training and reward_model.normalize else answer
+        return reward_model.normalized(answer) if reward_model.training and reward_model.normalize else answer
 
 
 @fault("reward.normalization-train")
@@ -409,7 +409,7 @@ class CentredInTrainMode(Reference):
 
 @fault("reward.normalization", also=("reward.normalization-train",))
 class NormalisedInTrainModeOnly(Reference):
-    """The modes are swapped: raw in eval mode, normalised in train mode."""
+    """The modes are swapped: raw in eval mode, normalized in train mode."""
 
     def rewards(self, reward_model, batch):
         reward_model.training = not reward_model.training
@@ -431,7 +431,7 @@ def redrawn(model):
 
 @fault("reward.last-attended", bug="head-redrawn-on-load", also=("reward.", *PACKS))
 class RewardHeadRedrawn(Reference):
-    """The head is initialised after the checkpoint was loaded."""
+    """The head is initialized after the checkpoint was loaded."""
 
     def load_reward_model(self, checkpoint):
         return redrawn(super().load_reward_model(checkpoint))
@@ -577,7 +577,7 @@ class LoraRewardHeadLost(Reference):
 
 @fault("reward.round-trip", bug="head-redrawn-on-load")
 class RewardHeadRedrawnOnRestore(Reference):
-    """The head is initialised after restoring."""
+    """The head is initialized after restoring."""
 
     def restore(self, kind, checkpoint, folder):
         model = super().restore(kind, checkpoint, folder)
