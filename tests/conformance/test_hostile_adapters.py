@@ -185,6 +185,8 @@ ANSWERS = [
     Row("FloatForTensor", LOSS, FAILED, ("ERROR", "policy_loss returned a float; wanted the loss, a tensor")),
     Row("LossOfEveryToken", LOSS, FAILED, ("ERROR", "shape (2, 3); wanted the loss, a tensor with one number")),
     Row("Raises", LOG_PROB, FAILED, ("token_log_probs raised ValueError: only contiguous logits", "answers.py:")),
+    Row("RaisesTheSame", LOG_PROB, FAILED, ("token_log_probs raised ImportError: no kernel",), ("not deterministic",)),
+    Row("RaisesInACircle", LOG_PROB, FAILED, ("token_log_probs raised ValueError: wrong",), ("not deterministic",)),
     Row("RaisesUnprintable", LOG_PROB, FAILED, ("token_log_probs raised Unprintable",), ("not deterministic",)),
     Row("CallsExit", LOG_PROB, FAILED, ("token_log_probs called sys.exit: world size is 1 (answers.py:",)),
     Row("RaisesInBackward", ("policy-loss.gradient",), FAILED, ("ERROR", "this kernel has no backward pass")),

@@ -26,7 +26,16 @@ ANY = st.tuples(*[st.integers(0, 255)] * 4)
 KINDS = pytest.mark.parametrize("cases", [BYTES, ANY], ids=["read off bytes", "of any strategy"])
 
 
-def explored(cases: Any, *, holds=lambda case: case[2] < 200, database=None, profile="gate", shrinking=1.0):
+def explored(
+    cases: Any,
+    *,
+    holds=lambda case: case[2] < 200,
+    database=None,
+    profile="gate",
+    shrinking=1.0,
+    effort: int = 1,
+    seed: int = 0,
+):
     """The outcome of a check of `holds`, and the cases that it was asked about."""
     seen: list[Any] = []
 
@@ -34,9 +43,9 @@ def explored(cases: Any, *, holds=lambda case: case[2] < 200, database=None, pro
         seen.append(case)
         yield Fact(holds(case), "the third", expected="less than 200", actual=str(case[2]))
 
-    made = replace(checks()["policy-loss.clip"], function=function, cases=lambda subject: cases)
+    made = replace(checks()["policy-loss.clip"], function=function, cases=lambda subject: cases, effort=effort)
     trial = _Trial(made, SimpleNamespace(poison=None, late=lambda error: None), shrinking)  # type: ignore[arg-type]
-    return _explore(trial, PROFILES[profile], 0, database), seen, trial
+    return _explore(trial, PROFILES[profile], seed, database), seen, trial
 
 
 @KINDS
@@ -81,6 +90,17 @@ def test_what_was_mended_is_forgotten(cases, tmp_path):
     assert outcome is None
     assert seen[0] == (0, 0, 200, 0)
     assert trial.examples > PROFILES["gate"].examples // 2
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_failure_is_found_beside_what_is_kept_of_another(seed, tmp_path):
+    """Few cases, and many left over from making the first failure smaller."""
+    cases = Picked(15, lambda picks: tuple(picks.below(256) for _ in range(15)))
+    options = {"database": DirectoryBasedExampleDatabase(tmp_path), "profile": "full", "effort": 120, "seed": seed}
+    explored(cases, holds=lambda case: case[0] < 150 and sum(case) <= 1500, **options)
+    outcome, _, trial = explored(cases, holds=lambda case: case[3] < 100, **options)
+    assert isinstance(outcome, ClauseFailure) == bool(trial.failures)
+    assert outcome is None or outcome.case[3] == 100
 
 
 @KINDS

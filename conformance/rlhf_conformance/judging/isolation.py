@@ -164,8 +164,10 @@ def poisons(error: BaseException) -> bool:
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Free what the frames of an error hold, which may be all of the memory."""
-    while error is not None:
+    """Free what the frames of an error hold, which may be all of the memory. Its causes may lead back to itself."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 

@@ -108,6 +108,10 @@ class _Trial:
             self.gave_up = 0.0
 
 
+ALL = 10_000
+"""More cases than a database holds: of those that are kept, none is left out."""
+
+
 def seed_of(slug: str, seed: int) -> int:
     """The seed of one clause's cases: different clauses see different cases, the same in every process."""
     return zlib.crc32(f"{slug}:{seed}".encode())
@@ -181,22 +185,21 @@ def _explore(trial: _Trial, profile: Profile, seed: int, database: Any) -> BaseE
         phases = [Phase.generate, *[Phase.reuse] * (database is not None), *shrinking]
         return _outcome(_searching(trial, cases, phases, database, seed, wanted + skipped, skipped))
     kept = InMemoryExampleDatabase() if database is None else database
-    search = _searching(trial, cases.strategy, [Phase.reuse, *shrinking], kept, seed, wanted)
+    search = _searching(trial, cases.strategy, [Phase.reuse, *shrinking], kept, seed, ALL)
     known = None if database is None else _outcome(search, nothing=SkipTest)
     if known is not None:
         return known
     for data in itertools.islice(cases.drawn(seed), skipped, skipped + wanted):
-        try:
-            trial.attempt(cases.case(data))
-        except UnsatisfiedAssumption:
-            continue
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
+        error = _outcome(functools.partial(_attempt, trial, cases, data), nothing=UnsatisfiedAssumption)
+        if error is not None:
             # Which puts it where the search begins.
             _outcome(functools.partial(search.hypothesis.fuzz_one_input, data))
             return _outcome(search, nothing=SkipTest) or Flaky("the case that failed passed when it was tried again")
     return None
+
+
+def _attempt(trial: _Trial, cases: Picked[Any], data: bytes) -> None:
+    trial.attempt(cases.case(data))
 
 
 def _searching(
@@ -242,7 +245,7 @@ def _seed_other_generators() -> None:
 
 
 def _outcome(attempt: Callable[[], Any], nothing: type[BaseException] | tuple[()] = ()) -> BaseException | None:
-    """What an attempt raises, or None; `nothing` is how Hypothesis says that it has no case to begin with."""
+    """What an attempt raises, or None; also None for `nothing`, by which Hypothesis says that there is no such case."""
     try:
         attempt()
     except nothing:

@@ -74,6 +74,24 @@ class Raises(Honest):
         raise ValueError("only contiguous logits are supported")
 
 
+class RaisesTheSame(Honest):
+    """Raises one error again and again, as a trainer does that remembers why a kernel could not be imported."""
+
+    error = ImportError("no kernel for this device")
+
+    def token_log_probs(self, *args):
+        raise self.error
+
+
+class RaisesInACircle(Honest):
+    """Raises an error that is the cause of its own cause."""
+
+    def token_log_probs(self, *args):
+        first, second = ValueError("wrong"), ValueError("because wrong")
+        first.__cause__, second.__cause__ = second, first
+        raise first
+
+
 class Unprintable(Exception):
     """Refuses to be printed."""
 

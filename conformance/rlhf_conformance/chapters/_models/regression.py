@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import strategies as st
-
 import rlhf_spec.reward
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.chapters._models.cases import ModelCase, model_cases, with_statistics
 from rlhf_conformance.chapters._models.roles import Role
 from rlhf_conformance.chapters._models.templates import template, truth_of
 from rlhf_conformance.judging.checks import Questions, Requirement, Template
+from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import Call, Question, Refused
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
@@ -78,4 +77,5 @@ def missing_head(role: Role) -> Template:
 
 def _headless(subject: Subject) -> Any:
     adapter = subject.adapter
-    return st.sampled_from([Probe(a, head_name=adapter.head_names[0], headless=True) for a in adapter.architectures])
+    probes = [Probe(a, head_name=adapter.head_names[0], headless=True) for a in adapter.architectures]
+    return Picked(1, lambda picks: picks.of(probes))
