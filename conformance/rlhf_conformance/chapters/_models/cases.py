@@ -145,14 +145,16 @@ def _garbage_under_mask(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCa
     return case.shown(replace(case.how, garbage=garbage))
 
 
-def with_statistics(cases: Picked[ModelCase]) -> Picked[ModelCase]:
-    """With a mean that is not 0 and a standard deviation that is not 1, exact in bfloat16."""
+def with_statistics(cases: Picked[ModelCase], k: int = 1, n: int = 1) -> Picked[ModelCase]:
+    """In k of n cases with a mean that is not 0 and a standard deviation that is not 1, exact in bfloat16."""
 
     def change(case: ModelCase, picks: Picks) -> ModelCase:
         mean, std = picks.of((-1.5, 0.5, 2.0)), picks.of((0.5, 2.0, 4.0))
+        if not picks.chance(k, n):
+            return case
         return replace(case, probe=replace(case.probe, mean=mean, std=std))
 
-    return cases.with_more(2, change)
+    return cases.with_more(3, change)
 
 
 def with_masked_cells(adapter: Adapter, asked: Asked) -> Picked[ModelCase]:
@@ -160,7 +162,8 @@ def with_masked_cells(adapter: Adapter, asked: Asked) -> Picked[ModelCase]:
     anything = model_cases(adapter, asked)
     if not adapter.takes_attention_mask or not offered(adapter, RECTANGLES):
         return anything
-    return anything | garbage_under_mask(adapter, replace(asked, layouts=RECTANGLES))
+    garbage = garbage_under_mask(adapter, replace(asked, layouts=RECTANGLES))
+    return anything | (anything | garbage)  # packs are among anything
 
 
 @stored

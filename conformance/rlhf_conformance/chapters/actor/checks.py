@@ -105,7 +105,7 @@ def generated(subject: Subject, case: PromptCase) -> Call:
     return Call("generate", (Loaded("load_actor", case.probe), batch))
 
 
-@check("actor.generate", needs=GENERATE, cases=lambda s: prompts(s.adapter), effort=5)
+@check("actor.generate", needs=GENERATE, cases=lambda s: prompts(s.adapter), effort=3)
 def generate(subject: Subject, case: PromptCase) -> Questions:
     """Each row is compared up to the first step at which two tokens are so near that rounding decides."""
     case = _with_a_stop_that_comes(subject, case)
