@@ -1,4 +1,4 @@
-"""Cases that are read off bytes: many small choices for the price of one draw."""
+"""Cases that are read off bytes: many small choices from one draw."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ Other = TypeVar("Other")
 class Picks:
     """Choices read off drawn bytes, one byte each, in equal shares.
 
-    A draw of its own for every number of a batch takes Hypothesis longer than a trainer takes to answer, and lets it
-    spend most cases on mutants of the others. Bytes are one draw, and shrink byte by byte towards zero, which stands
-    for the first of the choices: write the simplest one there. After their end there are only zeros.
+    They shrink byte by byte towards zero, which stands for the first of the choices: write the simplest one there.
+    After the end of the bytes there are only zeros.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -54,9 +53,9 @@ class Picks:
 class Picked(Generic[Case]):
     """Cases that `build` makes from `count` choices.
 
-    Most cases pass, and nothing is left for Hypothesis to do: their bytes are drawn here, at a hundredth of the price,
-    the same in every version of Python and of Hypothesis. A case that fails is made smaller by Hypothesis, which reads
-    the same bytes through `strategy`.
+    Most cases pass, and leave nothing to be made smaller: their bytes are drawn here, which spares the records that
+    Hypothesis keeps of every case, and gives the same cases in every version of Python and of Hypothesis. A case that
+    fails is made smaller by Hypothesis, which reads the same bytes through `strategy`.
     """
 
     count: int
