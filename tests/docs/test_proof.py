@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import rlhf_spec.clauses
 from proof import diagnoses, mutation, pages, speed, survivors, tables, twins
 from rlhf_conformance.faults import faults
 from rlhf_conformance.twins import twins as library
@@ -25,6 +28,15 @@ def test_a_table_is_what_the_specification_and_the_rows_make_of_it(name):
     text = (pages.DOCS.parent / name).read_text()
     assert tables.BLOCK.search(text)
     assert text == tables.made(text)
+
+
+def test_the_tables_do_not_say_where_the_package_is_installed(monkeypatch):
+    """`nox -s bench` installs it as a user does, and writes the tables."""
+    before, chapters = tables.covered(), rlhf_spec.clauses.chapters()
+    elsewhere = tuple(replace(c, file=f"/elsewhere/site-packages/rlhf_spec/{Path(c.file).name}") for c in chapters)
+    monkeypatch.setattr(rlhf_spec.clauses, "chapters", lambda: elsewhere)
+    assert tables.covered() == before
+    assert all((tables.ROOT / tables.SPECIFICATION / Path(c.file).name).is_file() for c in chapters)
 
 
 def test_every_table_stands_in_a_document():

@@ -21,6 +21,7 @@ from .files import ROOT, table
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 BLOCK = re.compile(r"(?P<head><!-- made: (?P<name>[\w-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 DOCUMENTS = ("README.md", "docs/writing-an-adapter.md")
+SPECIFICATION = "spec/rlhf_spec"
 
 
 def covered() -> str:
@@ -36,7 +37,7 @@ def covered() -> str:
     rows = []
     for chapter in chapters:
         found = [clause.level for clause in chapter.clauses]
-        link = f"[{chapter.slug}]({Path(chapter.file).relative_to(ROOT).as_posix()})"
+        link = f"[{chapter.slug}]({SPECIFICATION}/{Path(chapter.file).name})"  # wherever it is installed
         rows.append((link, str(len(found)), *(str(found.count(level)) for level in levels), chapter.about))
     return said + table(("chapter", "clauses", *levels, "about"), rows)
 
