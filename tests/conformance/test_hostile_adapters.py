@@ -185,6 +185,7 @@ ANSWERS = [
     Row("FloatForTensor", LOSS, FAILED, ("ERROR", "policy_loss returned a float; wanted the loss, a tensor")),
     Row("LossOfEveryToken", LOSS, FAILED, ("ERROR", "shape (2, 3); wanted the loss, a tensor with one number")),
     Row("Raises", LOG_PROB, FAILED, ("token_log_probs raised ValueError: only contiguous logits", "answers.py:")),
+    Row("LeavesGradOff", ("log-probs.gradient",), CONFORMANT, ("CONFORMANT: 1 of 1",)),
     Row("RaisesTheSame", LOG_PROB, FAILED, ("token_log_probs raised ImportError: no kernel",), ("not deterministic",)),
     Row("RaisesInACircle", LOG_PROB, FAILED, ("token_log_probs raised ValueError: wrong",), ("not deterministic",)),
     Row("RaisesUnprintable", LOG_PROB, FAILED, ("token_log_probs raised Unprintable",), ("not deterministic",)),

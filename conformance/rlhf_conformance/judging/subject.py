@@ -97,7 +97,8 @@ class Subject:
         with self._guarded(method):
             raw = self._called(method, handed)
             if copies and not row.loads:
-                raw = owned(raw)
+                with torch.inference_mode(False), torch.enable_grad():  # the call may have left them otherwise
+                    raw = owned(raw)
         named = dict(zip(row.arguments, given, strict=True))
         if copies:
             self.record.written = [
