@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import hypothesis
-from hypothesis import HealthCheck, Phase, Verbosity, settings
+from hypothesis import Phase
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.judging.checks import Check
@@ -19,6 +18,7 @@ from rlhf_conformance.judging.judge import ClauseFailure, Comparison, Judge
 from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import Answered, Call, NotReturned
 from rlhf_conformance.judging.subject import Subject
+from rlhf_conformance.judging.trying import searching
 from rlhf_conformance.judging.wiring import WiringError
 
 SECONDS = 4.0
@@ -114,19 +114,5 @@ def drawn(check: Check, subject: Subject, count: int, seed: int) -> list[Any]:
     if isinstance(drawing, Picked):
         return [drawing.case(data) for data in itertools.islice(drawing.drawn(seed), count)]
     cases: list[Any] = []
-
-    @hypothesis.seed(seed)
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        verbosity=Verbosity.quiet,
-        suppress_health_check=list(HealthCheck),
-    )
-    @hypothesis.given(drawing)
-    def draw(case: Any) -> None:
-        cases.append(case)
-
-    draw()
+    searching(drawing, cases.append, [Phase.generate], seed, count)()
     return cases

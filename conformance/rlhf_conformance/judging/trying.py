@@ -183,9 +183,15 @@ def _explore(trial: _Trial, profile: Profile, seed: int, database: Any) -> BaseE
     shrinking = [Phase.shrink] * (trial.shrinking > 0)
     if not isinstance(cases, Picked):
         phases = [Phase.generate, *[Phase.reuse] * (database is not None), *shrinking]
-        return _outcome(_searching(trial, cases, phases, database, seed, wanted + skipped, skipped))
+        drawn = itertools.count()
+
+        def attempt(case: Any) -> None:
+            if next(drawn) >= skipped:
+                trial.attempt(case)
+
+        return _outcome(searching(cases, attempt, phases, seed, wanted + skipped, database))
     kept = InMemoryExampleDatabase() if database is None else database
-    search = _searching(trial, cases.strategy, [Phase.reuse, *shrinking], kept, seed, ALL)
+    search = searching(cases.strategy, trial.attempt, [Phase.reuse, *shrinking], seed, ALL, kept)
     known = None if database is None else _outcome(search, nothing=SkipTest)
     if known is not None:
         return known
@@ -202,18 +208,15 @@ def _attempt(trial: _Trial, cases: Picked[Any], data: bytes) -> None:
     trial.attempt(cases.case(data))
 
 
-def _searching(
-    trial: _Trial,
+def searching(
     strategy: st.SearchStrategy[Any],
+    attempt: Callable[[Any], None],
     phases: list[Phase],
-    database: ExampleDatabase | None,
     seed: int,
     examples: int,
-    skipped: int = 0,
+    database: ExampleDatabase | None = None,
 ) -> Any:
-    """What lets Hypothesis look for the smallest failing case, except among the first that it draws, and raises its
-    exception."""
-    drawn = itertools.count()
+    """What lets Hypothesis attempt the cases of a strategy, and raises the exception of the smallest one that fails."""
 
     @settings(
         max_examples=examples,
@@ -229,8 +232,7 @@ def _searching(
     @hypothesis.seed(seed)  # below the settings, since it takes the database away
     @hypothesis.given(strategy)
     def search(case: Any) -> None:
-        if next(drawn) >= skipped:
-            trial.attempt(case)
+        attempt(case)
 
     return search
 

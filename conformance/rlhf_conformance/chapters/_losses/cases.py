@@ -359,8 +359,7 @@ def under_mask(build: Builder, filler: Sequence[float], dtype: Any) -> Picked[Dr
     """Masked cells filled from `filler`, in each of the three inputs."""
     values = [exactly(x, dtype) for x in filler]
 
-    def dress(picks: Picks) -> DressedCase:
-        case = build(picks.part(CASE_PICKS))
+    def dress(case: LossCase, picks: Picks) -> DressedCase:
         if all(all(row) for row in case.action_mask):
             case = widened(case, 1)
         fields: dict[str, Any] = {}
@@ -369,7 +368,7 @@ def under_mask(build: Builder, filler: Sequence[float], dtype: Any) -> Picked[Dr
             fields[name] = tuple(tuple(x if m else picks.of(values) for x, m in zip(*row, strict=True)) for row in rows)
         return DressedCase(case, case.changed(**fields))
 
-    return Picked(CASE_PICKS + 3 * ROWS * (WIDTH + 1), dress)
+    return loss_cases(build).with_more(3 * ROWS * (WIDTH + 1), dress)
 
 
 def widened(case: LossCase, columns: int, *, left: bool = False) -> LossCase:
@@ -410,9 +409,8 @@ class SplitCase:
 def split(build: Builder) -> Picked[SplitCase]:
     """At least two micro-batches; the case has at least two rows."""
 
-    def cut(picks: Picks) -> SplitCase:
-        case = build(picks.part(CASE_PICKS))
+    def cut(case: LossCase, picks: Picks) -> SplitCase:
         cuts = [i for i in range(1, len(case.action_mask)) if picks.chance(1, 2)]
         return SplitCase(case, tuple(cuts) or (1 + picks.below(len(case.action_mask) - 1),))
 
-    return Picked(CASE_PICKS + ROWS, cut)
+    return loss_cases(build).with_more(ROWS, cut)

@@ -121,11 +121,10 @@ def _tokens(picks: Picks, k: int, n: int, specials: Sequence[int] = ()) -> list[
 
 def padded_more(adapter: Adapter, asked: Asked) -> Picked[ModelCase]:
     """A case in a padded layout with one to four pad columns too many."""
-    return Picked(CASE_PICKS + 2, lambda picks: _padded_more(picks, adapter, asked))
+    return model_cases(adapter, asked).with_more(2, _padded_more)
 
 
-def _padded_more(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
-    case = _model_case(picks.part(CASE_PICKS), adapter, asked)
+def _padded_more(case: ModelCase, picks: Picks) -> ModelCase:
     layout = case.how.layout
     left, right = picks.below(4), picks.below(4)
     left, right = 0 if layout == "right" else left, 0 if layout == "left" else right
@@ -136,11 +135,10 @@ def _padded_more(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
 
 def garbage_under_mask(adapter: Adapter, asked: Asked) -> Picked[ModelCase]:
     """A padded case with at least one masked cell, and ordinary ids in all of them."""
-    return Picked(CASE_PICKS + 8, lambda picks: _garbage_under_mask(picks, adapter, asked))
+    return padded_more(adapter, asked).with_more(6, _garbage_under_mask)
 
 
-def _garbage_under_mask(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
-    case = _padded_more(picks.part(CASE_PICKS + 2), adapter, asked)
+def _garbage_under_mask(case: ModelCase, picks: Picks) -> ModelCase:
     garbage = tuple(_plain(picks) for _ in range(1 + picks.below(5)))
     return case.shown(replace(case.how, garbage=garbage))
 
@@ -185,10 +183,8 @@ class EditedCase:
 def edited(adapter: Adapter, asked: Asked) -> Picked[EditedCase]:
     """Mostly with a sample behind the one that is exchanged, in a third of the cases with prompts of one token: what
     leaks into the first token of a sequence shows in the action that it predicts."""
-    asked = replace(asked, min_samples=2)
 
-    def build(picks: Picks) -> EditedCase:
-        case = _model_case(picks.part(CASE_PICKS), adapter, asked)
+    def edit(case: ModelCase, picks: Picks) -> EditedCase:
         short, last = picks.chance(1, 3), picks.chance(1, 5)
         if short:
             case = replace(case, samples=tuple(replace(s, prompt=s.prompt[-1:]) for s in case.samples))
@@ -196,7 +192,7 @@ def edited(adapter: Adapter, asked: Asked) -> Picked[EditedCase]:
         prompt, response = (tuple(_tokens(picks.part(1 + 2 * LENGTH), 0, 1)) for _ in range(2))
         return EditedCase(case, index, Sample(prompt, response))
 
-    return Picked(CASE_PICKS + 5 + 4 * LENGTH, build)
+    return model_cases(adapter, replace(asked, min_samples=2)).with_more(5 + 4 * LENGTH, edit)
 
 
 @stored
@@ -213,15 +209,12 @@ class PermutedCase:
 
 
 def permuted(adapter: Adapter, asked: Asked) -> Picked[PermutedCase]:
-    asked = replace(asked, min_samples=2)
-
-    def build(picks: Picks) -> PermutedCase:
-        case = _model_case(picks.part(CASE_PICKS), adapter, asked)
+    def permute(case: ModelCase, picks: Picks) -> PermutedCase:
         rest = list(range(len(case.samples)))
         order = tuple(rest.pop(picks.below(len(rest))) for _ in case.samples)
         return PermutedCase(case, order if list(order) != sorted(order) else (*order[1:], order[0]))
 
-    return Picked(CASE_PICKS + SAMPLES, build)
+    return model_cases(adapter, replace(asked, min_samples=2)).with_more(SAMPLES, permute)
 
 
 @stored
@@ -237,12 +230,11 @@ def weighted(adapter: Adapter, asked: Asked, per_sample: bool) -> Picked[Weighte
     """Weights of both signs, never zero: one for each action, or one for each sample."""
     asked = replace(asked, specials=False, prompt_eos=False, ends="cut")
 
-    def build(picks: Picks) -> WeightedCase:
-        case = _model_case(picks.part(CASE_PICKS), adapter, asked)
+    def weigh(case: ModelCase, picks: Picks) -> WeightedCase:
         counts = [1 if per_sample else len(s.response) for s in case.samples]
         return WeightedCase(case, tuple(tuple(picks.of(WEIGHTS) for _ in range(count)) for count in counts))
 
-    return Picked(CASE_PICKS + SAMPLES * LENGTH, build)
+    return model_cases(adapter, asked).with_more(SAMPLES * LENGTH, weigh)
 
 
 WEIGHTS = (1.0, -1.5, -0.7, 0.4, 2.2)
