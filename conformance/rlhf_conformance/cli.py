@@ -28,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rlhf-conformance",
         description="Check an RLHF trainer against the specification of its log-probs, masks, models and losses.",
-        epilog="exit status: 0 conformant, 1 not conformant, 2 bad usage or unusable adapter, 3 incomplete",
+        epilog="exit status: 0 conformant (what was accepted, and what was not asked, stands beside the verdict), "
+        "1 not conformant, 2 bad usage or unusable adapter, 3 incomplete",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_check(commands)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,14 @@ NOT_CONFORMANT = (FAIL, ERROR, UNEXPECTED_PASS)
 NOT_FINISHED = (INCONCLUSIVE, LOST)
 
 CONFORMANT_STATUS, FAILED_STATUS, USAGE_STATUS, INCOMPLETE_STATUS = 0, 1, 2, 3
+
+
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|(?<![A-Za-z_0-9.])[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?")
+
+
+def without_numbers(text: str) -> str:
+    """A message in words that stay the same from case to case: numbers in it become "#"."""
+    return _NUMBER.sub("#", text)
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,17 @@ class Failure:
     picture: Picture | None = None
     exchange: Exchange | None = None
 
+    @property
+    def is_error(self) -> bool:
+        """Whether the adapter raised or answered something of the wrong kind, so that nothing was compared."""
+        return not self.expected and not self.actual
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, in a line."""
+        where = f" at {self.place}" if self.place else ""
+        return self.what if self.is_error else f"{self.what}{where}: expected {self.expected}, got {self.actual}"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -158,8 +178,9 @@ class Result:
 
     reason      why it is not a pass, in a sentence; empty for passes
     examples    cases tried, `floor` the least number that makes a pass
-    margin      the largest observed error over its budget, None where nothing was compared within a budget
+    margin      the largest observed error over its budget, None where no number was compared
     seconds     wall time
+    others      what else is wrong: of each other quantity, and of each other backbone, a failure
     """
 
     clause: str
@@ -171,6 +192,7 @@ class Result:
     margin: float | None = None
     seconds: float = 0.0
     failure: Failure | None = None
+    others: tuple[Failure, ...] = ()
 
     @property
     def chapter(self) -> str:

@@ -57,7 +57,7 @@ def fault_of(slug: str) -> Any:
 def test_what_broke_it_is_kept_with_every_argument_and_written_as_a_script(slug: str, store: Any):
     fault = fault_of(slug)
     liar = Subject.make(fault.adapter(), device="cpu", dtype="float32", store=store)
-    tried = try_clause(slug, liar, PROFILES["gate"], 0)
+    tried = try_clause(slug, liar, PROFILES["gate"], 0, to_the_end=False)
     result, failure = tried.result, tried.result.failure
     assert result.verdict in (FAIL, "error"), result.reason
     assert failure is not None
@@ -87,7 +87,7 @@ def _flat(name: str, value: Any) -> list[str]:
 @pytest.mark.parametrize("slug", SLUGS)
 def test_it_is_tried_again_on_its_stored_case(slug: str, store: Any):
     liar = Subject.make(fault_of(slug).adapter(), device="cpu", dtype="float32", store=store)
-    tried = try_clause(slug, liar, PROFILES["gate"], 0)
+    tried = try_clause(slug, liar, PROFILES["gate"], 0, to_the_end=False)
     case = storing.from_json(json.loads(json.dumps(storing.to_json(tried.case))))
     again = try_clause(slug, liar, PROFILES["gate"], 0, replayed=case).result
     assert again.verdict == tried.result.verdict

@@ -209,6 +209,8 @@ ANSWERS = [
     Row("LeavesGradOff", SHOULD, CONFORMANT, (*WARNED, "changed: the grad mode")),
     Row("LeavesDefaultDtype", SHOULD, CONFORMANT, (*WARNED, "changed: the default dtype")),
     Row("LeavesThreads", SHOULD, CONFORMANT, (*WARNED, "changed: the number of threads")),
+    Row("LeavesAutocast", LOG_PROB, CONFORMANT, ("CONFORMANT: 1 of 1",)),
+    Row("LeavesAutocast", SHOULD, CONFORMANT, (*WARNED, "changed: autocast")),
     Row("WritesInputs", ("log-probs.inputs-unwritten", SHOULD[0]), CONFORMANT, ("FAIL", "actual written: logits")),
     Row("WritesMask", ("positions.inputs-unwritten", SHOULD[0]), CONFORMANT, ("FAIL", "written: attention_mask")),
     Row("WritesAdvantages", ("policy-loss.inputs-unwritten",), FAILED, ("FAIL", "actual written: advantages")),

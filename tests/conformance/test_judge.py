@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rlhf_conformance.judging.judge import ClauseFailure, Judge
+from rlhf_conformance.judging.judge import ClauseFailure, Judge, SeveralFailures
 from rlhf_conformance.judging.questions import (
     Fact,
     Question,
+    known,
     pack_position,
     row_column,
     sample_action,
@@ -70,7 +72,7 @@ def test_another_number_of_numbers_is_a_failure(actual):
 def test_no_numbers_are_no_comparison():
     judge = Judge()
     close(judge, [], [], what="nothing")
-    assert judge.comparisons == 0
+    assert judge.numbers == 0
 
 
 def test_tensors_lists_of_tensors_and_lists_are_the_same_numbers():
@@ -79,7 +81,7 @@ def test_tensors_lists_of_tensors_and_lists_are_the_same_numbers():
     close(judge, [torch.tensor([1.0]), torch.tensor([2.0, 3.0])], [[1], [2, 3]], what="ragged")
     close(judge, torch.tensor([True, False]), [1, 0], what="mask")
     close(judge, torch.tensor([0.5], dtype=torch.bfloat16, requires_grad=True), [0.5], what="half")
-    assert judge.comparisons == 4 + 3 + 2 + 1
+    assert judge.numbers == 4 + 3 + 2 + 1
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_a_fact_that_does_not_hold_is_a_failure():
     judge.state(Fact(True, "graph", expected="one", actual="none"))
     with pytest.raises(ClauseFailure, match="graph: expected one, got none"):
         judge.state(Fact(False, "graph", expected="one", actual="none"))
-    assert judge.comparisons == 2
+    assert judge.numbers == 0
 
 
 def test_a_fact_that_does_not_hold_names_its_place():
@@ -242,7 +244,7 @@ def test_a_judge_with_a_record_keeps_every_comparison_and_goes_on():
         "1 of 3 numbers differ",
     )
     assert second.broken is None
-    assert judge.comparisons == 4
+    assert judge.numbers == 4
 
 
 def test_a_judge_with_a_record_still_stops_at_a_plain_fact():
@@ -250,3 +252,69 @@ def test_a_judge_with_a_record_still_stops_at_a_plain_fact():
     with pytest.raises(ClauseFailure):
         judge.state(Fact(False, "shape", expected="()", actual="(1,)"))
     assert judge.record == []
+
+
+# --- a case with several questions -----------------------------------------------------------------------------------
+
+
+def asked(*items, record=None):
+    """What a judge makes of a check that yields these, and the replies that the check got."""
+    replies = []
+
+    def function(subject, case):
+        for item in items:
+            reply = yield item
+            replies.append(reply)
+
+    judge = Judge(record=record)
+    try:
+        return judge.try_case(SimpleNamespace(function=function), None, None), replies
+    except SeveralFailures as failures:
+        return failures.found, replies
+
+
+def number(what: str, came: float, expected: float = 1.0, **options) -> Question:
+    return Question(what, (), expected, reading=known(came), **options)
+
+
+def test_all_that_is_wrong_with_a_case_is_found():
+    found, replies = asked(
+        number("first", 2.0),
+        Fact(False, "graph", expected="one", actual="none"),
+        number("right", 1.0),
+        number("last", 3.0),
+    )
+    assert [failure.mismatch.what for failure in found] == ["first", "graph", "last"]
+    assert replies == [2.0, None, 1.0, 3.0]
+
+
+def test_a_case_says_how_many_numbers_it_compared():
+    assert asked(number("one", 1.0), Question("two", (), [1.0, 2.0], reading=known([1.0, 2.0])))[0] == 3
+
+
+def test_facts_are_no_numbers():
+    assert asked(Fact(True, "graph", expected="one", actual="one"), Question("none", (), [], reading=known([])))[0] == 0
+
+
+def test_a_quantity_may_be_told_apart_by_less_than_its_words():
+    found, _ = asked(number("loss of row 1", 2.0, quantity="loss"))
+    assert (found[0].quantity, found[0].mismatch.what) == ("loss", "loss of row 1")
+
+
+def test_a_check_that_stumbles_over_what_is_wrong_hides_nothing():
+    def function(subject, case):
+        yield number("first", 2.0)
+        raise IndexError
+
+    with pytest.raises(SeveralFailures) as error:
+        Judge().try_case(SimpleNamespace(function=function), None, None)
+    assert [failure.quantity for failure in error.value.found] == ["first"]
+
+
+def test_a_check_that_stumbles_over_nothing_is_an_error_of_the_suite():
+    def function(subject, case):
+        yield number("first", 1.0)
+        raise IndexError
+
+    with pytest.raises(IndexError):
+        Judge().try_case(SimpleNamespace(function=function), None, None)

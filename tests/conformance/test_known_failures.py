@@ -123,10 +123,12 @@ def test_a_row_without_counterexample_is_explored():
 # --- rows with a counterexample ------------------------------------------------------------------------------------
 
 
-def test_a_known_failure_is_tried_on_its_own_case_alone(row):
+def test_a_known_failure_is_tried_on_its_own_case_first(row):
     adapter = ForgotHalf()
     result = suite_of(adapter, row).run(HALF)
-    assert (result.verdict, adapter.calls) == (KNOWN_FAILURE, 1)
+    assert result.verdict == KNOWN_FAILURE
+    assert result.failure.stored == row.counterexample
+    assert adapter.calls > 1
     assert "the half is in the coefficient" in result.reason
 
 
@@ -203,7 +205,70 @@ def test_rows_reach_a_worker_as_they_are(row):
     ],
 )
 def test_the_signature_of_a_failure_has_no_numbers(what, words):
-    assert signature(Result(MUST, "MUST", FAIL, failure=Failure(what, "row 3", "1", "2"))) == words
+    assert signature(Failure(what, "row 3", "1", "2")) == words
+
+
+# --- several failures of a clause ------------------------------------------------------------------------------------
+
+
+def broken(*whats_and_backbones: tuple[str, str]) -> Result:
+    """A clause with these quantities wrong on these backbones."""
+    first, *others = (
+        Failure(what, "", "1", "2", stored={"type": "Probe", "architecture": backbone})
+        for what, backbone in whats_and_backbones
+    )
+    return Result(MUST, "MUST", FAIL, reason=first.sentence, failure=first, others=tuple(others))
+
+
+def of(what: str, backbone: str, **fields) -> KnownFailure:
+    case = {"type": "Probe", "architecture": backbone}
+    return KnownFailure(MUST, f"{what} of {backbone}", fails=f"fail: {what}", counterexample=case, **fields)
+
+
+VALUE, SIGN = ("value", "llama"), ("sign", "gpt2")
+
+
+@pytest.mark.parametrize("other", [("sign", "llama"), ("value", "gpt2"), SIGN], ids=str)
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_row_excuses_its_quantity_on_its_backbone_and_no_other_of_the_clause(other, order):
+    plan = Plan(known_failures=(of(*VALUE),), today=TODAY)
+    result = with_known_failures(broken(*(VALUE, other)[::order]), plan)
+    assert (result.verdict, result.failure.what) == (FAIL, other[0])
+    assert result.failure.stored["architecture"] == other[1]
+    assert result.reason.startswith(f"beside what is accepted (value of llama): fail: {other[0]}. ")
+    assert [f.what for f in result.others] == ["value"]
+
+
+def test_what_is_accepted_row_by_row_is_known():
+    plan = Plan(known_failures=(of(*VALUE), of(*SIGN)), today=TODAY)
+    result = with_known_failures(broken(VALUE, SIGN), plan)
+    assert result.verdict == KNOWN_FAILURE
+    assert "value of llama; sign of gpt2" in result.reason
+
+
+def test_one_of_several_rows_that_has_nothing_to_excuse_is_red():
+    plan = Plan(known_failures=(of(*VALUE), of(*SIGN)), today=TODAY)
+    result = with_known_failures(broken(VALUE), plan, stale=[of(*SIGN)])
+    assert result.verdict == UNEXPECTED_PASS
+    assert "accepted as a known failure (sign of gpt2), but it passes (of fail: sign)" in result.reason
+
+
+def test_each_failure_gets_a_row_and_keeps_it():
+    plan = Plan(accepting=True, today=TODAY)
+    done = known.accept(Report((broken(VALUE, SIGN),)), plan)
+    assert [(row.fails, row.backbone) for row in done.rows] == [("fail: value", "llama"), ("fail: sign", "gpt2")]
+    known.rows_of(done.rows)
+    again = known.accept(Report((broken(SIGN, VALUE),)), replace(plan, known_failures=done.rows))
+    assert (again.kept, again.added, again.rows) == ((MUST,), (), done.rows)
+
+
+def test_of_several_rows_the_one_whose_failure_is_gone_is_removed(tmp_path):
+    plan = Plan(accepting=True, today=TODAY, known_failures=(of(*VALUE), of(*SIGN)))
+    done = known.accept(Report((broken(SIGN),)), plan)
+    assert (done.kept, done.removed, done.rows) == ((MUST,), (MUST,), (of(*SIGN),))
+    known.write(plan.known_failures, tmp_path / "known.toml")
+    known.write(done.rows, tmp_path / "known.toml")
+    assert read_known_failures(tmp_path / "known.toml") == done.rows
 
 
 # --- conditions and expiry -----------------------------------------------------------------------------------------
@@ -287,7 +352,9 @@ def test_a_case_that_no_longer_fails_is_no_reason_to_drop_the_row(row):
     values = row.counterexample["values"]
     harmless = {**row.counterexample, "returns": values, "old_values": values}
     mine = replace(row, counterexample=harmless)
-    assert suite_of(ForgotHalf(), mine).run(HALF).verdict == UNEXPECTED_PASS
+    result = suite_of(ForgotHalf(), mine).run(HALF)
+    assert result.verdict == FAIL
+    assert "but the case that was accepted passes now, and another one fails: fail: loss" in result.reason
     assert accepted(ForgotHalf(), mine).rows == (row,)
 
 
@@ -391,7 +458,7 @@ ROW = '[[known-failure]]\nclause = "policy-loss.clip"\nreason = "r"\n'
         (ROW.replace("[[", "[").replace("]]", "]"), "[[known-failure]]"),
         (ROW.replace("failure", "failures"), "unknown known-failures"),
         (ROW * 2, "policy-loss.clip stands in it twice, in the rows 1 and 2"),
-        (ROW + ROW + 'device = "cuda"\n', "tell them apart by device or dtype"),
+        (ROW + ROW + 'device = "cuda"\n', "tell them apart by device, dtype, or what fails"),
         (ROW + 'device = "cuda"\n' + ROW + 'dtype = "bfloat16"\n', "for the same runs"),
         (ROW + "issue = 12\n", "issue = 12: wanted a string"),
         (ROW + 'device = "gpu"\n', "device = 'gpu': wanted one of cpu, cuda"),

@@ -34,7 +34,7 @@ def _quiet():
 def evidence_of(adapter: Any, slug: str, seconds: float = 20.0) -> Evidence:
     """The adapter's failure of a clause; there is all the time in the world unless told otherwise."""
     subject = _subject(adapter, "float32")
-    tried = try_clause(slug, subject, replace(PROFILES["gate"], shrinking=0.5), 0)
+    tried = try_clause(slug, subject, replace(PROFILES["gate"], shrinking=0.5), 0, to_the_end=False)
     assert tried.result.verdict == FAIL, tried.result.reason
     check = checks()[slug]
     return Evidence(check, subject, observe(check, subject, tried.case), until=time.monotonic() + seconds)
@@ -168,7 +168,9 @@ def answering(number: float) -> Any:
     ],
 )
 def test_a_constant_is_no_known_fault(number, slug):
-    tried = try_clause(slug, _subject(answering(number), "float32"), replace(PROFILES["gate"], shrinking=0.0), 0)
+    tried = try_clause(
+        slug, _subject(answering(number), "float32"), replace(PROFILES["gate"], shrinking=0.0), 0, to_the_end=False
+    )
     if tried.result.verdict == FAIL:
         assert names(answering(number), slug) == []
 
@@ -331,7 +333,7 @@ def test_the_time_limit_is_kept_where_answers_are_slow():
 def test_the_report_of_a_run_holds_the_name():
     fault = faults()["half-dropped"]
     subject = _subject(fault.adapter(), "float32")
-    tried = try_clause(fault.clause, subject, PROFILES["gate"], 0)
+    tried = try_clause(fault.clause, subject, PROFILES["gate"], 0, to_the_end=False)
     result = diagnosed(tried.result, tried.case, subject, 0)
     assert result.failure is not None
     assert "half-dropped" in [d.name for d in result.failure.diagnoses]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.utils._python_dispatch
 
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
@@ -13,7 +14,7 @@ from rlhf_conformance.chapters._models.cases import ModelCase
 from rlhf_conformance.chapters.packing.interface import PackedSequences
 from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions, PolicyLossResult
 from rlhf_conformance.chapters.sequences.interface import ProcessedSequences
-from rlhf_conformance.judging.isolation import AdapterError
+from rlhf_conformance.judging.isolation import AdapterError, settings
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.judging.wiring import WiringError
 from rlhf_conformance.oracle.batch import Prompts
@@ -123,17 +124,54 @@ def test_prompts_are_copied_too():
 
 # --- global state -------------------------------------------------------------------------------------------------
 
+
+class Watching(torch.overrides.TorchFunctionMode):
+    """Does nothing, but with everything."""
+
+
+class Dispatching(torch.utils._python_dispatch.TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def _same(x):
+    return x
+
+
+ENTERED = []
+"""Modes that would be left as soon as they are forgotten."""
+
+
+def _enter(mode) -> None:
+    ENTERED.append(mode)
+    mode.__enter__()
+
+
 DISTURBANCES = {
     "random number generator": lambda: torch.rand(1),
     "grad mode": lambda: torch.set_grad_enabled(False),
+    "inference mode": lambda: _enter(torch.inference_mode()),
     "default dtype": lambda: torch.set_default_dtype(torch.float64),
     "number of threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16).__enter__(),
+    "torch function modes": lambda: Watching().__enter__(),
+    "torch dispatch modes": lambda: Dispatching().__enter__(),
+    "precision of float32 products": lambda: torch.set_float32_matmul_precision("medium"),
+    "kernels of attention": lambda: torch.backends.cuda.enable_math_sdp(False),
+    "detection of anomalies": lambda: torch.autograd.set_detect_anomaly(True),
+    "hooks of saved tensors": lambda: torch.autograd.graph.saved_tensors_hooks(_same, _same).__enter__(),
 }
 
 
 def state() -> tuple:
     rng = torch.get_rng_state().tolist()
-    return rng, torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    return rng, *modes, *(setting.get() for setting in settings())
+
+
+def test_whatever_is_put_back_with_a_verdict_is_disturbed_here():
+    told = [setting.name for setting in settings() if setting.name]
+    assert [name for name in told if not any(short in name for short in DISTURBANCES)] == []
 
 
 @pytest.mark.parametrize("name", DISTURBANCES)

@@ -123,7 +123,7 @@ def judged():
     from rlhf_conformance.judging.trying import _judged, _Trial
 
     def verdict(examples: int, comparisons: int, outcome: BaseException | None = None) -> Result:
-        trial = _Trial(checks()[MUST], None, 1, judge=Judge(comparisons=comparisons), examples=examples)
+        trial = _Trial(checks()[MUST], None, 1, judge=Judge(numbers=comparisons), examples=examples)
         return _judged(Result(MUST, "MUST", PASS, examples=examples, floor=30), trial, outcome)
 
     return verdict

@@ -20,6 +20,7 @@ OPEN = (
     "subject.declares",
     "subject.files",
     "summary.counts",
+    "results[].others",
     "results[].failure.stored",
     "results[].failure.exchange.calls[].arguments",
     "results[].failure.exchange.options",
@@ -75,6 +76,7 @@ def test_the_types_are_those_of_a_report(report, table):
         "integer": int,
         "number": (int, float),
         "list of strings": list,
+        "list of objects": list,
         "object": dict,
         "null": type(None),
     }

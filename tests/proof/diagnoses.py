@@ -100,7 +100,7 @@ def measure(name: str) -> tuple[str, Row]:
     """One fault at its own clause, with noise: what is said of it."""
     fault = faults()[name]
     subject = _subject(rough(fault.adapter)(), "float32")
-    tried = try_clause(fault.clause, subject, replace(PROFILES["gate"], shrinking=SHRINKING), 0)
+    tried = try_clause(fault.clause, subject, replace(PROFILES["gate"], shrinking=SHRINKING), 0, to_the_end=False)
     row = {"clause": fault.clause, "outcome": MISSED, "named": [], "alike": 0, "places": [], "seconds": 0.0}
     if tried.result.verdict == ERROR:
         return name, {**row, "outcome": BY_ERROR, "said": tried.result.reason}

@@ -36,7 +36,7 @@ def attempt(
     chosen = PROFILES[profile]
     if shrinking is not None:
         chosen = replace(chosen, shrinking=shrinking)
-    return try_clause(slug, _subject(adapter, dtype), chosen, seed)
+    return try_clause(slug, _subject(adapter, dtype), chosen, seed, to_the_end=False)
 
 
 def is_red(tried: Tried) -> bool:

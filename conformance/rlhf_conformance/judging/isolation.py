@@ -15,8 +15,9 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,62 +41,178 @@ class AdapterError(Exception):
 
 
 @dataclass(frozen=True)
+class Setting:
+    """Something of the process that a forward pass or a loss has no business changing.
+
+    name    as a verdict calls it; empty: it is put back without one
+    """
+
+    name: str
+    get: Callable[[], Any]
+    put: Callable[[Any], None]
+
+
+def _autocast() -> tuple[Any, ...]:
+    """Whether it is on and in which dtype, by device, and how many are open."""
+    torch.autocast_increment_nesting()
+    open_ones = torch.autocast_decrement_nesting()
+    devices = tuple((torch.is_autocast_enabled(name), torch.get_autocast_dtype(name)) for name in _AUTOCASTING)
+    return (*devices, torch.is_autocast_cache_enabled(), open_ones)
+
+
+def _put_autocast(was: tuple[Any, ...]) -> None:
+    *devices, caches, open_ones = was
+    for name, (enabled, dtype) in zip(_AUTOCASTING, devices, strict=True):
+        torch.set_autocast_enabled(name, enabled)
+        torch.set_autocast_dtype(name, dtype)
+    torch.set_autocast_cache_enabled(caches)
+    while _autocast()[-1] > open_ones:
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+
+
+_AUTOCASTING = ("cpu", "cuda")
+
+
+def _function_stack() -> tuple[Any, ...]:
+    return tuple(torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack()))
+
+
+def _put_function_stack(was: tuple[Any, ...]) -> None:
+    for _ in range(torch._C._len_torch_function_stack()):
+        torch._C._pop_torch_function_stack()
+    for mode in was:
+        torch._C._push_on_torch_function_stack(mode)
+
+
+def _is_of_a_device(mode: Any) -> bool:
+    from torch.utils._device import DeviceContext
+
+    return isinstance(mode, DeviceContext)
+
+
+def _function_modes() -> tuple[Any, ...]:
+    """All but the one that stands for the default device."""
+    return tuple(mode for mode in _function_stack() if not _is_of_a_device(mode))
+
+
+def _put_function_modes(was: tuple[Any, ...]) -> None:
+    _put_function_stack((*filter(_is_of_a_device, _function_stack()), *was))
+
+
+def _dispatch_modes() -> tuple[Any, ...]:
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    return tuple(_get_current_dispatch_mode_stack())
+
+
+def _put_dispatch_modes(was: tuple[Any, ...]) -> None:
+    from torch.utils._python_dispatch import _pop_mode, _push_mode
+
+    for mode in reversed(_dispatch_modes()):
+        _pop_mode(getattr(mode, "_mode_key", None))
+    for mode in was:
+        _push_mode(mode)
+
+
+def _saved_tensor_hooks() -> Any:
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def _put_saved_tensor_hooks(was: Any) -> None:
+    while _saved_tensor_hooks() not in (was, None):
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+
+
+def _attention_kernels() -> tuple[bool, ...]:
+    cuda = torch.backends.cuda
+    return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()
+
+
+def _put_attention_kernels(was: tuple[bool, ...]) -> None:
+    cuda = torch.backends.cuda
+    for put, value in zip(
+        (cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_math_sdp), was, strict=True
+    ):
+        put(value)
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+@cache
+def settings() -> tuple[Setting, ...]:
+    """All of them but random numbers, grad mode and inference mode, in the order in which they are put back."""
+    return (
+        # First what sees all that follows, and may refuse it.
+        Setting("the torch function modes", _function_modes, _put_function_modes),
+        Setting("the torch dispatch modes", _dispatch_modes, _put_dispatch_modes),
+        Setting(
+            "",
+            torch.get_default_device,
+            lambda was: torch.set_default_device(None if was.type == "cpu" else was),
+        ),
+        Setting("", _function_stack, _put_function_stack),
+        Setting("autocast", _autocast, _put_autocast),
+        Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
+        Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
+        Setting(
+            "the precision of float32 products",
+            torch.get_float32_matmul_precision,
+            torch.set_float32_matmul_precision,
+        ),
+        Setting("the kernels of attention", _attention_kernels, _put_attention_kernels),
+        Setting(
+            "the detection of anomalies",
+            lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+            lambda was: torch.set_anomaly_enabled(*was),
+        ),
+        Setting("the hooks of saved tensors", _saved_tensor_hooks, _put_saved_tensor_hooks),
+        Setting("", _deterministic, lambda was: torch.use_deterministic_algorithms(was[0], warn_only=was[1])),
+    )
+
+
+@dataclass(frozen=True)
 class GlobalState:
-    """Process-wide settings of torch that a forward pass or a loss has no business changing."""
+    """What of torch belongs to the whole process, before a call."""
 
     rng: torch.Tensor
     cuda_rng: list[torch.Tensor]
     grad: bool
     inference: bool
-    dtype: torch.dtype
-    threads: int
-    device: torch.device
-    deterministic: bool
-    warn_only: bool
+    values: tuple[Any, ...]
 
     @classmethod
     def now(cls) -> GlobalState:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        return cls(
-            torch.get_rng_state(),
-            cuda,
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-            torch.get_default_dtype(),
-            torch.get_num_threads(),
-            torch.get_default_device(),
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        )
+        values = tuple(setting.get() for setting in settings())
+        return cls(torch.get_rng_state(), cuda, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), values)
 
     def restore(self) -> list[str]:
         """Put everything back; the names of what had changed and is in the clauses."""
-        after, changed = GlobalState.now(), []
-        if not torch.equal(after.rng, self.rng):
+        inference, grad, changed = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), []
+        for setting, was in zip(settings(), self.values, strict=True):
+            if setting.get() != was:
+                changed += [setting.name] * bool(setting.name)
+                setting.put(was)
+        rng = torch.get_rng_state()  # which a mode that was left would have seen
+        if not torch.equal(rng, self.rng):
             changed.append("the random number generator of the CPU")
             torch.set_rng_state(self.rng)
-        if self.cuda_rng and any(not torch.equal(a, b) for a, b in zip(after.cuda_rng, self.cuda_rng, strict=True)):
+        cuda = torch.cuda.get_rng_state_all() if self.cuda_rng else []
+        if any(not torch.equal(a, b) for a, b in zip(cuda, self.cuda_rng, strict=True)):
             changed.append("the random number generator of the GPU")
             torch.cuda.set_rng_state_all(self.cuda_rng)
-        if after.inference != self.inference:
+        if inference != self.inference:
             changed.append("the inference mode")
             mode = torch.inference_mode(self.inference)
             mode.__enter__()
             _ENTERED.append(mode)
-        if torch.is_grad_enabled() != self.grad:
-            if after.inference == self.inference:
+        if grad != self.grad:
+            if inference == self.inference:
                 changed.append("the grad mode")
-            torch.set_grad_enabled(self.grad)
-        if after.dtype != self.dtype:
-            changed.append("the default dtype")
-            torch.set_default_dtype(self.dtype)
-        if after.threads != self.threads:
-            changed.append("the number of threads")
-            torch.set_num_threads(self.threads)
-        if after.device != self.device:
-            torch.set_default_device(None if self.device.type == "cpu" else self.device)
-        if (after.deterministic, after.warn_only) != (self.deterministic, self.warn_only):
-            torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
+        torch.set_grad_enabled(self.grad)
         return changed
 
 

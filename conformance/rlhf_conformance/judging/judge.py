@@ -1,13 +1,14 @@
 """Comparisons: what was expected, what came, where, and whether the difference is within its budget.
 
-The judge asks what a check wants to know, raises `ClauseFailure` at the first comparison that does not hold, and
-remembers how near the others came (`margin`, observed error over budget).
+The judge asks all that a check wants to know about a case, so that a quantity that is wrong hides no other one, and
+raises `ClauseFailure` at the end. It remembers how near the others came (`margin`, observed error over budget).
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,12 +34,24 @@ class Mismatch:
 
 
 class ClauseFailure(AssertionError):
-    """The adapter's answer breaks the clause."""
+    """The adapter's answer breaks the clause.
 
-    def __init__(self, mismatch: Mismatch) -> None:
+    quantity    what is wrong, as far as one wrong quantity is told apart from another one
+    """
+
+    def __init__(self, mismatch: Mismatch, quantity: str = "") -> None:
         where = f" at {mismatch.place}" if mismatch.place else ""
         super().__init__(f"{mismatch.what}{where}: expected {mismatch.expected}, got {mismatch.actual}")
         self.mismatch = mismatch
+        self.quantity = quantity or mismatch.what
+
+
+class SeveralFailures(Exception):
+    """What is wrong with the answers to one case, in the order in which it was found."""
+
+    def __init__(self, found: Sequence[ClauseFailure | AdapterError | WiringError]) -> None:
+        super().__init__(str(found[0]))
+        self.found = tuple(found)
 
 
 @dataclass(frozen=True)
@@ -64,29 +77,56 @@ class Comparison:
 
 @dataclass
 class Judge:
-    """Asks what a check wants to know, compares, and raises on the first comparison that does not hold.
+    """Asks what a check wants to know, and compares.
 
     With a `record` every comparison is kept in it, and numbers that differ raise nothing: so that all of what a case
     shows can be seen at once.
 
     margin      the largest observed error over its budget so far
+    numbers     how many were compared: where none is, nothing is known, whatever facts hold
     calls       those of the case at hand, in the order in which they were made; `answers` to those that were answered
     """
 
     margin: float | None = None
-    comparisons: int = 0
+    numbers: int = 0
     record: list[Comparison] | None = None
     answers: dict[Call, Answered] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
 
-    def try_case(self, check: Any, subject: Subject, case: Any) -> None:
-        """Ask all questions of a check about a case."""
-        self.answers, self.calls = {}, []
+    def try_case(self, check: Any, subject: Subject, case: Any) -> int:
+        """Ask all questions of a check about a case; how many numbers were compared. Raises SeveralFailures."""
+        self.answers, self.calls, before = {}, [], self.numbers
+        broken: list[ClauseFailure | AdapterError | WiringError] = []
         questions = check.function(subject, case)
-        with contextlib.closing(questions), contextlib.suppress(StopIteration):
-            reply = None
-            while True:
-                reply = self._deal_with(questions.send(reply), subject)
+        try:
+            with contextlib.closing(questions), contextlib.suppress(StopIteration):
+                reply = None
+                while True:
+                    reply = self._judged(questions.send(reply), subject, broken)
+        except (ClauseFailure, AdapterError, WiringError) as error:
+            if self.record is not None:
+                raise
+            broken.append(error)
+        except Exception:
+            if not broken:  # else the check went on with an answer that it had found to be wrong
+                raise
+        if broken:
+            raise SeveralFailures(broken)
+        return self.numbers - before
+
+    def _judged(self, item: Any, subject: Subject, broken: list[Any]) -> Any:
+        """What came of an item; what is wrong with it is added to `broken`."""
+        try:
+            return self._deal_with(item, subject)
+        except ClauseFailure as failure:
+            if self.record is not None or isinstance(item, Shaped):  # there is nothing to go on with
+                raise
+            broken.append(failure)
+            return self._asked(item, subject) if isinstance(item, Question) else None
+
+    def _asked(self, question: Question, subject: Subject) -> Any:
+        """The numbers that came, which are remembered."""
+        return question.reading.numbers(subject, [self.answer(subject, call) for call in question.asked])
 
     def _deal_with(self, item: Any, subject: Subject) -> Any:
         """Ask a call, ask and judge a question, judge a fact; the answer, the numbers, or nothing."""
@@ -100,12 +140,10 @@ class Judge:
 
     def state(self, fact: Fact) -> None:
         """A plain fact."""
-        self.comparisons += 1
         if not fact.holds:
             raise ClauseFailure(Mismatch(fact.what, fact.place, fact.expected, fact.actual))
 
     def _refused(self, subject: Subject, item: Refused) -> None:
-        self.comparisons += 1
         try:
             self.answer(subject, item.call)
         except AdapterError:
@@ -113,7 +151,6 @@ class Judge:
         raise ClauseFailure(Mismatch(item.what, "", "an error", item.actual))
 
     def _shaped(self, subject: Subject, item: Shaped) -> Answered:
-        self.comparisons += 1
         try:
             return self.answer(subject, item.call)
         except WiringError as error:
@@ -129,7 +166,7 @@ class Judge:
     def ask(self, subject: Subject, question: Question) -> Any:
         """Ask, compare, and return the numbers that came."""
         answers = [self.answer(subject, call) for call in question.asked]
-        actual = question.reading.numbers(subject, answers)
+        actual = self._asked(question, subject)
         expected, against = question.expected, list[Answered]()
         if isinstance(expected, Against):
             against = [self.answer(subject, call) for call in expected.calls]
@@ -148,9 +185,10 @@ class Judge:
         """Every number within its allowance. NaN and infinity are only close to themselves."""
         what, place = question.what, question.place
         got, want = _leaves(actual), _leaves(expected)
-        self.comparisons += len(want)
+        self.numbers += len(want)
         if [i for i, _ in got] != [i for i, _ in want]:
-            raise ClauseFailure(Mismatch(what, "", f"{len(want)} numbers", f"{len(got)} numbers"))
+            mismatch = Mismatch(what, "", f"{len(want)} numbers", f"{len(got)} numbers")
+            raise ClauseFailure(mismatch, question.quantity)
         bad: list[Mismatch] = []
         budgets = [_budget_at(question.allowed, index) for index, _ in got]
         for (index, a), (_, e), allowed in zip(got, want, budgets, strict=True):
@@ -173,7 +211,7 @@ class Judge:
             row = Comparison(what, places, came, wanted, tuple(budgets), place, first, question, answers, against)
             self.record.append(row)
         elif first is not None:
-            raise ClauseFailure(first)
+            raise ClauseFailure(first, question.quantity)
 
 
 def _with_count(mismatch: Mismatch, bad: int, total: int) -> Mismatch:

@@ -301,6 +301,7 @@ class Question:
     formula     what gives the expected numbers; None: no single formula
     beside      what else belongs to the question, by name: plain data for a script
     hint        what can be said of wrong numbers once they are seen, with the evidence in them; empty for nothing
+    quantity    what failures are told apart by, where `what` says more than that; empty: `what`
     """
 
     what: str
@@ -312,6 +313,7 @@ class Question:
     formula: Formula | None = None
     beside: Mapping[str, Any] = field(default_factory=dict)
     hint: Callable[[Any], str] | None = None
+    quantity: str = ""
 
     @property
     def asked(self) -> tuple[Call, ...]:

@@ -62,6 +62,15 @@ def to_json(value: Any) -> Any:
     raise TypeError(f"a case holds a {type(value).__name__}, which has no place in JSON")
 
 
+def backbone(case: Any) -> str:
+    """The architecture of the probe that a case is about, which may be a part of it; empty where there is none."""
+    for name in ("probe", "case"):
+        inner = getattr(case, name, None)
+        if inner is not None:
+            return str(getattr(inner, "architecture", "")) or backbone(inner)
+    return str(getattr(case, "architecture", ""))
+
+
 def from_json(data: Any) -> Any:
     """The case that `to_json` wrote. Raises StoredCaseError."""
     if isinstance(data, list):

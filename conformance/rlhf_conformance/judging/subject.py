@@ -96,9 +96,11 @@ class Subject:
         handed = [copied(argument) for argument in given] if copies else list(given)
         with self._guarded(method):
             raw = self._called(method, handed)
-            if copies and not row.loads:
-                with torch.inference_mode(False), torch.enable_grad():  # the call may have left them otherwise
-                    raw = owned(raw)
+        if copies and not row.loads:
+            try:
+                raw = owned(raw)
+            except Exception as error:  # a subclass of a tensor may refuse to be copied
+                raise self.blamed(method, error) from error
         named = dict(zip(row.arguments, given, strict=True))
         if copies:
             self.record.written = [

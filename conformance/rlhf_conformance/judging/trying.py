@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
 import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from unittest import SkipTest
@@ -24,12 +25,22 @@ import rlhf_spec.clauses
 from rlhf_conformance.judging import storing
 from rlhf_conformance.judging.checks import Check, checks
 from rlhf_conformance.judging.isolation import AdapterError, surroundings_kept
-from rlhf_conformance.judging.judge import ClauseFailure, Judge
+from rlhf_conformance.judging.judge import ClauseFailure, Judge, SeveralFailures
 from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import NotReturned
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.judging.wiring import WiringError
-from rlhf_conformance.results import ERROR, FAIL, INCONCLUSIVE, LOST, NOT_PROVIDED, PASS, Failure, Result
+from rlhf_conformance.results import (
+    ERROR,
+    FAIL,
+    INCONCLUSIVE,
+    LOST,
+    NOT_PROVIDED,
+    PASS,
+    Failure,
+    Result,
+    without_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -64,48 +75,111 @@ PROFILES = {
 }
 
 
+Broken = ClauseFailure | AdapterError | WiringError
+Kind = tuple[str, str]
+"""What failures of a clause are told apart by: the quantity without its numbers, and the backbone."""
+MOST = 20
+"""So many different failures of one clause are told."""
+
+
 @dataclass
 class _Trial:
-    """The running of one check, as far as it has come."""
+    """The running of one check, as far as it has come.
+
+    examples    cases that held; `empty` those in which no number was compared, which are evidence of nothing
+    kinds       the failures that were found, one of each kind, in the order in which they were found
+    given       the kinds of those that showed on cases which were given, and are looked for no more; `shown`, on each
+    wanted      the kind that is being made smaller, and the only one for which an attempt raises; None before the first
+    tried       the failures of that kind, by their cases
+    """
 
     check: Check
     subject: Subject
     shrinking: float
     judge: Judge = field(default_factory=Judge)
     examples: int = 0
-    failures: dict[Any, BaseException] = field(default_factory=dict)
+    empty: int = 0
+    kinds: dict[Kind, Broken] = field(default_factory=dict)
+    given: set[Kind] = field(default_factory=set)
+    shown: list[tuple[Failure, ...]] = field(default_factory=list)
+    wanted: Kind | None = None
+    tried: dict[Any, BaseException] = field(default_factory=dict)
+    settled: bool = False
     gave_up: float | None = None
     found_after: int | None = None
     found: Callable[[BaseException], None] = lambda error: None
 
     def attempt(self, case: Any) -> None:
         """One case. After some seconds of shrinking, only cases already known to fail fail again, so that it ends."""
-        if self.gave_up is not None and time.monotonic() > self.gave_up:
-            if repr(case) in self.failures:
-                raise self.failures[repr(case)]
+        if not self.settled and self.gave_up is not None and time.monotonic() > self.gave_up:
+            if repr(case) in self.tried:
+                raise self.tried[repr(case)]
             return
+        errors = self._errors(case)
+        new = {kind: error for kind, error in errors.items() if kind not in self.given}
+        if new and self.wanted is None:
+            self.wanted = next(iter(new))
+        for kind, error in new.items():
+            if kind == self.wanted:
+                if not self.settled:
+                    self._keep(error, case)
+            elif kind not in self.kinds or _size(case) < _size(self.kinds[kind].case):  # type: ignore[union-attr]
+                self._remember(kind, error)
+        if self.wanted in new and not self.settled:
+            raise new[self.wanted]
+
+    def attempt_given(self, case: Any) -> None:
+        """A case on which the clause is known to fail, or which was stored: it is made no smaller."""
+        errors = self._errors(case)
+        self.given.update(errors)
+        self.shown.append(tuple(_failure(error) for error in errors.values()))
+        for kind, error in errors.items():
+            self.kinds.setdefault(kind, error)
+
+    def _errors(self, case: Any) -> dict[Kind, Broken]:
+        """What is wrong on a case, one of each kind; nothing where it holds."""
         _seed_other_generators()
         try:
-            self.judge.try_case(self.check, self.subject, case)
-        except (ClauseFailure, AdapterError, WiringError) as error:
-            self._keep(error, case)
-            raise
+            numbers = self.judge.try_case(self.check, self.subject, case)
+        except SeveralFailures as several:
+            found: tuple[Broken, ...] = several.found
         except RuntimeError as error:
             late = self.subject.late(error)
             if late is None:
                 raise
-            self._keep(late, case)
-            raise late from error
-        self.examples += 1
+            late.__cause__ = error
+            found = (late,)
+        else:
+            self.examples += numbers > 0
+            self.empty += numbers == 0
+            return {}
+        errors: dict[Kind, Broken] = {}
+        for wrong in found:
+            wrong.case = case  # type: ignore[union-attr]
+            errors.setdefault(_kind_of(wrong, case), wrong)
+        return errors
 
-    def _keep(self, error: Any, case: Any) -> None:
-        error.case = case
-        self.failures[repr(case)] = error
+    def _remember(self, kind: Kind, error: Broken) -> None:
+        if kind in self.kinds or len(self.kinds) < MOST:
+            self.kinds[kind] = error
+
+    def _keep(self, error: Broken, case: Any) -> None:
+        self.tried[repr(case)] = error
         if self.gave_up is None:
             self.found(error)
-            self.gave_up, self.found_after = time.monotonic() + self.shrinking, self.examples + 1
+            self.gave_up, self.found_after = time.monotonic() + self.shrinking, self.examples + self.empty + 1
         if self.subject.poison is not None:
             self.gave_up = 0.0
+
+
+def _kind_of(error: Broken, case: Any) -> Kind:
+    said = error.quantity if isinstance(error, ClauseFailure) else f"{type(error).__name__}: {error}"
+    return without_numbers(said), storing.backbone(case)
+
+
+def _size(case: Any) -> Any:
+    """By which the smaller of two cases of one check is known."""
+    return getattr(case, "size", (0, 0)), len(repr(case))
 
 
 ALL = 10_000
@@ -123,11 +197,13 @@ class Tried:
 
     found_after     the cases that it took to find the failure, that one included; None where there is none
     case            the smallest failing case; None where there is none
+    shown           what is wrong on each of the cases that were to be tried first
     """
 
     result: Result
     found_after: int | None = None
     case: Any = None
+    shown: tuple[tuple[Failure, ...], ...] = ()
 
 
 Found = Callable[[Result], None]
@@ -143,10 +219,14 @@ def try_clause(
     *,
     found: Found | None = None,
     replayed: Any = None,
+    first: Sequence[Any] = (),
+    to_the_end: bool = True,
 ) -> Tried:
     """Try one clause on the subject. Whatever the adapter does short of ending the process becomes a verdict.
 
     replayed    a case to try in place of all that could be drawn
+    first       cases to try before those that are drawn: what is wrong on one of them is looked for no more
+    to_the_end  after a failure, too, the other cases are tried, for what else is wrong
     """
     clause, check = rlhf_spec.clauses.clause(slug), checks()[slug]
     floor = profile.floor_of(check) if replayed is None else 1
@@ -169,15 +249,30 @@ def try_clause(
     if found is not None:
         trial.found = lambda error: found(_judged(seen(), trial, error))
     with surroundings_kept():
-        if replayed is None:
-            outcome = _explore(trial, profile, seed_of(slug, seed), database)
-        else:
-            outcome = _outcome(lambda: trial.attempt(replayed))
-    return Tried(_judged(seen(), trial, outcome), trial.found_after, getattr(outcome, "case", None))
+        outcome = _tried(trial, [*first, *([replayed] * (replayed is not None))])
+        if outcome is None and replayed is None:
+            until = time.monotonic() + profile.time_limit / 2 if to_the_end else 0.0
+            outcome = _explore(trial, profile, seed_of(slug, seed), database, until)
+    if outcome is None and trial.kinds:
+        outcome = next(iter(trial.kinds.values()))
+    case = getattr(outcome, "case", None)
+    return Tried(_judged(seen(), trial, outcome), trial.found_after, case, tuple(trial.shown))
 
 
-def _explore(trial: _Trial, profile: Profile, seed: int, database: Any) -> BaseException | None:
-    """Look for a failing case; the exception of the smallest one, or None."""
+def _tried(trial: _Trial, cases: Sequence[Any]) -> BaseException | None:
+    """Try cases that are given; what goes wrong with the suite itself, or None."""
+    for case in cases:
+        outcome = _outcome(functools.partial(trial.attempt_given, case))
+        if outcome is not None:
+            return outcome
+    return None
+
+
+def _explore(
+    trial: _Trial, profile: Profile, seed: int, database: Any, until: float = math.inf
+) -> BaseException | None:
+    """Look for a failing case; the exception of the smallest one, or None. What else is wrong is looked for afterwards,
+    as far as there are cases left and time (`until`, of `time.monotonic()`)."""
     cases, wanted = trial.check.cases(trial.subject), profile.examples_of(trial.check)
     skipped = int(wanted == 1 and not trial.check.single)
     shrinking = [Phase.shrink] * (trial.shrinking > 0)
@@ -192,16 +287,20 @@ def _explore(trial: _Trial, profile: Profile, seed: int, database: Any) -> BaseE
         return _outcome(searching(cases, attempt, phases, seed, wanted + skipped, database))
     kept = InMemoryExampleDatabase() if database is None else database
     search = searching(cases.strategy, trial.attempt, [Phase.reuse, *shrinking], seed, ALL, kept)
-    known = None if database is None else _outcome(search, nothing=SkipTest)
-    if known is not None:
-        return known
+    first = None if database is None else _outcome(search, nothing=SkipTest)
     for data in itertools.islice(cases.drawn(seed), skipped, skipped + wanted):
+        trial.settled = first is not None
+        if trial.settled and (time.monotonic() > until or trial.subject.poison is not None):
+            break
         error = _outcome(functools.partial(_attempt, trial, cases, data), nothing=UnsatisfiedAssumption)
-        if error is not None:
+        if error is not None and first is None:
             # Which puts it where the search begins.
             _outcome(functools.partial(search.hypothesis.fuzz_one_input, data))
-            return _outcome(search, nothing=SkipTest) or Flaky("the case that failed passed when it was tried again")
-    return None
+            flaky = Flaky("the case that failed passed when it was tried again")
+            first = _outcome(search, nothing=SkipTest) or flaky
+        if isinstance(first, Flaky):
+            break
+    return first
 
 
 def _attempt(trial: _Trial, cases: Picked[Any], data: bytes) -> None:
@@ -261,29 +360,33 @@ def _outcome(attempt: Callable[[], Any], nothing: type[BaseException] | tuple[()
 
 def _judged(result: Result, trial: _Trial, outcome: BaseException | None) -> Result:
     if outcome is None:
-        if result.examples < result.floor or not trial.judge.comparisons:
-            reason = (
-                f"only {result.examples} valid cases of at least {result.floor}: the clause was not put to the test"
-            )
-            return replace(result, verdict=INCONCLUSIVE, reason=reason)
+        if result.examples < result.floor or not trial.judge.numbers:
+            said = f"only {result.examples} valid cases of at least {result.floor}"
+            said += f" ({trial.empty} more, in which no number was compared)" if trial.empty else ""
+            return replace(result, verdict=INCONCLUSIVE, reason=f"{said}: the clause was not put to the test")
         return result
+    result = replace(result, others=tuple(_failure(error) for error in trial.kinds.values() if error is not outcome))
     if isinstance(outcome, ClauseFailure):
-        failure = Failure(**asdict(outcome.mismatch), **_case_of(outcome))
-        return replace(result, verdict=FAIL, reason=str(outcome), failure=failure)
+        return replace(result, verdict=FAIL, reason=str(outcome), failure=_failure(outcome))
     if isinstance(outcome, NotReturned):
         return replace(result, verdict=NOT_PROVIDED, reason=str(outcome), floor=0)
     if isinstance(outcome, WiringError | AdapterError):
-        failure = Failure(what=str(outcome), place="", expected="", actual="", **_case_of(outcome))
-        return replace(result, verdict=ERROR, reason=str(outcome), failure=failure)
+        return replace(result, verdict=ERROR, reason=str(outcome), failure=_failure(outcome))
     if isinstance(outcome, Unsatisfiable):
         return replace(result, verdict=INCONCLUSIVE, reason="no case could be drawn for what the adapter declares")
     if isinstance(outcome, Flaky):
-        first = next(iter(trial.failures.values()), outcome)
+        first = next(iter(trial.tried.values()), outcome)
         reason = f"the same case failed once and passed once: the adapter is not deterministic. At first: {first}"
         once = _failure_of(first, reason) if first is not outcome else None
         return replace(result, verdict=ERROR, reason=reason, failure=once)
     said = "".join(traceback.format_exception(outcome)).strip()[-1500:]
     return replace(result, verdict=LOST, reason=f"the suite itself failed here, please report it: {said}")
+
+
+def _failure(error: Broken) -> Failure:
+    if isinstance(error, ClauseFailure):
+        return Failure(**asdict(error.mismatch), **_case_of(error))
+    return Failure(what=str(error), place="", expected="", actual="", **_case_of(error))
 
 
 def _failure_of(first: BaseException, what: str) -> Failure:

@@ -217,9 +217,18 @@ def _oddity(value: torch.Tensor, device: str) -> str:
         return "which is complex"
     if value.device.type == "meta":
         return "which is on the device meta and holds no numbers"
-    if value.device.type != torch.device(device).type:
+    if not _is_on(value.device, torch.device(device)):
         return f"which is on {value.device}"
     return ""
+
+
+def _is_on(device: torch.device, wanted: torch.device) -> bool:
+    """Whether they are the same: one without a number is the current one of its kind."""
+    if device.type != wanted.type or device.type == "cpu":
+        return device.type == wanted.type
+    current = torch.get_device_module(device).current_device()
+    indices = [current if d.index is None else d.index for d in (device, wanted)]
+    return indices[0] == indices[1]
 
 
 def describe(value: Any) -> str:

@@ -70,6 +70,7 @@ def _details(result: Result, others: list[str], report: Report) -> str:
         lines.append(escaped(result.reason) + "\n")
     else:
         lines += _failure(failure)
+        lines += [f"**also**: {escaped(other.sentence)}\n" for other in result.others]
     if others:
         lines.append(f"The same for {len(others)} more: {', '.join(others)}.\n")
     if report.command(result):
@@ -125,7 +126,7 @@ def fenced(text: str, language: str = "") -> str:
 def matrix(found: Matrix) -> str:
     """Reports side by side: a row for each clause, under a row for each chapter."""
     rows = [["clause", *(escaped(column.title) for column in found.columns)], ["---", *["---"] * len(found.columns)]]
-    rows.append(["**verdict**", *(f"{SIGNS[c.report.verdict]} {c.report.verdict}" for c in found.columns)])
+    rows.append(["**verdict**", *(f"{SIGNS[c.report.verdict]} {parts.headline(c.report)}" for c in found.columns)])
     for chapter in found.chapters:
         rows.append(
             [f"**{chapter.slug}**", *(f"{passed} of {asked}" if asked else "" for passed, asked in chapter.passes)]

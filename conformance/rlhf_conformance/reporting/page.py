@@ -76,6 +76,7 @@ def text(report: Report, scripts: Scripts) -> str:
             subject=parts.subject_name(report),
             tally=_tally(report),
             tested_nothing=parts.tested_nothing(report),
+            left_out=parts.left_out(report),
             scripts=scripts,
         )
     )
@@ -83,7 +84,7 @@ def text(report: Report, scripts: Scripts) -> str:
 
 def matrix(found: Matrix) -> str:
     """The page of several reports side by side."""
-    return _environment().get_template("matrix.html.j2").render(matrix=found)
+    return _environment().get_template("matrix.html.j2").render(matrix=found, counts=parts.counts)
 
 
 @cache

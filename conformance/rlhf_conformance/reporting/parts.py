@@ -11,6 +11,7 @@ from rlhf_conformance.results import (
     ERROR,
     FAIL,
     INCONCLUSIVE,
+    KNOWN_FAILURE,
     LOST,
     NOT_CONFORMANT,
     NOT_FINISHED,
@@ -88,8 +89,25 @@ def shown(results: Iterable[Result]) -> list[tuple[Result, list[str]]]:
 
 
 def counts(report: Report) -> str:
-    """ "12 of 19 clauses passed, 5 not provided"."""
-    return f"{report.count(PASS)} of {len(report.results)} clauses passed, {report.count(NOT_PROVIDED)} not provided"
+    """ "12 of 19 clauses passed, 2 accepted as known failures, 5 not provided, 112 not asked": what stands behind the
+    verdict, and what does not."""
+    asked, known = len(report.results), report.count(KNOWN_FAILURE)
+    said = [f"{report.count(PASS)} of {asked} clauses passed"]
+    said += [f"{known} accepted as {'known failures' if known > 1 else 'a known failure'}"] * bool(known)
+    said += [f"{report.count(NOT_PROVIDED)} not provided"]
+    said += [f"{left_out(report)} not asked"] * (left_out(report) > 0)
+    return ", ".join(said)
+
+
+def left_out(report: Report) -> int:
+    """How many clauses of the specification were not asked."""
+    asked = len(report.results)
+    return int(report.run.get("clauses", asked)) - asked
+
+
+def headline(report: Report) -> str:
+    """The verdict, and what was asked, accepted and left out."""
+    return f"{report.verdict}: {counts(report)}"
 
 
 def tested_nothing(report: Report) -> bool:

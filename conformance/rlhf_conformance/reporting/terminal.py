@@ -40,6 +40,8 @@ STYLES = {
     SKIP: "dim",
 }
 COLUMNS = (PASS, FAIL, ERROR, NOT_PROVIDED)
+OTHER_FAILURES = 6
+"""Of one clause, so many are shown beside the first."""
 OTHERS = (SKIP, KNOWN_FAILURE, UNEXPECTED_PASS, INCONCLUSIVE, LOST)
 
 
@@ -120,7 +122,7 @@ def _failure_lines(result: Result) -> list[str]:
     assert failure is not None
     if result.verdict == ERROR:
         note = [f"  note         {failure.note}"] if failure.note else []
-        return [f"  what         {failure.what}", *note, *_case_lines(failure.case)]
+        return [f"  what         {failure.what}", *note, *_case_lines(failure.case), *_other_lines(result)]
     lines = [f"  what         {failure.what}", f"  expected     {failure.expected}", f"  actual       {failure.actual}"]
     if failure.place:
         lines.append(f"  where        {failure.place}" + (f" ({failure.count})" if failure.count else ""))
@@ -128,7 +130,7 @@ def _failure_lines(result: Result) -> list[str]:
         lines.append(f"  difference   {failure.error:.3g}, allowed {failure.budget:.3g}")
     if failure.note:
         lines.append(f"  note         {failure.note}")
-    return [*lines, *_diagnosis_lines(failure), *_case_lines(failure.case)]
+    return [*lines, *_diagnosis_lines(failure), *_case_lines(failure.case), *_other_lines(result)]
 
 
 def _diagnosis_lines(failure: Failure) -> list[str]:
@@ -145,6 +147,13 @@ def _diagnosis_lines(failure: Failure) -> list[str]:
         line = f"  {mark} {step.label:<{label}}  {step.expected:>{expected}}  {step.actual:>{actual}}"
         lines.append(line.rstrip())
     return lines
+
+
+def _other_lines(result: Result) -> list[str]:
+    """What else is wrong with the clause, a line each."""
+    lines = [f"  also         {other.sentence}" for other in result.others[:OTHER_FAILURES]]
+    more = len(result.others) - OTHER_FAILURES
+    return [*lines, f"  also         {more} more, which are in report.json"] if more > 0 else lines
 
 
 def _case_lines(case: str) -> list[str]:
@@ -164,7 +173,7 @@ def _verdict(report: Report) -> list[Text]:
     lines.extend(Text(f"known failure: {r.clause}: {r.reason}", style="magenta") for r in known)
     style = {0: "bold green", 1: "bold red", 3: "bold yellow"}[report.exit_status]
     seconds = f"{report.run['seconds']:.1f} s, imports {report.run['import_seconds']:.1f} s of it"
-    text = f"{report.verdict}: {parts.counts(report)}, in {seconds}"
+    text = f"{parts.headline(report)}, in {seconds}"
     lines.append(Text(text, style=style))
     if parts.tested_nothing(report):
         text = "nothing was tested: the adapter provides no method that a selected clause needs; write one"

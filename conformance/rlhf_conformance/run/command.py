@@ -86,6 +86,7 @@ def _run_of(plan: Plan, started: float, import_seconds: float, *, workers: int) 
         "profile": plan.profile,
         "seed": plan.seed,
         "only": list(plan.only),
+        "clauses": len(selected(())),
         "replayed": list(plan.cases),
         "strict": plan.strict,
         "workers": workers,

@@ -1,8 +1,9 @@
 """Known failures: what a maintainer has accepted, each with the case on which it fails.
 
-A row of the file says which clause fails, why that is accepted, and on which stored case it does. The case is tried in
-place of what could be drawn, so that the row holds in every run: it excuses that failure and no other, and is asked
-back as soon as it has nothing to excuse. `rlhf-conformance check ... --accept` writes the file.
+A row of the file says which clause fails, why that is accepted, and on which stored case it does. The case is tried
+before those that are drawn, so that the row holds in every run. It excuses that failure, of that quantity and on that
+backbone, and no other of the clause; and it has to go as soon as it has nothing to excuse.
+`rlhf-conformance check ... --accept` writes the file.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
-import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -28,15 +28,16 @@ from rlhf_conformance.results import (
     NOT_FINISHED,
     PASS,
     UNEXPECTED_PASS,
+    Failure,
     Report,
     Result,
+    without_numbers,
 )
 from rlhf_conformance.run.loading import UsageError
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 TABLE = "known-failure"
-NUMBER = re.compile(r"0x[0-9a-fA-F]+|(?<![A-Za-z_0-9.])[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?")
 
 
 class Run(Protocol):
@@ -68,7 +69,7 @@ class KnownFailure:
     expires         from that day on it excuses nothing
     fails           the signature of the failure that is accepted; empty: any
     hypothesis      the version of Hypothesis with which the row was written; empty: not told
-    counterexample  the stored case that is tried in place of what could be drawn; None: the clause is explored
+    counterexample  the stored case on which it fails; None: whichever case that is drawn
     """
 
     clause: str
@@ -88,9 +89,18 @@ class KnownFailure:
     def expired(self, plan: Run) -> bool:
         return self.expires is not None and plan.today >= self.expires.isoformat()
 
-    def excuses(self, result: Result) -> bool:
+    @property
+    def backbone(self) -> str:
+        """The backbone on which the failure is accepted; empty: any."""
+        from rlhf_conformance.judging import storing
+
+        return storing.backbone(storing.from_json(self.counterexample)) if self.counterexample is not None else ""
+
+    def excuses(self, failure: Failure | None) -> bool:
         """Whether this is the failure that was accepted."""
-        return self.fails in ("", signature(result))
+        if failure is None:
+            return self.fails == ""
+        return self.fails in ("", signature(failure)) and self.backbone in ("", _backbone(failure))
 
     @property
     def drawn_otherwise(self) -> str:
@@ -107,52 +117,126 @@ def hypothesis_version() -> str:
     return importlib.metadata.version("hypothesis")
 
 
-def signature(result: Result) -> str:
+def signature(failure: Failure) -> str:
     """A failure in words that stay the same from run to run: "fail: loss". Numbers in it become "#"."""
-    what = result.failure.what if result.failure is not None else result.reason
-    return f"{result.verdict}: {NUMBER.sub('#', what)}"
+    return f"{ERROR if failure.is_error else FAIL}: {without_numbers(failure.what)}"
 
 
-def storable(result: Result, again: Result | None) -> Result:
-    """The result; without its case where that, tried again, did not fail in the same way, or where no case fails each
-    time: a row with it would flip."""
-    if result.failure is None or (again is not None and signature(result) == signature(again)):
+def _backbone(failure: Failure) -> str:
+    from rlhf_conformance.judging import storing
+
+    return storing.backbone(storing.from_json(failure.stored)) if failure.stored is not None else ""
+
+
+def storable(result: Result, again: Callable[[Any], Result]) -> Result:
+    """The result; each of its failures without its case where that, tried again, does not fail in the same way: a row
+    with it would flip."""
+
+    def kept(failure: Failure) -> Failure:
+        if failure.stored is None:
+            return failure
+        found = again(failure.stored)
+        same = signature(failure) in {signature(f) for f in failures(found)}
+        return failure if same else replace(failure, stored=None)
+
+    if result.failure is None:
         return result
-    return replace(result, failure=replace(result.failure, stored=None))
+    return replace(result, failure=kept(result.failure), others=tuple(map(kept, result.others)))
 
 
-def row_for(clause: str, plan: Run) -> KnownFailure | None:
-    """The row that concerns a clause in this run."""
-    return next((row for row in plan.known_failures if row.clause == clause and row.applies(plan)), None)
+def failures(result: Result) -> list[Failure]:
+    """All that is wrong with a clause that is broken."""
+    return [result.failure, *result.others] if result.failure is not None else []
 
 
-def with_known_failures(result: Result, plan: Run) -> Result:
-    """The verdict in the light of the accepted failures; as it is in a run that writes them anew."""
-    row = row_for(result.clause, plan)
-    if row is None or plan.accepting:
+def _found(result: Result) -> list[Failure | None]:
+    """The same; None for one of which no more is known than that."""
+    return [*failures(result)] or [None]
+
+
+def rows_for(clause: str, plan: Run) -> list[KnownFailure]:
+    """The rows that concern a clause in this run."""
+    return [row for row in plan.known_failures if row.clause == clause and row.applies(plan)]
+
+
+def rows_with_a_case(clause: str, plan: Run) -> list[KnownFailure]:
+    """Those of them whose case is tried before others."""
+    return [row for row in rows_for(clause, plan) if row.counterexample is not None]
+
+
+def stale_rows(clause: str, plan: Run, shown: Sequence[Sequence[Failure]]) -> list[KnownFailure]:
+    """The rows whose own case does not show their failure: `shown` is what each of the cases showed."""
+    pairs = zip(rows_with_a_case(clause, plan), shown, strict=False)
+    return [row for row, found in pairs if not any(row.excuses(failure) for failure in found)]
+
+
+def with_known_failures(result: Result, plan: Run, stale: Sequence[KnownFailure] = ()) -> Result:
+    """The verdict in the light of the accepted failures; as it is in a run that writes them anew.
+
+    stale   rows whose own case shows their failure no more: they excuse nothing
+    """
+    rows = rows_for(result.clause, plan)
+    if not rows or plan.accepting:
         return result
     if result.verdict in (FAIL, ERROR):
-        return _failed(result, row, plan)
+        return _failed(result, rows, stale, plan)
     if result.verdict == PASS and result.clause not in plan.cases:
-        reason = (
-            f"accepted as a known failure ({row.reason}), but it passes{row.drawn_otherwise}: {_removal(row, plan)}"
-        )
-        return replace(result, verdict=UNEXPECTED_PASS, reason=reason)
-    if result.verdict == INCONCLUSIVE and row.counterexample is not None:
-        reason = f"the stored counterexample no longer puts the clause to the test: {_removal(row, plan)}"
+        return _needless(result, rows[0], plan)
+    if result.verdict == INCONCLUSIVE and any(row.counterexample is not None for row in rows):
+        reason = f"the stored counterexample no longer puts the clause to the test: {_removal(rows[0], plan)}"
         return replace(result, reason=reason)
     return result
 
 
-def _failed(result: Result, row: KnownFailure, plan: Run) -> Result:
-    if row.expired(plan):
+def _needless(result: Result, row: KnownFailure, plan: Run) -> Result:
+    """The verdict where a row has nothing to excuse."""
+    what = f" (of {row.fails})" if row.fails and result.failure is not None else ""
+    said = f"accepted as a known failure ({row.reason}), but it passes{what}{row.drawn_otherwise}"
+    reason = f"{said}: {_removal(row, plan)}"
+    return replace(result, verdict=UNEXPECTED_PASS, reason=reason, failure=None, others=())
+
+
+def _failed(result: Result, rows: Sequence[KnownFailure], stale: Sequence[KnownFailure], plan: Run) -> Result:
+    """What no row excuses comes first."""
+    found = _found(result)
+    valid = [row for row in rows if row not in stale]
+    excused = {i: row for i, failure in enumerate(found) for row in valid if row.excuses(failure)}
+    left = [failure for i, failure in enumerate(found) if i not in excused]
+    if left:
+        return _unexcused(_led_by(result, left[0]), valid if excused else rows, stale)
+    row = next((row for row in excused.values() if row.expired(plan)), None)
+    if row is not None:
         renew = f"set another day in {plan.known_file or 'the row'}, or mend the failure and remove the row"
         return replace(result, reason=f"accepted ({row.reason}) until {row.expires}: {renew}. {result.reason}")
-    if not row.excuses(result):
-        now = f"{signature(result)}{row.drawn_otherwise}"
-        reason = f"accepted for another failure ({row.fails}; {row.reason}), now {now}. {result.reason}"
-        return replace(result, reason=reason)
-    return replace(result, verdict=KNOWN_FAILURE, reason=f"accepted: {row.reason}. {result.reason}")
+    shown = [row for row in valid if row.counterexample is not None]
+    needless = [row for row in rows if row not in excused.values() and row not in shown]
+    if needless and result.clause not in plan.cases:
+        return _needless(result, needless[0], plan)
+    said = "; ".join(dict.fromkeys(row.reason for row in excused.values()))
+    return replace(result, verdict=KNOWN_FAILURE, reason=f"accepted: {said}. {result.reason}")
+
+
+def _led_by(result: Result, failure: Failure | None) -> Result:
+    """The result with this of its failures as the one that is looked into."""
+    if failure is None or failure is result.failure:
+        return result
+    others = tuple(other for other in failures(result) if other is not failure)
+    verdict = ERROR if failure.is_error else FAIL
+    return replace(result, verdict=verdict, reason=failure.sentence, failure=failure, others=others)
+
+
+def _unexcused(result: Result, rows: Sequence[KnownFailure], stale: Sequence[KnownFailure]) -> Result:
+    now = signature(result.failure) if result.failure is not None else result.reason
+    said = "; ".join(dict.fromkeys(row.reason for row in rows))
+    if any(row in stale and row.excuses(result.failure) for row in rows):
+        accepted = f"accepted ({said}), but the case that was accepted passes now, and another one fails"
+    elif any(row.excuses(failure) for row in rows for failure in result.others):
+        accepted = f"beside what is accepted ({said})"
+    else:
+        fails = "; ".join(row.fails for row in rows)
+        accepted = f"accepted for another failure ({fails}; {said}), now {now}{rows[0].drawn_otherwise}"
+        return replace(result, reason=f"{accepted}. {result.reason}")
+    return replace(result, reason=f"{accepted}: {now}. {result.reason}")
 
 
 def _removal(row: KnownFailure, plan: Run) -> str:
@@ -212,53 +296,70 @@ def accept(report: Report, plan: Run) -> Accepted:
 
     Rows of clauses that were not in the run, and those for another device or dtype, stay as they are.
     """
-    rows: dict[KnownFailureKey, KnownFailure] = {_key(row): row for row in plan.known_failures}
-    done: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Accepted) if field.name != "rows"}
+    done: dict[str, dict[str, None]] = {
+        field.name: {} for field in dataclasses.fields(Accepted) if field.name != "rows"
+    }
+    rows: dict[int, KnownFailure | None] = dict(enumerate(plan.known_failures))
     for result in report.results:
-        row = row_for(result.clause, plan)
-        kind, after = _accepted(result, row, result in report.broken, plan)
-        if kind:
-            done[kind].append(result.clause)
-        if row is not None and after is None:
-            del rows[_key(row)]
-        elif after is not None:
-            rows[_key(after)] = after
-            if after.expired(plan):
-                done["expired"].append(result.clause)
-    return Accepted(tuple(rows.values()), **{name: tuple(clauses) for name, clauses in done.items()})
+        for kind, before, after in _accepted(result, rows_for(result.clause, plan), result in report.broken, plan):
+            done[kind][result.clause] = None
+            if before is not None or after is not None:
+                rows[plan.known_failures.index(before) if before is not None else len(rows)] = after
+            if after is not None and after.expired(plan):
+                done["expired"][result.clause] = None
+    left = tuple(row for row in rows.values() if row is not None)
+    return Accepted(left, **{name: tuple(clauses) for name, clauses in done.items()})
 
 
-KnownFailureKey = tuple[str, str, str]
+Change = tuple[str, "KnownFailure | None", "KnownFailure | None"]
+"""The word for what becomes of a row, the row before and afterwards."""
 
 
-def _key(row: KnownFailure) -> KnownFailureKey:
-    return row.clause, row.device, row.dtype
-
-
-def _accepted(result: Result, row: KnownFailure | None, red: bool, plan: Run) -> tuple[str, KnownFailure | None]:
-    """What becomes of the row of one clause: the word for it, and the row afterwards."""
+def _accepted(result: Result, rows: Sequence[KnownFailure], red: bool, plan: Run) -> list[Change]:
+    """What becomes of the rows of one clause."""
     if result.verdict in NOT_FINISHED:
-        return "unfinished", row
+        return [("unfinished", row, row) for row in rows] or [("unfinished", None, None)]
     if result.verdict == PASS:
-        return ("removed" if row else ""), None
+        return [("removed", row, None) for row in rows]
     if result.verdict not in (FAIL, ERROR):
-        return ("untried" if row else ""), row
-    if row is None and not red:
-        return "warnings", None
-    stored = result.failure.stored if result.failure is not None else None
-    fails = signature(result) if stored is not None else ""
-    if row is None:
-        new = _new_row(result, plan)
-        return "added", replace(new, fails=fails, counterexample=stored, hypothesis=hypothesis_version())
-    after = replace(row, fails=fails, counterexample=stored)
+        return [("untried", row, row) for row in rows]
+    if not rows and not red:
+        return [("warnings", None, None)]
+    left, changes, new = list(rows), list[Change](), list["Failure | None"]()
+    for failure in _found(result):
+        row = next((row for row in left if row.excuses(failure)), None)
+        if row is None:
+            new.append(failure)
+        else:
+            left.remove(row)
+            changes.append(_renewed(row, failure))
+    for failure in new:  # a row whose failure has become another one keeps its story
+        changes.append(_renewed(left.pop(0), failure) if left else _added(result, failure, plan))
+    return [*changes, *(("removed", row, None) for row in left)]
+
+
+def _renewed(row: KnownFailure, failure: Failure | None) -> Change:
+    after = replace(row, **_of_failure(failure))
     if after != row:
         after = replace(after, hypothesis=hypothesis_version())
-    return ("kept" if after == row else "updated"), after
+    return ("kept" if after == row else "updated"), row, after
+
+
+def _added(result: Result, failure: Failure | None, plan: Run) -> Change:
+    row = replace(_new_row(result, plan), hypothesis=hypothesis_version(), **_of_failure(failure))
+    return "added", None, row
+
+
+def _of_failure(failure: Failure | None) -> dict[str, Any]:
+    """The fields of a row that say which failure it accepts: none where no case shows it each time."""
+    stored = failure.stored if failure is not None else None
+    fails = signature(failure) if failure is not None and stored is not None else ""
+    return {"fails": fails, "counterexample": stored}
 
 
 def _new_row(result: Result, plan: Run) -> KnownFailure:
     """A row without a story: for runs like this one only, unless it is on the CPU in float32, where all begin."""
-    others = any(row.clause == result.clause for row in plan.known_failures)
+    others = any(row.clause == result.clause and not row.applies(plan) for row in plan.known_failures)
     device, dtype = plan.device.partition(":")[0], plan.dtype
     return KnownFailure(
         result.clause,
@@ -355,14 +456,16 @@ def _counterexample(text: str, where: str) -> Any:
 
 
 def _refuse_overlaps(rows: Sequence[KnownFailure], where: str) -> None:
-    """Raises UsageError where two rows could concern the same clause in the same run."""
+    """Raises UsageError where two rows could excuse the same failure of a clause in the same run."""
     for i, row in enumerate(rows):
         for j, other in enumerate(rows[:i]):
-            devices, dtypes = (row.device, other.device), (row.dtype, other.dtype)
-            if row.clause == other.clause and all("" in pair or len(set(pair)) == 1 for pair in (devices, dtypes)):
+            pairs = ((row.device, other.device), (row.dtype, other.dtype), (row.fails, other.fails))
+            if row.clause != other.clause or not all("" in pair or len(set(pair)) == 1 for pair in pairs):
+                continue
+            if "" in (row.backbone, other.backbone) or row.backbone == other.backbone:
                 raise UsageError(
                     f"{where}: {row.clause} stands in it twice, in the rows {j + 1} and {i + 1}, for the same runs: "
-                    "remove one, or tell them apart by device or dtype"
+                    "remove one, or tell them apart by device, dtype, or what fails"
                 )
 
 
@@ -406,22 +509,35 @@ class _Block:
 
 def _rewritten(before: str, rows: Sequence[KnownFailure], path: Path) -> str:
     """The text of the file with these rows instead of those that it has."""
-    old = {_key(row): row for row in _parsed(before, path)}
-    new = {_key(row): row for row in rows}
+    old = _parsed(before, path)
+    after = _afterwards(old, rows)
     blocks, end = _blocks(before)
-    found = dict(zip(old, blocks, strict=False))
     parts: list[str] = []
-    for key, row in old.items():
-        block = found.get(key, _Block((), _toml(row)))
+    for i, row in enumerate(old):
+        block = blocks[i] if i < len(blocks) else _Block((), _toml(row))
         parts += block.above
-        if key in new:
-            parts.append(block.text if new[key] == row else _edited(block.text, new[key]))
+        if after[i] is not None:
+            parts.append(block.text if after[i] == row else _edited(block.text, after[i]))
     if blocks or not old:
         parts += end
     else:
         parts = [*end, *parts]
-    parts += [_toml(row) for key, row in new.items() if key not in old]
+    parts += [_toml(row) for row in rows if row not in after]
     return "\n\n".join(parts) + "\n" if parts else ""
+
+
+def _afterwards(old: Sequence[KnownFailure], new: Sequence[KnownFailure]) -> list[Any]:
+    """What each of the old rows has become, None where it has gone: itself where it is still there, else a row of the
+    same clause and the same runs."""
+    left = [row for row in new if row not in old]
+    after: list[KnownFailure | None] = []
+    for row in old:
+        next_best = (r for r in left if (r.clause, r.device, r.dtype) == (row.clause, row.device, row.dtype))
+        found = row if row in new else next(next_best, None)
+        if found in left:
+            left.remove(found)
+        after.append(found)
+    return after
 
 
 def _blocks(text: str) -> tuple[list[_Block], tuple[str, ...]]:

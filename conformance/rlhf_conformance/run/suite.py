@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_conformance.adapter import METHODS, Adapter, declarations, provided
-from rlhf_conformance.results import ERROR, FAIL, Result
+from rlhf_conformance.results import Result
 from rlhf_conformance.run.borrowed import borrowed, imported_files
-from rlhf_conformance.run.known import KnownFailure, row_for, storable, with_known_failures
+from rlhf_conformance.run.known import KnownFailure, rows_with_a_case, stale_rows, storable, with_known_failures
 from rlhf_conformance.run.loading import UsageError, load_adapter, validate
 from rlhf_conformance.run.plan import Plan, planned, selected
 
@@ -83,38 +83,45 @@ class Suite:
         """Try one clause. `found` is told of a failure before it is looked into."""
         from rlhf_conformance.diagnosis.looking import diagnosed
 
-        case = self._stored_case(slug)
-        tried = self._to_accept(slug, case, found) if self.plan.accepting else self._try(slug, case, found)
+        if self.plan.accepting:
+            tried = self._to_accept(slug, found)
+        elif slug in self.plan.cases:
+            tried = self._replay(slug, self.plan.cases[slug])
+        else:
+            tried = self._try(slug, found)
         # What is known is not looked into again.
-        result = with_known_failures(tried.result, self.plan)
+        stale = stale_rows(slug, self.plan, tried.shown) if slug not in self.plan.cases else ()
+        result = with_known_failures(tried.result, self.plan, stale)
         return diagnosed(result, tried.case, self.subject, self.plan.seed)
 
-    def _stored_case(self, slug: str) -> Any:
-        """The case that is tried in place of what could be drawn: of `--replay`, else of the known failure; or None."""
+    def _replay(self, slug: str, stored: Any) -> Tried:
+        """Try a stored case, and nothing else."""
         from rlhf_conformance.judging import storing
+        from rlhf_conformance.judging.trying import PROFILES, try_clause
 
-        row = row_for(slug, self.plan)
-        stored = self.plan.cases.get(slug, row.counterexample if row is not None else None)
-        return storing.from_json(stored) if stored is not None else None
+        profile, case = PROFILES[self.plan.profile], storing.from_json(stored)
+        return try_clause(slug, self.subject, profile, self.plan.seed, replayed=case)
 
-    def _try(self, slug: str, case: Any, found: Found | None) -> Tried:
-        """Try a case, or where it is None those that are drawn and those that failed before."""
+    def _try(self, slug: str, found: Found | None) -> Tried:
+        """Try the cases of known failures, those that failed before, and those that are drawn."""
         from hypothesis.database import DirectoryBasedExampleDatabase
 
+        from rlhf_conformance.judging import storing
         from rlhf_conformance.judging.trying import PROFILES, try_clause
 
         profile = PROFILES[self.plan.profile]
         folder = Path(self.plan.database or ".rlhf-conformance") / slug  # Hypothesis takes all clauses for one test
         database = None if profile.deterministic else DirectoryBasedExampleDatabase(folder)
-        return try_clause(slug, self.subject, profile, self.plan.seed, database, found=found, replayed=case)
+        first = [storing.from_json(row.counterexample) for row in rows_with_a_case(slug, self.plan)]
+        return try_clause(slug, self.subject, profile, self.plan.seed, database, found=found, first=first)
 
-    def _to_accept(self, slug: str, case: Any, found: Found | None) -> Tried:
-        """Try a clause for `--accept`: a row's case that shows its failure no more is looked for anew, and a case is
-        kept only where it fails in the same way again."""
-        tried = self._try(slug, case, found)
-        if case is not None and not _still_fails(tried.result, row_for(slug, self.plan)):
-            tried = self._try(slug, None, found)
-        again = self._try(slug, tried.case, None).result if tried.case is not None else None
+    def _to_accept(self, slug: str, found: Found | None) -> Tried:
+        """Try a clause for `--accept`: a case is kept only where it fails in the same way again."""
+        tried = self._try(slug, found)
+
+        def again(stored: Any) -> Result:
+            return self._replay(slug, stored).result
+
         return replace(tried, result=storable(tried.result, again))
 
     def describe(self) -> dict[str, Any]:
@@ -137,11 +144,6 @@ class Suite:
         if self._probes is None:
             self._probes = tempfile.TemporaryDirectory(prefix="rlhf-conformance-")
         return Path(self._probes.name)
-
-
-def _still_fails(result: Result, row: KnownFailure | None) -> bool:
-    """Whether a row's counterexample still shows the failure that the row accepts."""
-    return row is not None and result.verdict in (FAIL, ERROR) and row.excuses(result)
 
 
 def require_device(device: str) -> None:

@@ -275,6 +275,15 @@ class LeavesThreads(Honest):
         return super().token_log_probs(*args)
 
 
+class LeavesAutocast(Honest):
+    """Switches autocast on and leaves it so."""
+
+    def token_log_probs(self, *args):
+        answer = super().token_log_probs(*args)
+        torch.autocast("cpu", torch.bfloat16).__enter__()
+        return answer
+
+
 class Mixed(Honest):
     """Right and wrong in several ways, for a report that has something of everything; `factor` scales a gradient."""
 
