@@ -167,6 +167,20 @@ class Subject:
             grads = torch.autograd.grad(total, inputs, allow_unused=True)
         return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
 
+    def trained(self, method: str, total: torch.Tensor, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The same with respect to parameters of a model, by a backward pass as in training: reentrant checkpointing
+        knows no other. What a parameter holds as its gradient is put back."""
+        held = [p.grad for p in parameters]
+        for p in parameters:
+            p.grad = None
+        try:
+            with self._guarded(f"{method} (its backward pass)", recorded=False):
+                total.backward()
+            return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+        finally:
+            for p, grad in zip(parameters, held, strict=True):
+                p.grad = grad
+
     def tensor(self, values: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A tensor on the device under test: int64 for integers, the dtype under test for floats, or as asked."""
         tensor = values if isinstance(values, torch.Tensor) else torch.tensor(values)

@@ -173,7 +173,7 @@ def _gradient_now(
     )
     judged = weights.judged
     trained = [p for p in judged.values() if p.requires_grad]
-    grads = iter(subject.gradients(role.ask_method, total, trained))
+    grads = iter(subject.trained(role.ask_method, total, trained))
     mine = {n: next(grads) if p.requires_grad else torch.zeros_like(p) for n, p in judged.items()}
     if weights.adapted:  # the truth stands on the scale that LoRA's product is said to have
         subject = weights.now(found)

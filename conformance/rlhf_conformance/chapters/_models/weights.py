@@ -146,16 +146,23 @@ def pulled_back(found: Tensors, gradients: Mapping[str, Any], leaves: Tensors) -
 
 
 def match_by_name(found: Mapping[str, Any], truth: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(adapter's name, checkpoint's name) of the parameters whose names end alike and whose shapes agree."""
-    pairs = []
-    for name, tensor in truth.items():
-        for tail in (name, name.split(".", 1)[-1]):
-            mine = [n for n, p in found.items() if (n == tail or n.endswith("." + tail)) and p.shape == tensor.shape]
-            mine = [tail] if tail in mine else mine
-            if len(mine) == 1:
-                pairs.append((mine[0], name))
-                break
-    return pairs
+    """(adapter's name, checkpoint's name) of the weights whose names end alike and whose shapes agree.
+
+    Names that are whole come before those that end alike, and of a name of two parts (`score.weight`) the end alone
+    counts only where a weight is left that stands for no other: a head may be called anything.
+    """
+    pairs: dict[str, str] = {}
+    for least in (2, 1):
+        for name in (n for n in truth if n not in pairs):
+            tails = (name, name.split(".", 1)[-1])
+            for tail in (t for t in tails if t.count(".") + 1 >= least):
+                mine = [n for n, p in found.items() if (n == tail or n.endswith("." + tail))]
+                mine = [n for n in mine if found[n].shape == truth[name].shape and n not in pairs.values()]
+                mine = [tail] if tail in mine else mine
+                if len(mine) == 1:
+                    pairs[name] = mine[0]
+                    break
+    return [(mine, name) for name, mine in pairs.items()]
 
 
 def move_weights(parameters: Mapping[str, Any], step: float = 1 / 64, first_step: float = 1 / 64) -> None:
