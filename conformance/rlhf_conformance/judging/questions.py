@@ -62,6 +62,7 @@ class Call:
     seed        the random seed that is set before the call; None: none is
     scored      the mean and the std by which right answers are normalized
     watches_mode    a switch of the model between train and eval mode is a disturbance, and is undone
+    no_grad     it is made under `torch.no_grad()`
     """
 
     method: str
@@ -72,6 +73,7 @@ class Call:
     seed: int | None = None
     scored: tuple[float, float] = (0.0, 1.0)
     watches_mode: bool = False
+    no_grad: bool = False
 
     def argument(self, name: str) -> Any:
         return self.given[METHODS[self.method].arguments.index(name)]
@@ -88,10 +90,15 @@ class Gradients(Protocol):
 
 @dataclass
 class CallRecord:
-    """What a call did besides answering."""
+    """What a call did besides answering.
+
+    written     names of the arguments, or of parts of them, that it wrote to; `left` is what it left of each argument
+    disturbed   what it changed of the state of the process
+    """
 
     written: list[str] = field(default_factory=list)
     disturbed: list[str] = field(default_factory=list)
+    left: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

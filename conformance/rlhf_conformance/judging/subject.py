@@ -67,12 +67,13 @@ class Subject:
         """Make a call as a check asks for it: its models are loaded, its seed is set."""
         given = tuple(self._loaded(x) if isinstance(x, Loaded) else x for x in call.given)
         mode = getattr(given[0], "training", None) if call.watches_mode else None
-        if call.seed is None:
-            answered = self.ask(call.method, *given, copies=call.copies)
-        else:
-            with torch.random.fork_rng():
+        with contextlib.ExitStack() as around:
+            if call.seed is not None:
+                around.enter_context(torch.random.fork_rng())
                 torch.manual_seed(call.seed)
-                answered = self.ask(call.method, *given, copies=call.copies)
+            if call.no_grad:
+                around.enter_context(torch.no_grad())
+            answered = self.ask(call.method, *given, copies=call.copies)
         if call.watches_mode and getattr(given[0], "training", None) != mode:
             answered.record.disturbed.append("train or eval mode of the model")
             with contextlib.suppress(AdapterError):
@@ -103,6 +104,7 @@ class Subject:
                 raise self.blamed(method, error) from error
         named = dict(zip(row.arguments, given, strict=True))
         if copies:
+            self.record.left = tuple(handed)
             self.record.written = [
                 written
                 for name, argument, copy in zip(row.arguments, given, handed, strict=True)
@@ -166,6 +168,20 @@ class Subject:
         with self._guarded(f"{method} (its backward pass)", recorded=False):
             grads = torch.autograd.grad(total, inputs, allow_unused=True)
         return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
+
+    def trained(self, method: str, total: torch.Tensor, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The same with respect to parameters of a model, by a backward pass as in training: reentrant checkpointing
+        knows no other. What a parameter holds as its gradient is put back."""
+        held = [p.grad for p in parameters]
+        for p in parameters:
+            p.grad = None
+        try:
+            with self._guarded(f"{method} (its backward pass)", recorded=False):
+                total.backward()
+            return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+        finally:
+            for p, grad in zip(parameters, held, strict=True):
+                p.grad = grad
 
     def tensor(self, values: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A tensor on the device under test: int64 for integers, the dtype under test for floats, or as asked."""

@@ -106,6 +106,12 @@ def model_gradient(largest: float, sampled: float, dtype: torch.dtype) -> float:
     return 2 * arithmetic + PLAIN * sampled + 1e-9
 
 
+def weight(largest: float, dtype: torch.dtype) -> float:
+    """Of each entry of a weight that was loaded, of this largest magnitude: it is stored exactly, and may have been
+    added to and subtracted from on the way."""
+    return 8 * unit(dtype) * largest
+
+
 def ratio_guard(log_ratio: float, dtype: torch.dtype) -> float:
     """How far, relative to a kink, a ratio must lie from it so that no rounding can put it on the other side."""
     return max(1e-3, 4 * unit(dtype) * (2 * abs(log_ratio) + 4))

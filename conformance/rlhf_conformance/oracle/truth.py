@@ -11,7 +11,8 @@ transformers computes norms and rotary tables in float32 whatever the dtype, hen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +89,7 @@ class Truth:
         temperature: float = 1.0,
         plain: bool = False,
     ) -> dict[str, Any]:
-        """Gradient of the weighted sum of the answers ("log_probs", "values" or "rewards") with respect to every
+        """Gradient of the weighted sum of the answers ("log_probs", "entropies", "values" or "rewards") with respect to every
         parameter that has one, by name: the sum over the sequences, each run alone."""
         model = self._model(probe, plain)
         model.module.zero_grad(set_to_none=True)
@@ -102,6 +103,17 @@ class Truth:
     def alone(self, probe: Probe) -> Alone:
         """The model itself, in float64, for whoever asks what it would say to something else."""
         return self._model(probe, False)
+
+    def weights(self, probe: Probe) -> dict[str, Any]:
+        """The weights of a probe by their names, float64."""
+        return {name: p.detach() for name, p in self._model(probe, False).module.named_parameters()}
+
+    def with_weights(self, probe: Probe, weights: Mapping[str, Any]) -> Truth:
+        """The truth about this probe where it holds other weights under some of its names."""
+        other = Truth(self.store, self.dtype, self.device)
+        for plain in (False, True):
+            other._models[probe, plain] = self._model(probe, plain).with_weights(weights)
+        return other
 
     def _remembered(self, probe: Probe, tokens: Sequence[int], plain: bool) -> Rows:
         key = (probe, tuple(tokens), plain)
@@ -127,8 +139,14 @@ def _log_probs(logits: torch.Tensor, sample: Sample, temperature: float) -> torc
     )
 
 
+def _entropies(logits: torch.Tensor, sample: Sample, temperature: float) -> torch.Tensor:
+    log_probs = (logits[len(sample.prompt) - 1 : -1] / temperature).log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
 _ANSWERS = {
     "log_probs": _log_probs,
+    "entropies": _entropies,
     "values": lambda scores, sample, _: scores[len(sample.prompt) - 1 : -1, 0],
     "rewards": lambda scores, sample, _: scores[-1],
 }
@@ -146,6 +164,15 @@ class Alone:
         with torch.random.fork_rng(devices=[]):
             module = store.checkpoint(probe, dtype=torch.float32, device="cpu").module()
         return cls(module.to(dtype).to(device), device)
+
+    def with_weights(self, weights: Mapping[str, Any]) -> Alone:
+        """The same with other weights under some of its names; its own stay as they are."""
+        module = copy.deepcopy(self.module)
+        parameters = dict(module.named_parameters())
+        with torch.no_grad():
+            for name, values in weights.items():
+                parameters[name].copy_(values)
+        return Alone(module, self.device)
 
     def __call__(self, tokens: Sequence[int]) -> torch.Tensor:
         ids = torch.tensor([list(tokens)], device=self.device)

@@ -18,6 +18,18 @@ LAYOUT_CHAPTERS = ("packing.", "positions.")
 """Chapters that ask the actor for log-probs as well, and so fail along with it."""
 
 
+class WithLora(Reference):
+    """The reference with adapters of LoRA on frozen models, for lies about just these."""
+
+    def __init__(self):
+        super().__init__(lora=True)
+
+
+def by_column(batch: Batch) -> Tensor:
+    """Positions of padded rows that count the pads."""
+    return torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
+
+
 def read(batch: Batch, per_token: Tensor, shift: int = 0) -> list[Tensor]:
     """Entries at the positions that predict the actions, P - 1 .. L - 2 of each sample, or `shift` further on.
 

@@ -220,10 +220,11 @@ def permuted(adapter: Adapter, asked: Asked) -> Picked[PermutedCase]:
 @stored
 @dataclass(frozen=True)
 class WeightedCase:
-    """A case with a weight for every answer, for gradients."""
+    """A case with a weight for every answer, for gradients in train mode or in eval mode."""
 
     case: ModelCase
     weights: tuple[tuple[float, ...], ...]
+    training: bool = False
 
 
 def weighted(adapter: Adapter, asked: Asked, per_sample: bool) -> Picked[WeightedCase]:
@@ -232,9 +233,10 @@ def weighted(adapter: Adapter, asked: Asked, per_sample: bool) -> Picked[Weighte
 
     def weigh(case: ModelCase, picks: Picks) -> WeightedCase:
         counts = [1 if per_sample else len(s.response) for s in case.samples]
-        return WeightedCase(case, tuple(tuple(picks.of(WEIGHTS) for _ in range(count)) for count in counts))
+        training = picks.chance(1, 2)
+        return WeightedCase(case, tuple(tuple(picks.of(WEIGHTS) for _ in range(n)) for n in counts), training)
 
-    return model_cases(adapter, asked).with_more(SAMPLES * LENGTH, weigh)
+    return model_cases(adapter, asked).with_more(1 + SAMPLES * LENGTH, weigh)
 
 
 WEIGHTS = (1.0, -1.5, -0.7, 0.4, 2.2)

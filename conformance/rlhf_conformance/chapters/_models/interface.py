@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rlhf_conformance.chapters._models.lora import merged
 from rlhf_conformance.judging.wiring import Model, Named
 from rlhf_conformance.methods import SomeOf, method
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.nn import Parameter
 
     from rlhf_conformance.oracle.probes import Checkpoint
@@ -63,7 +65,20 @@ class Models:
                 return dict(candidate.named_parameters())
         raise TypeError(f"{type(model).__name__} has no named_parameters(): override Adapter.parameters")
 
+    @method(Named(), optional=True)
+    def checkpoint_weights(self, model: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The checkpoint's weights by its names, made of `tensors`, which lie like `parameters(model)`, by operations
+        that have a gradient: rows put back in order, a fused weight split, what an adapter adds. Names only have to
+        end as in the checkpoint. The default leaves them as they are, and adds LoRA's products as peft scales them."""
+        return merged(model, self.parameters(model), tensors)
+
+    @method(prepares=True, optional=True)
+    def weights_moved(self, model: Any) -> None:
+        """Called after the parameters were changed in place, as by a step of the optimizer: what the trainer does then
+        for whoever keeps a copy of them, such as a generation engine. The default does nothing."""
+
     @method(prepares=True, optional=True)
     def set_training(self, model: Any, training: bool) -> None:
-        """Switch between train and eval mode."""
-        model.train(training)
+        """Switch between train and eval mode. The default switches the model; one without modes stays as it is."""
+        if hasattr(model, "train"):
+            model.train(training)

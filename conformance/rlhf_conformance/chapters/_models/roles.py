@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +34,7 @@ class Role:
     what        what its answers are called
     answer      which answers `Truth.gradients` sums up
     truth       the right answers for one sample
+    widen       their allowance, in those of a model's output
     """
 
     chapter: str
@@ -45,6 +46,7 @@ class Role:
     truth: Callable[[Truth, ModelCase, Sample, bool], list[float]]
     place: Place = sample_action
     effort: int = 2
+    widen: float = 1.0
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -52,7 +54,7 @@ class Role:
 
     @property
     def head(self) -> bool:
-        return self.answer != "log_probs"
+        return self.answer in ("values", "rewards")
 
     @property
     def per_sample(self) -> bool:
@@ -85,21 +87,31 @@ class Role:
     def budget(self, subject: Subject, case: ModelCase) -> list[float]:
         """The allowance of each sample's answers."""
         truth, plain = (sum(self.expected(subject, case, plain=p), []) for p in (False, True))
-        allowance = budgets.model_output(truth, plain, self.scale(subject, case), subject.dtype, case.temperature)
+        temperature = 1.0 if self.head else case.temperature
+        scale = self.widen * self.scale(subject, case)
+        allowance = budgets.model_output(truth, plain, scale, subject.dtype, temperature)
         return [allowance] * len(case.samples)
 
     def scale(self, subject: Subject, case: ModelCase) -> float:
         """The largest magnitude of what the answers are read from."""
         return subject.truth.scale(case.probe, case.samples, head=self.head)
 
-    def asks_truth(self, subject: Subject, case: ModelCase, what: str = "") -> Question:
-        """Are the answers those of every sequence alone?"""
+    def asks_truth(
+        self,
+        subject: Subject,
+        case: ModelCase,
+        what: str = "",
+        call: Call | None = None,
+        hint: Callable[[Any], str] | None = None,
+    ) -> Question:
+        """Are the answers those of every sequence alone? They are those to `call`, if one is given."""
         return Question(
             what or f"{self.what} in layout {case.how.layout!r}",
-            self.call(subject, case),
+            call or self.call(subject, case),
             self.expected(subject, case),
             self.budget(subject, case),
             place=self.place,
+            hint=hint,
         )
 
 
@@ -128,6 +140,14 @@ ACTOR = Role(
     what="log-prob of the action",
     answer="log_probs",
     truth=lambda truth, case, sample, plain: truth.action_log_probs(case.probe, sample, case.temperature, plain=plain),
+)
+ENTROPY = replace(
+    ACTOR,
+    ask_method="action_entropy",
+    what="entropy at the action",
+    answer="entropies",
+    truth=lambda truth, case, sample, plain: truth.action_entropies(case.probe, sample, case.temperature, plain=plain),
+    widen=4.0,
 )
 REWARD = Role(
     chapter="reward",

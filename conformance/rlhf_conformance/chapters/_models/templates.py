@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from rlhf_conformance.chapters._models.cases import (
     with_statistics,
 )
 from rlhf_conformance.chapters._models.roles import Role
+from rlhf_conformance.chapters._models.weights import Tensors, Weights, move_weights, pulled_back
 from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template, offers_layout
 from rlhf_conformance.judging.questions import ANSWER, Against, Call, Fact, Question, known
 from rlhf_conformance.judging.subject import Subject
@@ -132,7 +133,7 @@ def permuted(role: Role, subject: Subject, case: PermutedCase) -> Questions:
 
 
 def gradient(role: Role) -> Template:
-    """The gradient of the weighted answers with respect to every parameter that can be matched by its name."""
+    """The gradient of the weighted answers with respect to every parameter, in train mode and in eval mode."""
     return gradient_on(role, lambda s: weighted(s.adapter, role.any_temperature(s.adapter), role.per_sample))
 
 
@@ -142,9 +143,26 @@ def gradient_on(role: Role, cases: Cases, *requires: Requirement) -> Template:
 
 
 def _gradient(role: Role, subject: Subject, case: WeightedCase) -> Questions:
-    inner, call = case.case, role.call(subject, case.case)
-    named = (yield Call("parameters", (role.loaded(inner),), copies=False)).value
-    parameters = _judged_parameters(named)
+    inner = case.case
+    weights = Weights.of(subject, role.loaded(inner))
+    start = weights.leaves()
+    found = weights.found(start)
+    yield weights.covered(found)
+    if not weights.adapted:
+        yield from _gradient_now(role, weights, start, start, found, case)
+        return
+    with weights.moved():  # else LoRA's B is zero, and no gradient reaches A
+        leaves = weights.leaves()
+        yield from _gradient_now(role, weights, start, leaves, weights.found(leaves), case)
+
+
+def _gradient_now(
+    role: Role, weights: Weights, start: Tensors, leaves: Tensors, found: Tensors, case: WeightedCase
+) -> Questions:
+    """The gradient, where the weights of the checkpoint were `found` to be made of these leaves."""
+    inner, subject = case.case, weights.subject
+    hint = lambda _: weights.misplaced(start)  # noqa: E731
+    call = yield from _call_in_mode(role, subject, inner, case.training)
     answer = (yield call).value
     total = sum((a.double().cpu() * torch.tensor(w)).sum() for a, w in zip(answer, case.weights, strict=True))
     yield Fact(
@@ -153,61 +171,95 @@ def _gradient(role: Role, subject: Subject, case: WeightedCase) -> Questions:
         expected="a graph back to the parameters",
         actual="no graph: detached, or computed under no_grad",
     )
-    trained = [p for p in parameters.values() if p.requires_grad]
-    grads = iter(subject.gradients(role.ask_method, total, trained))
-    found = {n: next(grads) if p.requires_grad else torch.zeros_like(p) for n, p in parameters.items()}
-    weights = [list(row) for row in case.weights]
+    judged = weights.judged
+    trained = [p for p in judged.values() if p.requires_grad]
+    grads = iter(subject.trained(role.ask_method, total, trained))
+    mine = {n: next(grads) if p.requires_grad else torch.zeros_like(p) for n, p in judged.items()}
+    if weights.adapted:  # the truth stands on the scale that LoRA's product is said to have
+        subject = weights.now(found)
+        yield role.asks_truth(subject, inner, f"{role.what} after LoRA's weights moved", call, hint)
+    numbers = [list(row) for row in case.weights]
     right, plain = (
-        subject.truth.gradients(
-            inner.probe, inner.samples, weights, answer=role.answer, temperature=inner.temperature, plain=which
+        pulled_back(
+            found,
+            subject.truth.gradients(
+                inner.probe, inner.samples, numbers, answer=role.answer, temperature=inner.temperature, plain=which
+            ),
+            leaves,
         )
         for which in (False, True)
     )
-    pairs = match_by_name(found, right)
-    yield Fact(
-        bool(pairs) or _is_adapted(found),
-        "parameters of the model",
-        expected="names that end like those of the checkpoint, to compare gradients by: override Adapter.parameters",
-        actual=", ".join(list(found)[:3]) or "none that requires a gradient",
-    )
-    largest = max(float(g.abs().max()) for g in right.values())
-    sampled = max(float((plain[n].double().cpu() - right[n]).abs().max()) for n in right)
+    largest = max(float(right[name].abs().max()) for name in judged)
+    sampled = max(float((plain[name] - right[name]).abs().max()) for name in judged)
     allowed = budgets.model_gradient(largest, sampled, subject.dtype)
-    for mine, name in pairs:
-        error = (found[mine].double().cpu() - right[name]).abs()
+    for name in judged:
+        error = (mine[name].double().cpu() - right[name]).abs()
         worst = int(error.argmax())
         yield Question(
             f"gradient of the weighted {role.what} with respect to {name}, entry {worst}",
             call,
             float(right[name].reshape(-1)[worst]),
             allowed,
-            reading=known(float(found[mine].reshape(-1)[worst])),
-            beside={"weights": weights},
+            reading=known(float(mine[name].reshape(-1)[worst])),
+            beside={"weights": numbers},
+            hint=hint,
         )
 
 
-def match_by_name(found: dict[str, Any], truth: dict[str, Any]) -> list[tuple[str, str]]:
-    """(adapter's name, checkpoint's name) of the parameters whose names end alike and whose shapes agree."""
-    pairs = []
-    for name, tensor in truth.items():
-        tails = [name, name.split(".", 1)[-1]]
-        for tail in tails:
-            mine = [n for n, p in found.items() if (n == tail or n.endswith("." + tail)) and p.shape == tensor.shape]
-            if len(mine) == 1:
-                pairs.append((mine[0], name))
-                break
-    return pairs
+def _call_in_mode(role: Role, subject: Subject, case: ModelCase, training: bool) -> Generator[Any, Any, Call]:
+    """The call in the mode asked for. Where train mode draws at random, as with an adapter's own dropout, nothing can
+    be said of it, and the call is in eval mode."""
+    first, second = (role.call(subject, case, role.loaded(case, training=training), seed=seed) for seed in (1, 2))
+    if not training:
+        return first
+    once, again = _side_effects.flat((yield first).value), _side_effects.flat((yield second).value)
+    largest = max(map(abs, once), default=0.0)
+    apart = max((abs(a - b) for a, b in zip(once, again, strict=True)), default=0.0)
+    if apart <= budgets.repeated(largest, subject.dtype):
+        return second
+    return role.call(subject, case, role.loaded(case, training=False))
 
 
-def _judged_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """All floating-point parameters, a frozen one having a gradient of zero; with LoRA only those that are trained."""
-    lora = any("lora_" in name for name in parameters)
-    return {n: p for n, p in parameters.items() if p.is_floating_point() and (p.requires_grad or not lora)}
+# --- asked otherwise ------------------------------------------------------------------------------------------------
 
 
-def _is_adapted(found: Mapping[str, Any]) -> bool:
-    """Only LoRA's own weights are trained: there is nothing in the checkpoint to compare them with."""
-    return any("lora_" in name for name in found)
+def train_mode(role: Role) -> Template:
+    """The answers in train mode are those of eval mode."""
+
+    def check(subject: Subject, case: ModelCase) -> Questions:
+        call = yield from _call_in_mode(role, subject, case, True)
+        yield role.asks_truth(subject, case, f"{role.what} in train mode, without dropout in the checkpoint", call)
+
+    return template(role, check, lambda s: model_cases(s.adapter, role.any_temperature(s.adapter)), effort=4)
+
+
+def no_grad(role: Role) -> Template:
+    """The answers without a graph are those with one."""
+
+    def check(subject: Subject, case: ModelCase) -> Questions:
+        call = role.call(subject, case, no_grad=True)
+        yield role.asks_truth(subject, case, f"{role.what} under no_grad, layout {case.how.layout!r}", call)
+
+    return template(role, check, lambda s: model_cases(s.adapter, role.any_temperature(s.adapter)))
+
+
+def follows_weights(role: Role) -> Template:
+    """A model that has been asked is asked again after its weights have moved."""
+
+    def check(subject: Subject, case: ModelCase) -> Questions:
+        yield role.asks_truth(subject, case)
+        weights = Weights.of(subject, role.loaded(case))
+        start = weights.leaves()
+        yield weights.covered(weights.found(start))
+        with weights.moved():
+            yield role.asks_truth(
+                weights.now(weights.found(weights.leaves())),
+                case,
+                f"{role.what} after the weights moved",
+                hint=lambda _: weights.misplaced(start),
+            )
+
+    return template(role, check, lambda s: model_cases(s.adapter, role.any_temperature(s.adapter)), effort=5)
 
 
 # --- saving ---------------------------------------------------------------------------------------------------------
@@ -244,17 +296,6 @@ def round_trip(role: Role) -> Template:
         )
 
     return Template(check, (*role.needs, "save", "restore"), cases, (), 10)
-
-
-def move_weights(parameters: Mapping[str, Any]) -> None:
-    """What a training step does: every trainable weight moves a little, by an amount exact in bfloat16."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in parameters.values():
-            if parameter.requires_grad and parameter.is_floating_point():
-                step = torch.randint(-1, 2, parameter.shape, generator=generator) / 64
-                moved = (parameter + step.to(parameter)).bfloat16()
-                parameter.copy_(moved.to(parameter))
 
 
 # --- side effects ---------------------------------------------------------------------------------------------------

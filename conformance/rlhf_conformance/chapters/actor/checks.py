@@ -7,9 +7,9 @@ from typing import Any
 
 from rlhf_conformance.chapters._models import templates
 from rlhf_conformance.chapters._models.cases import Asked, ModelCase, PromptCase, model_cases, prompts
-from rlhf_conformance.chapters._models.roles import ACTOR, asks_model
+from rlhf_conformance.chapters._models.roles import ACTOR, ENTROPY, asks_model
 from rlhf_conformance.chapters._temperatures import TEMPERATURES, known_temperatures, temperature_declared
-from rlhf_conformance.judging.checks import Questions, check, use
+from rlhf_conformance.judging.checks import Questions, check, declares, use
 from rlhf_conformance.judging.questions import (
     Against,
     Call,
@@ -27,34 +27,29 @@ from rlhf_conformance.oracle.probes import Probe
 
 GENERATE = ("load_actor", "generate")
 
+declares_entropy_gradient = declares(
+    "entropy_gradient", "entropy_gradient = False: the trainer's entropy is a metric, without a gradient"
+)
+
 use("actor.log-probs", templates.truth_of(ACTOR, lambda s: model_cases(s.adapter)))
 use("actor.temperature", templates.truth(ACTOR, temperature_declared, temperatures=TEMPERATURES))
 use("actor.padding-invariance", templates.padding_invariance(ACTOR))
 use("actor.garbage-under-mask", templates.garbage(ACTOR))
 use("actor.batch-independence", templates.batch_independence(ACTOR))
 use("actor.gradient", templates.gradient(ACTOR))
+use("actor.entropy-gradient", templates.gradient(ENTROPY), declares_entropy_gradient)
+use("actor.no-grad", templates.no_grad(ACTOR))
+use("actor.train-mode", templates.train_mode(ACTOR))
 use("actor.round-trip", templates.round_trip(ACTOR))
 use("actor.inputs-unwritten", templates.inputs_unwritten(ACTOR))
 use("actor.side-effects", templates.side_effects(ACTOR))
 
 
 def any_known_temperature(subject: Subject) -> Any:
-    return model_cases(subject.adapter, Asked(temperatures=known_temperatures(subject.adapter)))
+    return model_cases(subject.adapter, ACTOR.any_temperature(subject.adapter))
 
 
-@check("actor.entropy", needs=("load_actor", "action_entropy"), cases=any_known_temperature, effort=ACTOR.effort)
-def entropy(subject: Subject, case: ModelCase) -> Questions:
-    t = case.temperature
-    truth, plain = (
-        [subject.truth.action_entropies(case.probe, s, t, plain=p) for s in case.samples] for p in (False, True)
-    )
-    yield Question(
-        f"entropy at the action, temperature {t}",
-        asks_model("action_entropy", subject, case, ACTOR.loaded(case)),
-        truth,
-        budgets.model_output(sum(truth, []), sum(plain, []), 4 * ACTOR.scale(subject, case), subject.dtype, t),
-        place=sample_action,
-    )
+use("actor.entropy", templates.truth_of(ENTROPY, any_known_temperature))
 
 
 @check("actor.raw-output", needs=("load_actor", "logits"), cases=any_known_temperature, effort=ACTOR.effort)

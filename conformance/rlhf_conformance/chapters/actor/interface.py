@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rlhf_conformance.chapters._models.interface import Models
 from rlhf_conformance.judging.wiring import Actions, Cells, Model, WiringError, describe
@@ -40,6 +40,10 @@ class GeneratedRows(Kind):
 
 class Actor(Models):
     """Log-probs of the actions, entropy, raw output, generation."""
+
+    entropy_gradient: Annotated[
+        bool, "False if the entropy is a metric only, which the trainer computes without a gradient"
+    ] = True
 
     @method(Model(), loads=True, prepares=True)
     def load_actor(self, checkpoint: Checkpoint) -> Any:

@@ -9,6 +9,7 @@ from rlhf_conformance._lazy import torch
 from rlhf_conformance.chapters._models import regression, templates
 from rlhf_conformance.chapters._models.cases import ModelCase, model_cases
 from rlhf_conformance.chapters._models.roles import CRITIC, asks_model
+from rlhf_conformance.chapters._temperatures import temperature_declared
 from rlhf_conformance.judging.checks import Questions, check, offers_layout, use
 from rlhf_conformance.judging.questions import Answered, NotReturned, Question, Reading, Shaped, sample_position
 from rlhf_conformance.judging.subject import Subject
@@ -19,6 +20,10 @@ use("critic.padding-invariance", templates.padding_invariance(CRITIC))
 use("critic.garbage-under-mask", templates.garbage(CRITIC))
 use("critic.batch-independence", templates.batch_independence(CRITIC))
 use("critic.gradient", templates.gradient(CRITIC))
+use("critic.temperature", templates.truth(CRITIC, temperature_declared, temperatures=(0.5, 2.0)))
+use("critic.no-grad", templates.no_grad(CRITIC))
+use("critic.train-mode", templates.train_mode(CRITIC))
+use("critic.follows-weights", templates.follows_weights(CRITIC))
 use("critic.round-trip", templates.round_trip(CRITIC))
 use("critic.inputs-unwritten", templates.inputs_unwritten(CRITIC))
 use("critic.side-effects", templates.side_effects(CRITIC))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from rlhf_conformance.chapters._models import regression, templates
 from rlhf_conformance.chapters._models.cases import ModelCase, model_cases
 from rlhf_conformance.chapters._models.roles import REWARD
+from rlhf_conformance.chapters._temperatures import temperature_declared
 from rlhf_conformance.judging.checks import Questions, check, use
 from rlhf_conformance.judging.questions import Shaped
 from rlhf_conformance.judging.subject import Subject
@@ -22,6 +23,10 @@ use("reward.padding-invariance", templates.padding_invariance(REWARD))
 use("reward.garbage-under-mask", templates.garbage(REWARD))
 use("reward.batch-independence", templates.batch_independence(REWARD))
 use("reward.gradient", templates.gradient(REWARD))
+use("reward.temperature", templates.truth(REWARD, temperature_declared, temperatures=(0.5, 2.0)))
+use("reward.no-grad", templates.no_grad(REWARD))
+use("reward.train-mode", templates.train_mode(REWARD))
+use("reward.follows-weights", templates.follows_weights(REWARD))
 use("reward.round-trip", templates.round_trip(REWARD))
 use("reward.inputs-unwritten", templates.inputs_unwritten(REWARD))
 use("reward.side-effects", templates.side_effects(REWARD))
