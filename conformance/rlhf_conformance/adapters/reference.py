@@ -33,13 +33,16 @@ class Reference(Adapter):
     def token_entropy(self, logits, temperature):
         return ref.token_entropy(logits, temperature=temperature)
 
-    def process_sequences(self, sequences, prompt_length, prompt_attention_mask, stop_token_ids, pad_token_id):
+    def process_sequences(
+        self, sequences, prompt_length, prompt_attention_mask, stop_token_ids, pad_token_id, response_lengths=None
+    ):
         out = ref.process_sequences(
             sequences,
             prompt_length,
             stop_token_ids=stop_token_ids,
             pad_token_id=pad_token_id,
             prompt_attention_mask=prompt_attention_mask,
+            response_lengths=response_lengths,
         )
         return ProcessedSequences(out.sequences, out.attention_mask, out.action_mask)
 

@@ -99,11 +99,11 @@ class Subject:
             if copies and not row.loads:
                 with torch.inference_mode(False), torch.enable_grad():  # the call may have left them otherwise
                     raw = owned(raw)
-        named = dict(zip(row.arguments, given, strict=True))
+        named = row.named(given)
         if copies:
             self.record.written = [
                 written
-                for name, argument, copy in zip(row.arguments, given, handed, strict=True)
+                for (name, argument), copy in zip(named.items(), handed, strict=True)
                 for written in differences(argument, copy, name)
             ]
         value = raw if row.answer is None else row.answer.checked(method, raw, named, self.device)
@@ -122,7 +122,10 @@ class Subject:
         if self.heard is not None:
             self.heard(method, tuple(handed))
         with unset_memory_is_nan() if METHODS[method].loads else contextlib.nullcontext():
-            answer = getattr(self.adapter, method)(*handed)
+            extras = METHODS[method].extras
+            named = METHODS[method].named(handed)
+            more = {name: named.pop(name) for name in extras if name in named}
+            answer = getattr(self.adapter, method)(*named.values(), **more)
         if self.device != "cpu":
             torch.cuda.synchronize(self.device)  # an error of its kernels is an error of this call
         return answer
