@@ -449,5 +449,16 @@ PACKS = [
 ]
 
 
+EMPTY = [
+    ("the empty one is first", lambda c: bool(c.sequences[0]), 0.4),
+    ("the empty one is last", lambda c: bool(c.sequences[-1]), 0.4),
+    ("the empty one is inside", lambda c: not all(c.sequences[1:-1]), 0.3),
+    ("one empty sequence", lambda c: c.sequences.count(()) > 1, 0.3),
+    ("no empty sequence", lambda c: () in c.sequences, 1.0),
+]
+
+
 def test_pack_cases_leave():
     holds_often("packing.boundary", PACKS)
+    holds_often("packing.empty-sequence", EMPTY)
+    holds_often("packing.tokens", [("several sequences", lambda c: len(c.sequences) == 1, 0.1)])
