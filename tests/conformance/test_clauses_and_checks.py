@@ -132,7 +132,7 @@ RULED_OUT = [
     ("layouts", ("padded",), {s for s in SLUGS if s.startswith("packing.")} - PACKS_WITHOUT_A_MODEL),
     (
         "layouts",
-        ("packed", "packed-tail", "sharded"),
+        ("packed", "packed-tail", "sharded", "segments"),
         {
             "positions.left-padding",
             "critic.pads-zero",

@@ -61,6 +61,9 @@ class Reference(Adapter):
         if batch.layout == "sharded":
             ids, positions = ref.unshard(batch.input_ids), ref.unshard(batch.position_ids)
             return ids, {"position_ids": positions, "sequence_lengths": batch.sequence_lengths}
+        if batch.layout == "segments":
+            positions = ref.segment_position_ids(batch.attention_mask)
+            return batch.input_ids, {"position_ids": positions, "sequence_lengths": batch.sequence_lengths}
         if batch.is_packed:
             return batch.input_ids, {
                 "position_ids": batch.position_ids,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from rlhf_conformance._lazy import torch, transformers
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.oracle.batch import PACKS
 from rlhf_conformance.oracle.layouts import Presentation, Sample, present
 from rlhf_conformance.oracle.probes import in_dtype
 from rlhf_conformance.twins import twin
@@ -148,6 +149,17 @@ class PacksInside(_Presented):
 
 
 @twin
+class PacksBySegmentNumbers(_Presented):
+    """Padded rows are unpadded into one pack, which a mask of segment numbers describes."""
+
+    layouts = ("padded", "segments")
+    packs_internally = True
+
+    def parts(self, batch):
+        return [(everyone(batch), Presentation("segments", tail=1 + -sum(batch.sequence_lengths) % 8))]
+
+
+@twin
 class PacksOfTwoSortedByLength(_Presented):
     """Samples are sorted by length and packed in pairs."""
 
@@ -235,7 +247,7 @@ class MasterWeights(_Models):
 class AdditiveMask(_Models):
     """Packs go to transformers with a block-diagonal mask (1, 1, N, N), and with the cache left on."""
 
-    layouts = ("packed", "packed-tail", "sharded")
+    layouts = PACKS
 
     def _whole(self, backbone, batch):
         ids, options = self._inputs(batch)

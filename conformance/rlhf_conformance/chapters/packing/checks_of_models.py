@@ -51,6 +51,7 @@ use("packing.reward", truth(REWARD))
 use("packing.critic", truth(CRITIC))
 use("packing.tail", templates.truth(ACTOR, offers_layout(("packed-tail",)), layouts=("packed-tail",)))
 use("packing.shards", templates.truth(ACTOR, offers_layout(("sharded",)), layouts=("sharded",)))
+use("packing.segments", templates.truth(ACTOR, offers_layout(("segments",)), layouts=("segments",)))
 use(
     "packing.isolation",
     templates.template(ACTOR, lambda s, case: templates.isolated(ACTOR, s, case), packed(edited, ACTOR), packs_somehow),

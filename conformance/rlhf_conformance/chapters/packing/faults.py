@@ -8,6 +8,7 @@ from rlhf_conformance.chapters._models.bending import (
     logits,
     model_logits,
     packed,
+    positions_of,
     score,
     scores,
     segment_mask,
@@ -355,6 +356,71 @@ class LabelAtCutIgnored(Reference):
         scored = torch.cat([scored[:, :-1], torch.zeros_like(scored[:, -1:])], 1)
         rows = zip(batch.to_ragged(scored), batch.prompt_lengths, strict=True)
         return [row[prompt - 1 : -1] for row, prompt in rows]
+
+
+# --- segment numbers -----------------------------------------------------------------------------------------------
+
+
+class _Numbered(Reference):
+    """Packs that a mask of segment numbers describes, run with the arguments of `wrong`."""
+
+    layouts = ("segments",)
+
+    def wrong(self, numbers, dtype):
+        raise NotImplementedError
+
+    def action_log_probs(self, actor, batch):
+        return score(batch, model_logits(self, actor, batch, **self.wrong(batch.attention_mask, actor.model.dtype)))
+
+
+@fault("packing.segments", bug="packed-with-ones-mask", also=("packing.", *ACTOR))
+class SegmentNumbersAsMask(_Numbered):
+    """Segment numbers are read as attend or not, as in a padded row: the pack is one long sequence."""
+
+    def wrong(self, numbers, dtype):
+        attended = (numbers > 0).long()
+        return {"attention_mask": attended, "position_ids": positions_of(attended)}
+
+
+@fault("packing.segments", also=("packing.", *ACTOR))
+class SegmentNumbersAsPositions(_Numbered):
+    """Attention keeps to each sequence; every token's position is the number of its sequence."""
+
+    def wrong(self, numbers, dtype):
+        return {"attention_mask": segment_mask(numbers[0], dtype), "position_ids": numbers}
+
+
+@fault("packing.segments", bug="unscaled-neat-packing", also=("packing.", *ACTOR))
+class SegmentPositionsRunOn(_Numbered):
+    """Attention keeps to each sequence; positions count the tokens of the whole row."""
+
+    def wrong(self, numbers, dtype):
+        counted = positions_of((numbers > 0).long())
+        return {"attention_mask": segment_mask(numbers[0], dtype), "position_ids": counted}
+
+
+@fault("packing.segments", also=("packing.", *ACTOR))
+class TwoSegmentsAtMost(_Numbered):
+    """All sequences behind the first are taken for one."""
+
+    def wrong(self, numbers, dtype):
+        joined = numbers.clamp(max=2)
+        columns = torch.arange(numbers.shape[1], device=numbers.device)
+        restarted = columns - int((joined == 1).sum()) * (joined > 1)
+        return {"attention_mask": segment_mask(joined[0], dtype), "position_ids": restarted}
+
+
+@fault("packing.segments", also=("packing.", *ACTOR))
+class SegmentsSeenUpToTheirNumber(_Numbered):
+    """A token attends to all whose number is not above its own."""
+
+    def wrong(self, numbers, dtype):
+        right = (numbers[0][:, None] >= numbers[0][None, :]).tril() & (numbers[0] > 0)
+        right |= torch.eye(len(right), dtype=torch.bool, device=right.device)
+        mask = torch.zeros_like(right, dtype=dtype).masked_fill(~right, torch.finfo(dtype).min)[None, None]
+        begins = numbers != numbers.roll(1, dims=1)
+        columns = torch.arange(numbers.shape[1], device=numbers.device)[None]
+        return {"attention_mask": mask, "position_ids": columns - columns.where(begins, 0).cummax(1).values}
 
 
 # --- reward and critic ---------------------------------------------------------------------------------------------
