@@ -287,6 +287,25 @@ class AdditiveMask(_Models):
 
 
 @twin
+class AnswersForEveryToken(_Models):
+    """An answer for each token of a pack, 0 for the first of each sequence, of which those of the responses are cut."""
+
+    layouts = PACKS
+
+    def _cut(self, batch, rows):
+        whole = [torch.nn.functional.pad(row, (1, 0)) for row in rows]
+        return [row[prompt:] for row, prompt in zip(whole, batch.prompt_lengths, strict=True)]
+
+    def action_log_probs(self, actor, batch):
+        rows = zip(batch.to_ragged(super().logits(actor, batch)), batch.sequences, strict=True)
+        scaled = [(z[:-1].float() / batch.temperature, ids[1:, None]) for z, ids in rows]
+        return self._cut(batch, [z.log_softmax(-1).gather(1, ids)[:, 0] for z, ids in scaled])
+
+    def action_values(self, critic, batch):
+        return self._cut(batch, [row[:-1] for row in batch.to_ragged(super().values(critic, batch))])
+
+
+@twin
 class FilledOutsideActions(_Models):
     """Answers are rectangles with anything outside the actions, and flat for packs."""
 

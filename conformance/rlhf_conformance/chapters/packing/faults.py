@@ -7,8 +7,10 @@ from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters._models.bending import (
     logits,
     model_logits,
+    normalized,
     packed,
     positions_of,
+    responses,
     score,
     scores,
     segment_mask,
@@ -506,6 +508,133 @@ class PackedCriticPositionsRunOn(Reference):
         ids, options = self._inputs(batch)
         run_on = torch.arange(ids.shape[1], device=ids.device)[None]
         return critic(ids, batch.num_actions, **{**options, "position_ids": run_on})
+
+
+# --- sequences without a prompt ------------------------------------------------------------------------------------
+
+
+def states(batch, first):
+    """For each sequence the columns of the pack that its actions are read at, of which `first(start, prompt)` is the
+    first."""
+    rows = zip(batch.starts, batch.prompt_lengths, batch.response_lengths, strict=True)
+    return [torch.arange(first(s, p), first(s, p) + t, device=batch.input_ids.device) for s, p, t in rows]
+
+
+def before_its_sequence(start, prompt):
+    """One before the first action, be that in the sequence or not; never before the row."""
+    return max(0, start + prompt - 1)
+
+
+def not_before_its_sequence(start, prompt):
+    """The same, but moved into the sequence, with all that follow."""
+    return max(start, start + prompt - 1)
+
+
+class _ByColumns(Reference):
+    """Log-probs and values of a pack are read at columns, of which `first` gives the first."""
+
+    layouts = PACKS
+
+    def first(self, start, prompt):
+        raise NotImplementedError
+
+    def action_log_probs(self, actor, batch):
+        z = self.logits(actor, batch).flatten(0, 1).float() / batch.temperature
+        pairs = zip(states(batch, self.first), responses(batch), strict=True)
+        return [z[columns].log_softmax(-1).gather(-1, ids[:, None])[:, 0] for columns, ids in pairs]
+
+    def action_values(self, critic, batch):
+        row = self.values(critic, batch).flatten()
+        return [row[columns] for columns in states(batch, self.first)]
+
+
+@fault("packing.no-prompt")
+class FirstActionReadsItsNeighbor(_ByColumns):
+    """A sequence without a prompt is read from the column before it on, in the sequence before; the row's start is
+    minded."""
+
+    action_values = Reference.action_values
+
+    def first(self, start, prompt):
+        return before_its_sequence(start, prompt)
+
+
+@fault("packing.no-prompt")
+class NoPromptReadLate(_ByColumns):
+    """The window of a sequence without a prompt begins with the sequence, and all of its actions are read too late."""
+
+    action_values = Reference.action_values
+
+    def first(self, start, prompt):
+        return not_before_its_sequence(start, prompt)
+
+
+@fault("packing.no-prompt")
+class NoPromptNoBoundary(_ByColumns):
+    """Attention is cut where a prompt begins, so that a sequence without one belongs to the one before."""
+
+    action_values = Reference.action_values
+
+    def first(self, start, prompt):
+        return not_before_its_sequence(start, prompt) - (prompt == 0)
+
+    def logits(self, actor, batch):
+        right = segments_of(positions(self, batch))
+        begins = [int(length > 0) for length in batch.prompt_lengths]
+        numbers = torch.tensor(begins, device=right.device).cumsum(0)
+        joined = torch.cat([numbers, numbers[-1:] + 1])[right.clamp(max=len(begins))]
+        return model_logits(self, actor, batch, attention_mask=segment_mask(joined, actor.model.dtype))
+
+
+@fault("packing.critic-no-prompt")
+class FirstValueReadsItsNeighbor(_ByColumns):
+    """The value of a first action without a prompt is that of the last token of the sequence before."""
+
+    action_log_probs = Reference.action_log_probs
+
+    def first(self, start, prompt):
+        return before_its_sequence(start, prompt)
+
+
+@fault("packing.critic-no-prompt")
+class ValuesWithoutPromptReadLate(_ByColumns):
+    """Where there is no prompt, each action has the value of the state after it."""
+
+    action_log_probs = Reference.action_log_probs
+
+    def first(self, start, prompt):
+        return not_before_its_sequence(start, prompt)
+
+
+class _Rewarded(Reference):
+    """Rewards of a pack are read at the columns that `last` gives."""
+
+    layouts = PACKS
+
+    def last(self, start, prompt, response):
+        raise NotImplementedError
+
+    def rewards(self, reward_model, batch):
+        row = scores(self, reward_model, batch).flatten()
+        rows = zip(batch.starts, batch.prompt_lengths, batch.response_lengths, strict=True)
+        columns = torch.tensor([self.last(*sample) for sample in rows], device=row.device)
+        return normalized(reward_model, row[columns.clamp(max=len(row) - 1)])
+
+
+@fault("packing.reward-no-prompt")
+class RewardCountsOnePromptToken(_Rewarded):
+    """A prompt is taken to have a token at least, so that the reward is read one too far: at the next sequence."""
+
+    def last(self, start, prompt, response):
+        return start + max(1, prompt) + response - 1
+
+
+@fault("packing.reward-no-prompt")
+class RewardOfFirstTokenWithoutPrompt(_Rewarded):
+    """A sequence without a prompt is taken for one without a response, and scored at its first token."""
+
+    def last(self, start, prompt, response):
+        return start + prompt + response - 1 if prompt else start
 
 
 # --- gradient ------------------------------------------------------------------------------------------------------
