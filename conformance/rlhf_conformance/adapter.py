@@ -18,6 +18,7 @@ This module imports no torch, so that `rlhf-conformance list` is instant.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,16 @@ from typing import Any
 from rlhf_conformance import chapters
 from rlhf_conformance.methods import Declaration, DeclarationError, Method, by_name, declarations_of, methods_of
 
-__all__ = ["DECLARATIONS", "METHODS", "Adapter", "DeclarationError", "declarations", "provided"]
+__all__ = [
+    "DECLARATIONS",
+    "METHODS",
+    "Adapter",
+    "DeclarationError",
+    "declarations",
+    "provided",
+    "relies_on",
+    "takes",
+]
 
 _INTERFACES = chapters.interfaces()
 
@@ -56,6 +66,18 @@ def provided(adapter: Adapter) -> tuple[str, ...]:
         name
         for name, row in METHODS.items()
         if not row.optional and getattr(kind, name, None) is not getattr(Adapter, name)
+    )
+
+
+def takes(adapter: Adapter, method: str, extra: str) -> bool:
+    """Whether the adapter's method has a parameter for one of the method's extras, by its name."""
+    return extra in inspect.signature(getattr(adapter, method)).parameters
+
+
+def relies_on(adapter: Adapter, method: str, extra: str) -> bool:
+    """Whether it has to be given it: the parameter has no default."""
+    return takes(adapter, method, extra) and (
+        inspect.signature(getattr(adapter, method)).parameters[extra].default is inspect.Parameter.empty
     )
 
 

@@ -99,6 +99,19 @@ class Method:
         """The names of what it is given."""
         return tuple(inspect.signature(self.stub).parameters)[1:]
 
+    @cached_property
+    def extras(self) -> tuple[str, ...]:
+        """Those of its arguments, at the end, that have a default: given by name, to adapters that take them."""
+        parameters = list(inspect.signature(self.stub).parameters.values())[1:]
+        return tuple(p.name for p in parameters if p.default is not p.empty)
+
+    def named(self, given: Sequence[Any]) -> dict[str, Any]:
+        """What it is given, by name; extras may be missing. Raises ValueError where it is too little or too much."""
+        least = len(self.arguments) - len(self.extras)
+        if not least <= len(given) <= len(self.arguments):
+            raise ValueError(f"{self.name} takes {', '.join(self.arguments)}, and is given {len(given)} arguments")
+        return dict(zip(self.arguments, given, strict=False))
+
     @property
     def concerns_models(self) -> bool:
         """Whether it makes a model, prepares one, or is given one."""

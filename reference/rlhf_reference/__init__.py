@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rlhf_reference.positions import last_attended as last_attended
     from rlhf_reference.positions import packed_position_ids as packed_position_ids
     from rlhf_reference.positions import position_ids as position_ids
+    from rlhf_reference.positions import segment_position_ids as segment_position_ids
     from rlhf_reference.ragged import PaddedBatch as PaddedBatch
     from rlhf_reference.ragged import RaggedBatch as RaggedBatch
     from rlhf_reference.reward_model import RewardModel as RewardModel
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "log_probs": ("token_log_probs", "token_entropy"),
     "sequences": ("ProcessedSequences", "process_sequences"),
-    "positions": ("position_ids", "packed_position_ids", "last_attended"),
+    "positions": ("position_ids", "packed_position_ids", "segment_position_ids", "last_attended"),
     "packing": ("PackedBatch", "pack_sequences", "action_state_positions", "shard", "unshard"),
     "ragged": ("RaggedBatch", "PaddedBatch"),
     "actor": ("Actor",),

@@ -30,6 +30,20 @@ def packed_position_ids(lengths: Sequence[int], device: torch.device | str | Non
     return torch.cat([torch.arange(length, device=device) for length in lengths]).unsqueeze(0)
 
 
+def segment_position_ids(segments: Tensor) -> Tensor:
+    """Positions of a pack whose mask numbers its sequences.
+
+    segments  (1, N) integer, one number for each sequence (1, 1, 2, 2, 2), 0 on padding at the end
+    returns   (1, N) int64, restarting at 0 wherever the number changes
+
+    Source: the attention mask of OpenRLHF's first packing and of LLaMA-Factory's neat packing, which flash attention
+    gets its sequence lengths from.
+    """
+    columns = torch.arange(segments.shape[1], device=segments.device).unsqueeze(0)
+    begins = segments != segments.roll(1, dims=1)
+    return columns - columns.where(begins, 0).cummax(1).values
+
+
 def packed_lengths(position_ids: Tensor) -> tuple[int, ...]:
     """The way back from `packed_position_ids`: a sequence begins wherever the position is 0.
 

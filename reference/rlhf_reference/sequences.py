@@ -36,6 +36,7 @@ def process_sequences(
     stop_token_ids: Sequence[int],
     pad_token_id: int,
     prompt_attention_mask: Tensor | None = None,
+    response_lengths: Tensor | None = None,
 ) -> ProcessedSequences:
     """Masks for generated rows.
 
@@ -46,9 +47,13 @@ def process_sequences(
     prompt_attention_mask  (B, P), 1 from the prompt's first token on. Without it the prompt is taken to begin at its
                            first id that is not the pad, which is wrong for a prompt that begins with the pad id
                            itself
-    raises                 ValueError if P is not within the row or the prompt's mask is not (B, P)
+    response_lengths       (B,) tokens that were generated in each row, where that is known: what stands behind them is
+                           no action, whatever its id, and ends nothing
+    raises                 ValueError if P is not within the row, the prompt's mask is not (B, P), or the lengths are
+                           not (B,) within 0 .. T
 
-    A response that never stops was truncated: all its T tokens are actions, and no stop token is put in. Source: the
+    A response that never stops was truncated: all its T tokens are actions, or all that were generated, and no stop
+    token is put in. Source: the
     action mask of Ziegler et al. 2019 and Ouyang et al. 2022 as OpenRLHF and TRL compute it since they were mended.
     """
     batch, length = sequences.shape
@@ -70,6 +75,11 @@ def process_sequences(
     stops = torch.isin(response, torch.tensor(list(stop_token_ids), dtype=response.dtype, device=response.device))
     stops_before = stops.cumsum(1) - stops.long()
     action_mask = stops_before == 0
+    if response_lengths is not None:
+        width = response.shape[1]
+        if response_lengths.shape != (batch,) or response_lengths.lt(0).any() or response_lengths.gt(width).any():
+            raise ValueError(f"response_lengths are {response_lengths.tolist()}, wanted {batch} within 0 and {width}")
+        action_mask &= torch.arange(width, device=response.device) < response_lengths.unsqueeze(1)
 
     attention_mask = torch.cat([prompt_mask, action_mask], dim=1).long()
     return ProcessedSequences(sequences, attention_mask, action_mask)

@@ -64,6 +64,15 @@ def next_token_labels(sequences: Sequence[Sequence[int]]) -> list[int | None]:
     return labels
 
 
+def segment_numbers(lengths: Sequence[int], tail: int = 0) -> list[int]:
+    """An attention mask that numbers the sequences of a pack from 1, with 0 on a tail of padding: ``(N + tail,)``.
+
+    >>> segment_numbers([2, 3], tail=1)
+    [1, 1, 2, 2, 2, 0]
+    """
+    return [number for number, length in enumerate(lengths, start=1) for _ in range(length)] + [0] * tail
+
+
 def shard(row: Sequence[Cell], shards: int, fill: Cell) -> list[list[Cell]]:
     """The row cut into equal pieces, one for each rank of a sequence-parallel group: ``(N,) -> (S, ceil(N / S))``.
 

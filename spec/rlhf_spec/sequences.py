@@ -26,19 +26,26 @@ def first_stop(response: Sequence[int], stop_token_ids: Collection[int]) -> int 
     return None
 
 
-def response_length(response: Sequence[int], stop_token_ids: Collection[int]) -> int:
+def response_length(response: Sequence[int], stop_token_ids: Collection[int], generated: int | None = None) -> int:
     """The number of actions, in tokens: up to and including the first stop token, or all of them where there is none.
+
+    ``generated`` is the number of tokens that were generated, where that is known: behind them nothing is an action,
+    and nothing ends the response.
 
     >>> response_length([7, 2, 0, 0], stop_token_ids={2})
     2
     >>> response_length([7, 8, 9], stop_token_ids={2})
     3
+    >>> response_length([7, 8, 2, 2], stop_token_ids={2}, generated=2)  # pads that look like a stop
+    2
     """
+    if generated is not None:
+        response = response[:generated]
     stop = first_stop(response, stop_token_ids)
     return len(response) if stop is None else stop + 1
 
 
-def action_mask(response: Sequence[int], stop_token_ids: Collection[int]) -> list[int]:
+def action_mask(response: Sequence[int], stop_token_ids: Collection[int], generated: int | None = None) -> list[int]:
     """1 for each action and 0 for the padding after it: ``(T,) -> (T,)``.
 
     >>> action_mask([7, 2, 0, 0], stop_token_ids={2})
@@ -47,12 +54,16 @@ def action_mask(response: Sequence[int], stop_token_ids: Collection[int]) -> lis
     [1, 1, 0, 0]
     >>> action_mask([7, 0, 9, 2], stop_token_ids={2})  # a pad id (0) that was sampled is an action
     [1, 1, 1, 1]
+    >>> action_mask([7, 8, 2, 2], stop_token_ids={2}, generated=2)
+    [1, 1, 0, 0]
     """
-    length = response_length(response, stop_token_ids)
+    length = response_length(response, stop_token_ids, generated)
     return [1] * length + [0] * (len(response) - length)
 
 
-def attention_mask(prompt_mask: Sequence[int], response: Sequence[int], stop_token_ids: Collection[int]) -> list[int]:
+def attention_mask(
+    prompt_mask: Sequence[int], response: Sequence[int], stop_token_ids: Collection[int], generated: int | None = None
+) -> list[int]:
     """1 from the first real token of the row to the last: ``(P,), (T,) -> (P + T,)``.
 
     ``prompt_mask`` says which cells of the prompt are real, as a tokenizer that pads left returns it. Raises ValueError
@@ -62,7 +73,7 @@ def attention_mask(prompt_mask: Sequence[int], response: Sequence[int], stop_tok
     [0, 1, 1, 1, 1, 0]
     """
     pads = prompt_mask_pads(prompt_mask)
-    return [0] * pads + [1] * (len(prompt_mask) - pads) + action_mask(response, stop_token_ids)
+    return [0] * pads + [1] * (len(prompt_mask) - pads) + action_mask(response, stop_token_ids, generated)
 
 
 def prompt_mask_pads(prompt_mask: Sequence[int]) -> int:

@@ -106,6 +106,7 @@ def test_an_adapter_that_lacks_one_method_is_told_so(method):
 
 
 MODELS = ("actor", "reward", "critic")
+PACKS_WITHOUT_A_MODEL = {"packing.tokens", "packing.boundary", "packing.empty-sequence"}
 # What each declaration rules out when it says no.
 RULED_OUT = [
     ("temperature", False, {"log-probs.temperature", "actor.temperature"}),
@@ -127,10 +128,11 @@ RULED_OUT = [
         ("token-mean",),
         {"policy-loss.sequence-mean", "value-loss.sequence-mean", "policy-loss.empty-rows-counted"},
     ),
-    ("layouts", ("padded",), {s for s in SLUGS if s.startswith("packing.")} - {"packing.tokens", "packing.boundary"}),
+    ("packed_labels", "unmarked", {"packing.boundary"}),
+    ("layouts", ("padded",), {s for s in SLUGS if s.startswith("packing.")} - PACKS_WITHOUT_A_MODEL),
     (
         "layouts",
-        ("packed", "packed-tail", "sharded"),
+        ("packed", "packed-tail", "sharded", "segments"),
         {
             "positions.left-padding",
             "critic.pads-zero",

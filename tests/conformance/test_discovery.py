@@ -355,6 +355,10 @@ def inside(case: GeneratedCase, token: int) -> bool:
     return any(token in s.prompt for s in case.samples)
 
 
+def begins_with_stop(case: GeneratedCase) -> bool:
+    return any(s.prompt[0] in case.stop_token_ids and s.prompt[0] != case.pad_token_id for s in case.samples)
+
+
 SEQUENCES = [
     ("one sample", "sequences.action-mask", lambda c: len(c.samples) > 1, 0.5),
     ("equal responses", "sequences.action-mask", lambda c: len(responses(c)) > 1, 0.25),
@@ -387,6 +391,36 @@ SEQUENCES = [
         0.35,
     ),
     ("a pad id of zero", "sequences.action-mask", lambda c: c.pad_token_id != 0, 0.5),
+    ("a prompt that begins with a plain token", "sequences.attention-span", begins_with_stop, 0.3),
+    (
+        "nothing ends early without a stop",
+        "sequences.response-lengths",
+        lambda c: any(len(s.response) < c.width and s.response[-1] not in c.stop_token_ids for s in c.samples),
+        1.0,
+    ),
+    (
+        "no response that stopped",
+        "sequences.response-lengths",
+        lambda c: any(s.response[-1] in c.stop_token_ids for s in c.samples),
+        0.4,
+    ),
+    ("pads behind responses alone", "sequences.response-lengths", lambda c: bool(c.behind), 0.3),
+    ("something else behind responses", "sequences.response-lengths", lambda c: not c.behind, 0.3),
+    (
+        "no stop id behind a response that did not stop",
+        "sequences.response-lengths",
+        lambda c: any(
+            s.response[-1] not in c.stop_token_ids and set(row[len(s.response) :]) & set(c.stop_token_ids)
+            for s, row in zip(c.samples, c.responses, strict=True)
+        ),
+        0.3,
+    ),
+    (
+        "no sampled pad at the end",
+        "sequences.response-lengths",
+        lambda c: any(s.response[-1] == c.pad_token_id not in c.stop_token_ids for s in c.samples),
+        0.1,
+    ),
     ("no sampled pad", "sequences.sampled-pad", lambda c: any(c.pad_token_id in s.response for s in c.samples), 0.6),
 ]
 
@@ -415,5 +449,16 @@ PACKS = [
 ]
 
 
+EMPTY = [
+    ("the empty one is first", lambda c: bool(c.sequences[0]), 0.4),
+    ("the empty one is last", lambda c: bool(c.sequences[-1]), 0.4),
+    ("the empty one is inside", lambda c: not all(c.sequences[1:-1]), 0.3),
+    ("one empty sequence", lambda c: c.sequences.count(()) > 1, 0.3),
+    ("no empty sequence", lambda c: () in c.sequences, 1.0),
+]
+
+
 def test_pack_cases_leave():
     holds_often("packing.boundary", PACKS)
+    holds_often("packing.empty-sequence", EMPTY)
+    holds_often("packing.tokens", [("several sequences", lambda c: len(c.sequences) == 1, 0.1)])

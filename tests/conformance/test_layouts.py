@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_conformance.chapters._models.interface import LAYOUTS
-from rlhf_conformance.oracle.batch import Batch
+from rlhf_conformance.oracle.batch import PACKS, RECTANGLES, Batch
 from rlhf_conformance.oracle.layouts import IGNORE, Presentation, Sample, present, present_prompts
+from rlhf_spec.packing import segment_numbers
 
 PAD = 0
-PACKS = ("packed", "packed-tail", "sharded")
-RECTANGLES = ("padded", "left", "right")
+POSITIONED = ("packed", "packed-tail", "sharded")
 tokens = st.lists(st.integers(0, 9), min_size=1, max_size=5).map(tuple)
 samples = st.lists(st.builds(Sample, tokens, tokens), min_size=1, max_size=4).map(tuple)
 
@@ -139,19 +139,29 @@ def test_a_pack_is_the_sequences_one_after_another(batch_of, how):
     flat = [token for s in batch_of for token in s.tokens]
     cells = batch.input_ids.flatten().tolist()
     assert cells[: len(flat)] == flat
-    assert batch.attention_mask is None
+    assert (batch.attention_mask is None) == (how.layout in POSITIONED)
     assert batch.action_mask is None
     assert batch.num_actions == batch.response_lengths
     if how.layout == "packed":
         assert batch.input_ids.shape == (1, len(flat))
     elif how.layout == "packed-tail":
         assert batch.input_ids.shape == (1, len(flat) + how.tail)
+    elif how.layout == "segments":
+        assert batch.input_ids.shape == (1, len(flat) + how.tail - 1)
     else:
         assert batch.input_ids.shape[0] == how.shards
         assert batch.input_ids.numel() - len(flat) < how.shards, "no longer a tail than is needed"
 
 
-@given(samples, presentations(PACKS))
+@given(samples, presentations(("segments",)))
+def test_segments_are_numbered_from_one_and_the_tail_is_zero(batch_of, how):
+    batch = shown(batch_of, how)
+    wanted = [number for number, s in enumerate(batch_of, start=1) for _ in s.tokens]
+    assert batch.attention_mask.tolist() == [wanted + [0] * (how.tail - 1)]
+    assert batch.attention_mask.tolist() == [segment_numbers([len(s) for s in batch_of], how.tail - 1)]
+
+
+@given(samples, presentations(POSITIONED))
 def test_positions_restart_with_each_sequence_and_with_the_tail(batch_of, how):
     batch = shown(batch_of, how)
     wanted = [i for s in batch_of for i in range(len(s))]
@@ -176,7 +186,7 @@ def test_cells_without_a_token_hold_the_garbage_or_the_pad(batch_of, how):
 
 
 @pytest.mark.parametrize(
-    "layout, cells", [("padded", 7), ("left", 3), ("right", 3), ("packed-tail", 3), ("sharded", 1)]
+    "layout, cells", [("padded", 7), ("left", 3), ("right", 3), ("packed-tail", 3), ("sharded", 1), ("segments", 2)]
 )
 def test_garbage_is_put_in_one_after_another(layout, cells):
     batch_of = (Sample((1, 2, 3), (4,)), Sample((5,), (6, 7)))
@@ -198,7 +208,8 @@ def test_a_batch_says_what_it_was_made_with(batch_of, how):
     assert batch.prompt_lengths == tuple(len(s.prompt) for s in batch_of)
     assert batch.response_lengths == tuple(len(s.response) for s in batch_of)
     assert (batch.labels is not None) == (how.layout == "sharded")
-    assert (batch.position_ids is not None) == (how.layout in PACKS)
+    assert (batch.position_ids is not None) == (how.layout in POSITIONED)
+    assert batch.is_packed == (how.layout in PACKS) == (how.layout not in RECTANGLES)
     for other in (batch.attention_mask, batch.position_ids, batch.labels):
         assert other is None or other.shape == batch.input_ids.shape
     assert present(batch_of, how, pad_token_id=7).temperature == 1.0

@@ -146,7 +146,8 @@ def in_part(part: str, change: Callable[[torch.Tensor], Any]) -> Callable[[Any],
 
     def changed(answer: Any) -> Any:
         if part:
-            value = getattr(answer, part)
+            made = [value for value in vars(answer).values() if value is not None]
+            value = next((v for v in (getattr(answer, part),) if v is not None), made[0])  # as the first that is made
             value = torch.tensor(value) if isinstance(value, float) else value
             return replace(answer, **{part: change(value)})
         if is_dataclass(answer):

@@ -19,6 +19,7 @@ PRESENTATIONS = {
     "packed": Presentation("packed"),
     "packed-tail": Presentation("packed-tail", tail=3),
     "sharded": Presentation("sharded", shards=2),
+    "segments": Presentation("segments", tail=3),
 }
 
 

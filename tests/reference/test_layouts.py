@@ -180,3 +180,16 @@ def test_prompts_without_their_responses_are_no_batch(prompts: int, responses: i
 def test_padded_rows_know_the_lengths_of_their_parts(side: str) -> None:
     rows = ragged([([5, 6], [7]), ([8], [9, 3, 4])]).pad(0, side)
     assert (rows.prompt_lengths, rows.response_lengths) == ((2, 1), (1, 3))
+
+
+@pytest.mark.parametrize(
+    "segments, positions",
+    [
+        ([1, 1, 2, 2, 2], [0, 1, 0, 1, 2]),
+        ([1, 2, 3], [0, 0, 0]),
+        ([1, 1, 2, 0, 0], [0, 1, 0, 0, 1]),
+        ([1, 1, 1], [0, 1, 2]),
+    ],
+)
+def test_positions_restart_where_the_number_of_a_segment_changes(segments, positions):
+    assert ref.segment_position_ids(torch.tensor([segments])).tolist() == [positions]

@@ -122,3 +122,33 @@ def test_rows_that_are_prompts_alone_have_no_actions() -> None:
     rows = process_sequences(torch.tensor([[0, 5], [5, 6]]), 2, stop_token_ids=(1,), pad_token_id=0)
     assert rows.attention_mask.tolist() == [[0, 1], [1, 1]]
     assert rows.action_mask.shape == (2, 0)
+
+
+# --- lengths ------------------------------------------------------------------------------------------------------
+
+
+def with_lengths(rows: list[list[int]], lengths: list[int], pad: int = 0):
+    out = process_sequences(
+        torch.tensor(rows), 1, stop_token_ids=(1,), pad_token_id=pad, response_lengths=torch.tensor(lengths)
+    )
+    return out.action_mask.long().tolist(), out.attention_mask.tolist()
+
+
+def test_a_response_without_a_stop_ends_at_its_length():
+    actions, attention = with_lengths([[5, 6, 7, 0, 0], [5, 6, 7, 8, 9]], [2, 4])
+    assert actions == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert attention == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+
+
+def test_a_stop_id_behind_the_length_is_no_action():
+    assert with_lengths([[5, 6, 1, 1, 1]], [1], pad=1)[0] == [[1, 0, 0, 0]]
+
+
+def test_a_stop_token_ends_a_response_before_its_length():
+    assert with_lengths([[5, 6, 1, 7, 8]], [4])[0] == [[1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("lengths", [[3], [1, 5], [-1, 2]])
+def test_lengths_that_do_not_fit_are_refused(lengths):
+    with pytest.raises(ValueError, match="response_lengths are"):
+        with_lengths([[5, 6, 7, 8, 9], [5, 6, 7, 8, 9]], lengths)

@@ -33,13 +33,16 @@ class Reference(Adapter):
     def token_entropy(self, logits, temperature):
         return ref.token_entropy(logits, temperature=temperature)
 
-    def process_sequences(self, sequences, prompt_length, prompt_attention_mask, stop_token_ids, pad_token_id):
+    def process_sequences(
+        self, sequences, prompt_length, prompt_attention_mask, stop_token_ids, pad_token_id, response_lengths=None
+    ):
         out = ref.process_sequences(
             sequences,
             prompt_length,
             stop_token_ids=stop_token_ids,
             pad_token_id=pad_token_id,
             prompt_attention_mask=prompt_attention_mask,
+            response_lengths=response_lengths,
         )
         return ProcessedSequences(out.sequences, out.attention_mask, out.action_mask)
 
@@ -58,6 +61,9 @@ class Reference(Adapter):
         if batch.layout == "sharded":
             ids, positions = ref.unshard(batch.input_ids), ref.unshard(batch.position_ids)
             return ids, {"position_ids": positions, "sequence_lengths": batch.sequence_lengths}
+        if batch.layout == "segments":
+            positions = ref.segment_position_ids(batch.attention_mask)
+            return batch.input_ids, {"position_ids": positions, "sequence_lengths": batch.sequence_lengths}
         if batch.is_packed:
             return batch.input_ids, {
                 "position_ids": batch.position_ids,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from rlhf_conformance.diagnosis.answers import Answer, Cell, Seen
+from rlhf_conformance.oracle.batch import PACKS, RECTANGLES
 from rlhf_conformance.oracle.layouts import Sample
 
 COINCIDENCE = 1e-5
@@ -217,7 +218,7 @@ _OF_BATCHES: list[Scope] = [
     ("in padded batches only", lambda s, a: not s.packed),
     *(
         (f"in layout {layout!r} only", lambda s, a, layout=layout: s.case.how.layout == layout)  # type: ignore[misc]
-        for layout in ("padded", "left", "right", "packed", "packed-tail", "sharded")
+        for layout in RECTANGLES + PACKS
     ),
     ("in batches of several samples only", lambda s, a: len(s.case.samples) > 1),
     (

@@ -18,7 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rlhf_conformance import chapters
-from rlhf_conformance.adapter import Adapter, provided
+from rlhf_conformance.adapter import Adapter, provided, takes
 from rlhf_conformance.judging.picks import Picked
 
 if TYPE_CHECKING:
@@ -119,6 +119,12 @@ def checks() -> Mapping[str, Check]:
 def declares(attribute: str, reason: str, *, value: Any = True) -> Requirement:
     """The adapter's attribute has this value; otherwise `reason` says what is not declared."""
     return lambda adapter: None if getattr(adapter, attribute) == value else reason
+
+
+def takes_extra(method: str, extra: str, what: str) -> Requirement:
+    """The adapter's method has a parameter for this extra; `what` says what it would be given."""
+    reason = f"{method} takes no {extra}: with a parameter of that name it is given {what}"
+    return lambda adapter: None if takes(adapter, method, extra) else reason
 
 
 def offers_layout(layouts: Sequence[str]) -> Requirement:

@@ -14,7 +14,17 @@ from typing import Any
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.judging.isolation import AdapterError
-from rlhf_conformance.judging.questions import Against, Answered, Call, Fact, Place, Question, Refused, Shaped
+from rlhf_conformance.judging.questions import (
+    Against,
+    Answered,
+    Attempt,
+    Call,
+    Fact,
+    Place,
+    Question,
+    Refused,
+    Shaped,
+)
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.judging.wiring import WiringError
 
@@ -134,6 +144,8 @@ class Judge:
             return self.answer(subject, item)
         if isinstance(item, Fact):
             return self.state(item)
+        if isinstance(item, Attempt):
+            return self._attempted(subject, item)
         if isinstance(item, Refused):
             return self._refused(subject, item)
         return self._shaped(subject, item) if isinstance(item, Shaped) else self.ask(subject, item)
@@ -149,6 +161,16 @@ class Judge:
         except AdapterError:
             return
         raise ClauseFailure(Mismatch(item.what, "", "an error", item.actual))
+
+    def _attempted(self, subject: Subject, item: Attempt) -> Answered | None:
+        try:
+            return self.answer(subject, item.call)
+        except WiringError:
+            return None
+        except AdapterError as error:
+            if error.poisons:
+                raise
+            return None
 
     def _shaped(self, subject: Subject, item: Shaped) -> Answered:
         try:

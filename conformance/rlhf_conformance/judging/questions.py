@@ -348,6 +348,14 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """A call that an honest adapter may refuse, by an error or by an answer that does not fit what it was given: the
+    reply is what it answered, or None where it refused."""
+
+    call: Call
+
+
+@dataclass(frozen=True)
 class Shaped:
     """An answer of another kind or shape breaks the clause here, and is no error."""
 

@@ -102,12 +102,12 @@ class Subject:
                 raw = owned(raw)
             except Exception as error:  # a subclass of a tensor may refuse to be copied
                 raise self.blamed(method, error) from error
-        named = dict(zip(row.arguments, given, strict=True))
+        named = row.named(given)
         if copies:
             self.record.left = tuple(handed)
             self.record.written = [
                 written
-                for name, argument, copy in zip(row.arguments, given, handed, strict=True)
+                for (name, argument), copy in zip(named.items(), handed, strict=True)
                 for written in differences(argument, copy, name)
             ]
         value = raw if row.answer is None else row.answer.checked(method, raw, named, self.device)
@@ -126,7 +126,10 @@ class Subject:
         if self.heard is not None:
             self.heard(method, tuple(handed))
         with unset_memory_is_nan() if METHODS[method].loads else contextlib.nullcontext():
-            answer = getattr(self.adapter, method)(*handed)
+            extras = METHODS[method].extras
+            named = METHODS[method].named(handed)
+            more = {name: named.pop(name) for name in extras if name in named}
+            answer = getattr(self.adapter, method)(*named.values(), **more)
         if self.device != "cpu":
             torch.cuda.synchronize(self.device)  # an error of its kernels is an error of this call
         return answer

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 
 from rlhf_conformance._lazy import torch
 
+RECTANGLES = ("padded", "left", "right")
+PACKS = ("packed", "packed-tail", "sharded", "segments")
+"""The layouts: a row for each sample, and several samples in one row."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -18,11 +22,13 @@ class Batch:
 
     layout            "padded": prompts padded left to P, responses padded right to T (L = P + T); "left", "right":
                       whole rows padded on that side; "packed": one row of N tokens; "packed-tail": a pack followed by
-                      padding; "sharded": a pack with tail, cut into S equal shards
+                      padding; "sharded": a pack with tail, cut into S equal shards; "segments": a pack, now and then
+                      with a tail, that a mask of segment numbers describes
     input_ids         int64, (B, L), (1, N), or (S, N / S) if sharded
-    attention_mask    int64 (B, L), 1 on tokens; None in packs
-    position_ids      int64, in packs only, restarting at 0 for each sequence; None in padded layouts, where the trainer
-                      makes them from the mask
+    attention_mask    int64 (B, L), 1 on tokens; None in packs; in "segments" (1, N), 1 on the tokens of the first
+                      sequence, 2 on those of the second, and so on, 0 on the tail
+    position_ids      int64, in packs only, restarting at 0 for each sequence; None in padded layouts and in "segments",
+                      where the trainer makes them from the mask
     action_mask       int64: (B, T) in "padded" and "left", the last T columns of each row; (B, L - 1) in "right", one
                       for each label `input_ids[:, 1:]`; None in packs
     num_actions       T in "padded" and "left"; a tuple with each sequence's own count elsewhere
@@ -53,7 +59,7 @@ class Batch:
 
     @property
     def is_packed(self) -> bool:
-        return self.attention_mask is None
+        return self.layout in PACKS
 
     @property
     def sequences(self) -> list[torch.Tensor]:

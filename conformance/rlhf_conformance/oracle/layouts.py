@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from rlhf_conformance._lazy import torch
-from rlhf_conformance.oracle.batch import Batch, Prompts
+from rlhf_conformance.oracle.batch import PACKS, Batch, Prompts
 
 IGNORE = -100
 
@@ -34,7 +34,7 @@ class Presentation:
     """How a ragged batch is laid out: extra pad columns on each side, and the ids in masked cells.
 
     `garbage` are token ids put into the masked cells one after another (over again when they run out); empty means that
-    every masked cell holds the pad id.
+    every masked cell holds the pad id. The `tail` of "segments" is one shorter, so that there may be none.
     """
 
     layout: str = "padded"
@@ -68,7 +68,7 @@ def present(
     device: str = "cpu",
 ) -> Batch:
     """The batch of `samples` laid out as `how` says, on `device`."""
-    make = _packed if how.layout in ("packed", "packed-tail", "sharded") else _rectangle
+    make = _packed if how.layout in PACKS else _rectangle
     return make(tuple(samples), how, pad_token_id, temperature, device)
 
 
@@ -129,27 +129,28 @@ def _packed(
     tokens: list[int] = []
     positions: list[int] = []
     labels: list[int] = []
+    segments: list[int] = []
     starts = []
-    for sample in samples:
+    for number, sample in enumerate(samples, start=1):
         starts.append(len(tokens))
         tokens += sample.tokens
         positions += range(len(sample))
         labels += [*sample.tokens[1:], IGNORE]
-    tail = 0
-    if how.layout == "packed-tail":
-        tail = how.tail
-    elif how.layout == "sharded":
-        tail = -len(tokens) % how.shards
+        segments += [number] * len(sample)
+    tails = {"packed-tail": how.tail, "sharded": -len(tokens) % how.shards, "segments": how.tail - 1}
+    tail = tails.get(how.layout, 0)
     filler = how.garbage or (pad_token_id,)
     tokens += [filler[i % len(filler)] for i in range(tail)]
     positions += range(tail)
     labels += [IGNORE] * tail
+    segments += [0] * tail
     rows = how.shards if how.layout == "sharded" else 1
+    numbered = how.layout == "segments"
     return Batch(
         layout=how.layout,
         input_ids=torch.tensor(tokens, device=device).reshape(rows, -1),
-        attention_mask=None,
-        position_ids=torch.tensor(positions, device=device).reshape(rows, -1),
+        attention_mask=torch.tensor([segments], device=device) if numbered else None,
+        position_ids=None if numbered else torch.tensor(positions, device=device).reshape(rows, -1),
         action_mask=None,
         num_actions=tuple(len(s.response) for s in samples),
         prompt_lengths=tuple(len(s.prompt) for s in samples),

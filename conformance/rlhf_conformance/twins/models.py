@@ -9,6 +9,7 @@ from dataclasses import replace
 from rlhf_conformance._lazy import torch, transformers
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.oracle.batch import PACKS
 from rlhf_conformance.oracle.layouts import Presentation, Sample, present
 from rlhf_conformance.oracle.probes import in_dtype
 from rlhf_conformance.twins import twin
@@ -148,6 +149,17 @@ class PacksInside(_Presented):
 
 
 @twin
+class PacksBySegmentNumbers(_Presented):
+    """Padded rows are unpadded into one pack, which a mask of segment numbers describes."""
+
+    layouts = ("padded", "segments")
+    packs_internally = True
+
+    def parts(self, batch):
+        return [(everyone(batch), Presentation("segments", tail=1 + -sum(batch.sequence_lengths) % 8))]
+
+
+@twin
 class PacksOfTwoSortedByLength(_Presented):
     """Samples are sorted by length and packed in pairs."""
 
@@ -235,7 +247,7 @@ class MasterWeights(_Models):
 class AdditiveMask(_Models):
     """Packs go to transformers with a block-diagonal mask (1, 1, N, N), and with the cache left on."""
 
-    layouts = ("packed", "packed-tail", "sharded")
+    layouts = PACKS
 
     def _whole(self, backbone, batch):
         ids, options = self._inputs(batch)
@@ -272,6 +284,25 @@ class AdditiveMask(_Models):
     def action_values(self, critic, batch):
         rows = zip(batch.to_ragged(self.values(critic, batch)), batch.prompt_lengths, strict=True)
         return torch.cat([row[prompt - 1 : -1] for row, prompt in rows])
+
+
+@twin
+class AnswersForEveryToken(_Models):
+    """An answer for each token of a pack, 0 for the first of each sequence, of which those of the responses are cut."""
+
+    layouts = PACKS
+
+    def _cut(self, batch, rows):
+        whole = [torch.nn.functional.pad(row, (1, 0)) for row in rows]
+        return [row[prompt:] for row, prompt in zip(whole, batch.prompt_lengths, strict=True)]
+
+    def action_log_probs(self, actor, batch):
+        rows = zip(batch.to_ragged(super().logits(actor, batch)), batch.sequences, strict=True)
+        scaled = [(z[:-1].float() / batch.temperature, ids[1:, None]) for z, ids in rows]
+        return self._cut(batch, [z.log_softmax(-1).gather(1, ids)[:, 0] for z, ids in scaled])
+
+    def action_values(self, critic, batch):
+        return self._cut(batch, [row[:-1] for row in batch.to_ragged(super().values(critic, batch))])
 
 
 @twin

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
+from rlhf_conformance.oracle.batch import PACKS, RECTANGLES
 from rlhf_conformance.oracle.layouts import Presentation, Sample
 from rlhf_conformance.oracle.probes import VOCAB_SIZE, Probe
-
-PACKS = ("packed", "packed-tail", "sharded")
-RECTANGLES = ("padded", "left", "right")
 
 for _kind in (Presentation, Probe, Sample):
     stored(_kind)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rlhf_conformance.chapters._models.lora import merged
 from rlhf_conformance.judging.wiring import Model, Named
 from rlhf_conformance.methods import SomeOf, method
+from rlhf_conformance.oracle.batch import PACKS, RECTANGLES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from rlhf_conformance.oracle.probes import Checkpoint
 
-LAYOUTS = ("padded", "left", "right", "packed", "packed-tail", "sharded")
+LAYOUTS = (*RECTANGLES, *PACKS)
 ARCHITECTURES = ("llama", "gpt2")
 
 
@@ -27,7 +28,8 @@ class Models:
         Sequence[str],
         SomeOf(LAYOUTS),
         'how model batches may be presented: "padded" (prompts padded left, responses right), "left", "right", '
-        '"packed", "packed-tail" (a pack with padding at its end), "sharded"',
+        '"packed", "packed-tail" (a pack with padding at its end), "sharded", "segments" (a pack whose attention mask '
+        "numbers its sequences from 1)",
     ] = ("padded",)
     packs_internally: Annotated[
         bool, "True if a padded batch is packed inside: the packing clauses then run on padded batches"

@@ -12,7 +12,7 @@ class _MaskFromPads(Reference):
     """The mask is taken to be wherever the id is not the pad id."""
 
     def _inputs(self, batch):
-        if batch.attention_mask is not None:
+        if not batch.is_packed:
             batch = replace(batch, attention_mask=(batch.input_ids != batch.pad_token_id).long())
         return super()._inputs(batch)
 

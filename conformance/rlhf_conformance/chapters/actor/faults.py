@@ -813,7 +813,7 @@ class PositionsWrittenIntoPack(Reference):
 
     def action_log_probs(self, actor, batch):
         answer = super().action_log_probs(actor, copied(batch))
-        if batch.is_packed:
+        if batch.position_ids is not None:
             batch.position_ids.copy_((batch.position_ids == 0).cumsum(-1))
         return answer
 

@@ -530,7 +530,8 @@ class CriticShiftsActionMask(Reference):
 
     def action_values(self, critic, batch):
         answer = super().action_values(critic, copied(batch))
-        written = batch.position_ids if batch.is_packed else batch.action_mask
+        written = batch.action_mask if batch.position_ids is None else batch.position_ids
+        written = batch.attention_mask if written is None else written
         written.copy_(written.roll(1, dims=-1))
         return answer
 

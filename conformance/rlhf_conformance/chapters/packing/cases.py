@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
 
-IDS, WIDTH = 10, 6
-"""Token ids are drawn below the first, so that equal ones meet; a sequence has at most so many as the second."""
+IDS, WIDTH, SEQUENCES = 10, 6, 4
+"""Token ids are drawn below the first, so that equal ones meet; a sequence has at most so many as the second, a pack
+so many sequences as the third."""
 
 
 @stored
@@ -24,12 +25,25 @@ class PackCase:
         return len(self.sequences), sum(len(s) for s in self.sequences)
 
 
-def packs() -> Picked[PackCase]:
-    """Two to four sequences of one to six tokens."""
+def packs(least: int = 2) -> Picked[PackCase]:
+    """Two to four sequences of one to six tokens; with 1 for `least`, one alone now and then."""
 
     def build(picks: Picks) -> PackCase:
-        slots = [picks.part(1 + WIDTH) for _ in range(4)]
-        rows = [slots[i] for i in picks.some(4, 2)]
+        slots = [picks.part(1 + WIDTH) for _ in range(SEQUENCES)]
+        alone = picks.chance(1, 6) and least == 1
+        rows = slots[:1] if alone else [slots[i] for i in picks.some(SEQUENCES, 2)]
         return PackCase(tuple(tuple(row.below(IDS) for _ in range(1 + row.below(WIDTH))) for row in rows))
 
-    return Picked(4 + 4 * (1 + WIDTH), build)
+    return Picked(1 + SEQUENCES + SEQUENCES * (1 + WIDTH), build)
+
+
+def packs_with_empty() -> Picked[PackCase]:
+    """The same with an empty sequence, or two, anywhere among the others."""
+
+    def emptied(case: PackCase, picks: Picks) -> PackCase:
+        sequences = list(case.sequences)
+        for _ in range(1 + picks.below(2)):
+            sequences.insert(picks.below(len(sequences) + 1), ())
+        return PackCase(tuple(sequences))
+
+    return packs().with_more(3, emptied)

@@ -7,7 +7,10 @@ from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters._models.bending import (
     logits,
     model_logits,
+    normalized,
     packed,
+    positions_of,
+    responses,
     score,
     scores,
     segment_mask,
@@ -357,6 +360,71 @@ class LabelAtCutIgnored(Reference):
         return [row[prompt - 1 : -1] for row, prompt in rows]
 
 
+# --- segment numbers -----------------------------------------------------------------------------------------------
+
+
+class _Numbered(Reference):
+    """Packs that a mask of segment numbers describes, run with the arguments of `wrong`."""
+
+    layouts = ("segments",)
+
+    def wrong(self, numbers, dtype):
+        raise NotImplementedError
+
+    def action_log_probs(self, actor, batch):
+        return score(batch, model_logits(self, actor, batch, **self.wrong(batch.attention_mask, actor.model.dtype)))
+
+
+@fault("packing.segments", bug="packed-with-ones-mask", also=("packing.", *ACTOR))
+class SegmentNumbersAsMask(_Numbered):
+    """Segment numbers are read as attend or not, as in a padded row: the pack is one long sequence."""
+
+    def wrong(self, numbers, dtype):
+        attended = (numbers > 0).long()
+        return {"attention_mask": attended, "position_ids": positions_of(attended)}
+
+
+@fault("packing.segments", also=("packing.", *ACTOR))
+class SegmentNumbersAsPositions(_Numbered):
+    """Attention keeps to each sequence; every token's position is the number of its sequence."""
+
+    def wrong(self, numbers, dtype):
+        return {"attention_mask": segment_mask(numbers[0], dtype), "position_ids": numbers}
+
+
+@fault("packing.segments", bug="unscaled-neat-packing", also=("packing.", *ACTOR))
+class SegmentPositionsRunOn(_Numbered):
+    """Attention keeps to each sequence; positions count the tokens of the whole row."""
+
+    def wrong(self, numbers, dtype):
+        counted = positions_of((numbers > 0).long())
+        return {"attention_mask": segment_mask(numbers[0], dtype), "position_ids": counted}
+
+
+@fault("packing.segments", also=("packing.", *ACTOR))
+class TwoSegmentsAtMost(_Numbered):
+    """All sequences behind the first are taken for one."""
+
+    def wrong(self, numbers, dtype):
+        joined = numbers.clamp(max=2)
+        columns = torch.arange(numbers.shape[1], device=numbers.device)
+        restarted = columns - int((joined == 1).sum()) * (joined > 1)
+        return {"attention_mask": segment_mask(joined[0], dtype), "position_ids": restarted}
+
+
+@fault("packing.segments", also=("packing.", *ACTOR))
+class SegmentsSeenUpToTheirNumber(_Numbered):
+    """A token attends to all whose number is not above its own."""
+
+    def wrong(self, numbers, dtype):
+        right = (numbers[0][:, None] >= numbers[0][None, :]).tril() & (numbers[0] > 0)
+        right |= torch.eye(len(right), dtype=torch.bool, device=right.device)
+        mask = torch.zeros_like(right, dtype=dtype).masked_fill(~right, torch.finfo(dtype).min)[None, None]
+        begins = numbers != numbers.roll(1, dims=1)
+        columns = torch.arange(numbers.shape[1], device=numbers.device)[None]
+        return {"attention_mask": mask, "position_ids": columns - columns.where(begins, 0).cummax(1).values}
+
+
 # --- reward and critic ---------------------------------------------------------------------------------------------
 
 
@@ -440,6 +508,133 @@ class PackedCriticPositionsRunOn(Reference):
         ids, options = self._inputs(batch)
         run_on = torch.arange(ids.shape[1], device=ids.device)[None]
         return critic(ids, batch.num_actions, **{**options, "position_ids": run_on})
+
+
+# --- sequences without a prompt ------------------------------------------------------------------------------------
+
+
+def states(batch, first):
+    """For each sequence the columns of the pack that its actions are read at, of which `first(start, prompt)` is the
+    first."""
+    rows = zip(batch.starts, batch.prompt_lengths, batch.response_lengths, strict=True)
+    return [torch.arange(first(s, p), first(s, p) + t, device=batch.input_ids.device) for s, p, t in rows]
+
+
+def before_its_sequence(start, prompt):
+    """One before the first action, be that in the sequence or not; never before the row."""
+    return max(0, start + prompt - 1)
+
+
+def not_before_its_sequence(start, prompt):
+    """The same, but moved into the sequence, with all that follow."""
+    return max(start, start + prompt - 1)
+
+
+class _ByColumns(Reference):
+    """Log-probs and values of a pack are read at columns, of which `first` gives the first."""
+
+    layouts = PACKS
+
+    def first(self, start, prompt):
+        raise NotImplementedError
+
+    def action_log_probs(self, actor, batch):
+        z = self.logits(actor, batch).flatten(0, 1).float() / batch.temperature
+        pairs = zip(states(batch, self.first), responses(batch), strict=True)
+        return [z[columns].log_softmax(-1).gather(-1, ids[:, None])[:, 0] for columns, ids in pairs]
+
+    def action_values(self, critic, batch):
+        row = self.values(critic, batch).flatten()
+        return [row[columns] for columns in states(batch, self.first)]
+
+
+@fault("packing.no-prompt")
+class FirstActionReadsItsNeighbor(_ByColumns):
+    """A sequence without a prompt is read from the column before it on, in the sequence before; the row's start is
+    minded."""
+
+    action_values = Reference.action_values
+
+    def first(self, start, prompt):
+        return before_its_sequence(start, prompt)
+
+
+@fault("packing.no-prompt")
+class NoPromptReadLate(_ByColumns):
+    """The window of a sequence without a prompt begins with the sequence, and all of its actions are read too late."""
+
+    action_values = Reference.action_values
+
+    def first(self, start, prompt):
+        return not_before_its_sequence(start, prompt)
+
+
+@fault("packing.no-prompt")
+class NoPromptNoBoundary(_ByColumns):
+    """Attention is cut where a prompt begins, so that a sequence without one belongs to the one before."""
+
+    action_values = Reference.action_values
+
+    def first(self, start, prompt):
+        return not_before_its_sequence(start, prompt) - (prompt == 0)
+
+    def logits(self, actor, batch):
+        right = segments_of(positions(self, batch))
+        begins = [int(length > 0) for length in batch.prompt_lengths]
+        numbers = torch.tensor(begins, device=right.device).cumsum(0)
+        joined = torch.cat([numbers, numbers[-1:] + 1])[right.clamp(max=len(begins))]
+        return model_logits(self, actor, batch, attention_mask=segment_mask(joined, actor.model.dtype))
+
+
+@fault("packing.critic-no-prompt")
+class FirstValueReadsItsNeighbor(_ByColumns):
+    """The value of a first action without a prompt is that of the last token of the sequence before."""
+
+    action_log_probs = Reference.action_log_probs
+
+    def first(self, start, prompt):
+        return before_its_sequence(start, prompt)
+
+
+@fault("packing.critic-no-prompt")
+class ValuesWithoutPromptReadLate(_ByColumns):
+    """Where there is no prompt, each action has the value of the state after it."""
+
+    action_log_probs = Reference.action_log_probs
+
+    def first(self, start, prompt):
+        return not_before_its_sequence(start, prompt)
+
+
+class _Rewarded(Reference):
+    """Rewards of a pack are read at the columns that `last` gives."""
+
+    layouts = PACKS
+
+    def last(self, start, prompt, response):
+        raise NotImplementedError
+
+    def rewards(self, reward_model, batch):
+        row = scores(self, reward_model, batch).flatten()
+        rows = zip(batch.starts, batch.prompt_lengths, batch.response_lengths, strict=True)
+        columns = torch.tensor([self.last(*sample) for sample in rows], device=row.device)
+        return normalized(reward_model, row[columns.clamp(max=len(row) - 1)])
+
+
+@fault("packing.reward-no-prompt")
+class RewardCountsOnePromptToken(_Rewarded):
+    """A prompt is taken to have a token at least, so that the reward is read one too far: at the next sequence."""
+
+    def last(self, start, prompt, response):
+        return start + max(1, prompt) + response - 1
+
+
+@fault("packing.reward-no-prompt")
+class RewardOfFirstTokenWithoutPrompt(_Rewarded):
+    """A sequence without a prompt is taken for one without a response, and scored at its first token."""
+
+    def last(self, start, prompt, response):
+        return start + prompt + response - 1 if prompt else start
 
 
 # --- gradient ------------------------------------------------------------------------------------------------------

@@ -142,6 +142,24 @@ class PackLabelsShiftedTwice(Reference):
         return replace(answer, labels=row(labels))
 
 
+@fault("packing.boundary", bug="packed-label-roll")
+class LabelMaskOfActionsAlone(Reference):
+    "Labels are rolled, and the mask beside them is 1 on all tokens of a sequence, its last one included."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        return replace(answer, labels=answer.input_ids.roll(-1, 1), label_mask=torch.ones_like(answer.input_ids))
+
+
+@fault("packing.boundary", bug="sft-mask-off-by-one")
+class LabelMaskOneEarly(Reference):
+    "Labels are shifted, the mask beside them is not: it leaves out the first of each sequence, not the last."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        return replace(answer, labels=answer.input_ids.roll(-1, 1), label_mask=(answer.position_ids > 0).long())
+
+
 @fault("packing.boundary")
 class LastLabelWraps(Reference):
     "The boundaries inside the pack are kept, but its last token is scored on its first."
@@ -188,3 +206,62 @@ class PaddingOfPackLabelled(Reference):
         parts = ((answer.input_ids, tail), (answer.position_ids, torch.arange(4, device=tail.device)[None]))
         ids, positions = (torch.cat(part, dim=1) for part in parts)
         return PackedSequences(ids, positions, torch.cat([answer.labels, tail], dim=1))
+
+
+# --- empty sequences ----------------------------------------------------------------------------------------------
+
+
+class _Empties(Reference):
+    """Empty sequences are taken, by `filled`, which makes other sequences of those that hold some."""
+
+    def filled(self, sequences):
+        raise NotImplementedError
+
+    def pack_sequences(self, sequences):
+        some = any(len(s) == 0 for s in sequences)
+        return super().pack_sequences(self.filled(sequences) if some else sequences)
+
+
+@fault("packing.empty-sequence")
+class EmptySequenceBecomesPad(_Empties):
+    "A pad stands for an empty sequence, in the middle of the pack."
+
+    def filled(self, sequences):
+        return [s if len(s) else s.new_zeros(1) for s in sequences]
+
+
+@fault("packing.empty-sequence")
+class EmptySequenceEndsThePack(_Empties):
+    "The pack ends at an empty sequence; where that is the first, only it is left out."
+
+    def filled(self, sequences):
+        ends = next(i for i, s in enumerate(sequences) if len(s) == 0)
+        return sequences[:ends] if ends else [s for s in sequences if len(s)]
+
+
+@fault("packing.empty-sequence")
+class EmptySequenceJoinsItsNeighbors(_Empties):
+    "The boundary at an empty sequence is lost: those around it become one."
+
+    def filled(self, sequences):
+        joined, after_empty = [], False
+        for sequence in sequences:
+            if len(sequence) and joined and after_empty:
+                joined[-1] = torch.cat([joined[-1], sequence])
+            elif len(sequence):
+                joined.append(sequence)
+            after_empty = len(sequence) == 0
+        return joined
+
+
+@fault("packing.empty-sequence")
+class EmptySequenceHasLabel(_Empties):
+    "An empty sequence gets the label of its boundary, which moves those of all that follow."
+
+    def filled(self, sequences):
+        return [s for s in sequences if len(s)]
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        labels = [torch.cat([s[1:], s.new_full((1,), -100)]) for s in sequences]
+        return replace(answer, labels=row(labels)[:, : answer.input_ids.shape[1]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_conformance.chapters.packing.cases import PackCase
-from rlhf_conformance.chapters.packing.checks import labels_of
+from rlhf_conformance.chapters.packing.checks import labels_of, marked_labels
 from rlhf_conformance.diagnosis.evidence import Evidence
 from rlhf_conformance.diagnosis.lines import Block, Line, arranged, cells
 from rlhf_conformance.diagnosis.pictures import picture_of
@@ -36,12 +36,16 @@ def pack_steps(evidence: Evidence, comparison: Comparison) -> tuple[Step, ...]:
         parts = dict.fromkeys(("input_ids", field))
         blocks.append(
             [
-                _part(f"sequence {index}: {WORDS[name]}", truth[name], getattr(answered.value, name), start)
+                _part(f"sequence {index}: {WORDS[name]}", truth[name], _field(answered.value, name), start)
                 for name in parts
             ]
         )
         start = end
     return arranged(blocks, what="sequences")
+
+
+def _field(answer: Any, name: str) -> Any:
+    return marked_labels(answer) if name == "labels" else getattr(answer, name)
 
 
 def _part(label: str, expected: list[int], part: Any, start: int) -> Line:
@@ -56,7 +60,7 @@ def pack_picture(evidence: Evidence, comparison: Comparison | None) -> Picture:
     case: PackCase = answered.about
     question = comparison.question if comparison else None
     field = question.reading.field if question and question.reading.field else "input_ids"
-    part: Any = getattr(answered.value, field)
+    part: Any = _field(answered.value, field)
     rows = [tuple(Cell(str(token), "prompt") for sequence in case.sequences for token in sequence)]
     labels = ["sequences"]
     if part is not None:

@@ -16,12 +16,14 @@ IDS = 10
 @dataclass(frozen=True)
 class GeneratedCase:
     """What came out of generation: `samples` with their stop token where they have one, laid out as generation does it:
-    prompts padded left, responses padded right to `width`. A response without stop token fills its row."""
+    prompts padded left, responses padded right to `width`. A response without stop token fills its row, unless lengths
+    are given. `behind` are the ids behind the responses, over again when they run out; pads where there are none."""
 
     samples: tuple[Sample, ...]
     width: int
     stop_token_ids: tuple[int, ...]
     pad_token_id: int
+    behind: tuple[int, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -36,11 +38,22 @@ class GeneratedCase:
     def rows(self) -> list[list[int]]:
         """(B, P + T) token ids."""
         return [
-            [self.pad_token_id] * (self.prompt_length - len(s.prompt))
-            + list(s.tokens)
-            + [self.pad_token_id] * (self.width - len(s.response))
-            for s in self.samples
+            [self.pad_token_id] * (self.prompt_length - len(s.prompt)) + [*s.prompt, *response]
+            for s, response in zip(self.samples, self.responses, strict=True)
         ]
+
+    @property
+    def responses(self) -> list[list[int]]:
+        """(B, T) each response with what stands behind it."""
+        behind = self.behind or (self.pad_token_id,)
+        return [
+            [*s.response, *(behind[i % len(behind)] for i in range(self.width - len(s.response)))] for s in self.samples
+        ]
+
+    @property
+    def lengths(self) -> list[int]:
+        """(B,) the number of generated tokens of each row."""
+        return [len(s.response) for s in self.samples]
 
     @property
     def prompt_masks(self) -> list[list[int]]:
@@ -61,11 +74,12 @@ class GeneratedShape:
     pad_first: bool = False
     sampled_pad: bool = False
     truncated: bool = False  # at least one row
+    by_length: bool = False  # a response may end anywhere without a stop token, one at least does; then anything
 
 
 ROWS, WIDTH, PROMPT = 6, 6, 4
-ROW_PICKS = 4 + 2 * PROMPT + 4 + WIDTH
-HEAD_PICKS = 20
+ROW_PICKS = 6 + 2 * PROMPT + 5 + WIDTH
+HEAD_PICKS = 24
 CASE_PICKS = HEAD_PICKS + ROWS * ROW_PICKS
 """How many choices are read, at most: for a row, for what rows share, for a case."""
 
@@ -78,17 +92,24 @@ def generated(shape: GeneratedShape = GeneratedShape()) -> Picked[GeneratedCase]
 def _generated(picks: Picks, shape: GeneratedShape) -> GeneratedCase:
     head = picks.part(HEAD_PICKS)
     stops, pad = _special_ids(head, shape)
-    width = 2 + head.below(WIDTH - 1) if shape.sampled_pad else 1 + head.below(WIDTH)
+    least = 2 if shape.sampled_pad or shape.by_length else 1
+    width = least + head.below(WIDTH + 1 - least)
     # A square hides one wrong axis and shows another.
     square, present, cut = head.chance(1, 4), head.some(4, 1), head.below(256)
     slots = [picks.part(ROW_PICKS) for _ in range(ROWS)]
     rows = slots[:width] if square else [slots[i] for i in present]
     samples = []
     for i, row in enumerate(rows):
-        must_be_cut = shape.truncated and i == cut % len(rows)
-        prompt = _prompt(row.part(4 + 2 * PROMPT), shape, stops, pad)
-        samples.append(Sample(prompt, _response(row, shape, stops, pad, width, must_be_cut)))
-    return GeneratedCase(tuple(samples), width, tuple(stops), pad)
+        chosen = i == cut % len(rows)
+        prompt = _prompt(row.part(6 + 2 * PROMPT), shape, stops, pad)
+        if shape.by_length:
+            samples.append(Sample(prompt, _aborted(row, shape, stops, pad, width, chosen)))
+        else:
+            samples.append(Sample(prompt, _response(row, shape, stops, pad, width, shape.truncated and chosen)))
+    behind: tuple[int, ...] = ()
+    if shape.by_length and head.chance(1, 2):
+        behind = tuple(head.below(IDS) for _ in range(3))
+    return GeneratedCase(tuple(samples), width, tuple(stops), pad, behind)
 
 
 def _special_ids(picks: Picks, shape: GeneratedShape) -> tuple[list[int], int]:
@@ -108,6 +129,10 @@ def _prompt(picks: Picks, shape: GeneratedShape, stops: list[int], pad: int) -> 
     plain = [i for i in range(IDS) if i not in stops and i != pad]
     specials = [*stops, pad] if shape.pad_in_prompt else stops
     first, last, one = picks.of(plain), picks.of(stops), picks.of(specials)
+    # Models that begin a text with the token that also ends one; the pad is a case of its own.
+    begins = [stop for stop in stops if stop != pad]
+    if picks.chance(1, 4) and begins:
+        first = picks.of(begins)
     more = 2 + picks.below(PROMPT - 1) if shape.specials_in_prompt else picks.below(PROMPT + 1)
     inner = [(picks.chance(1, 2), picks.part(1)) for _ in range(more)]
     tokens = [
@@ -130,3 +155,17 @@ def _response(
     if shape.sampled_pad:  # anywhere but at the end, where only lengths could tell it from padding
         body[hole.below(len(body) - 1 if is_cut else len(body))] = pad
     return tuple(body) if is_cut else (*body, stop)
+
+
+def _aborted(
+    picks: Picks, shape: GeneratedShape, stops: list[int], pad: int, width: int, must_be_short: bool
+) -> tuple[int, ...]:
+    """Ends in a stop token or without one, after any number of tokens, among which the pad id may be."""
+    plain = [i for i in range(IDS) if i not in stops and i != pad]
+    stopped, stop = picks.chance(1, 3) and not must_be_short, picks.of(stops)
+    length = 1 + picks.below(width - 1 if must_be_short else width)
+    sampled = [*plain, pad] if shape.pad_in_prompt and pad not in stops else plain
+    body = [picks.of(sampled) for _ in range(length - 1 if stopped else length)]
+    if body and sampled is not plain and picks.chance(1, 3):
+        body[-1] = pad
+    return (*body, stop) if stopped else tuple(body)

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import rlhf_spec.sequences as spec
+from rlhf_conformance.adapter import relies_on, takes
 from rlhf_conformance.chapters import _side_effects
 from rlhf_conformance.chapters.sequences.cases import GeneratedCase, GeneratedShape, generated
-from rlhf_conformance.judging.checks import Questions, check, declares, use
+from rlhf_conformance.judging.checks import Questions, check, declares, takes_extra, use
 from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import Against, Answered, Call, Question, Reading, part, row_column
 from rlhf_conformance.judging.subject import Subject
 
-PROCESS = ("process_sequences",)
+PROCESS, LENGTHS = ("process_sequences",), "response_lengths"
 ATTENTION, ACTIONS, TOKENS = "attention_mask", "action_mask", "sequences"
 
 
@@ -30,10 +31,14 @@ def drawn(**shape: Any) -> Any:
 
 takes_mask = declares("takes_attention_mask", "takes_attention_mask = False: the pad id is kept out of rows")
 
+takes_lengths = takes_extra(*PROCESS, LENGTHS, "the number of generated tokens of each row")
+
 # --- calls and truth ------------------------------------------------------------------------------------------------
 
 
-def call(subject: Subject, case: GeneratedCase, rows: slice = slice(None)) -> Call:
+def call(subject: Subject, case: GeneratedCase, rows: slice = slice(None), *, lengths: bool = False) -> Call:
+    """The rows of a case; with the lengths of their responses where the adapter cannot do without, or if asked for and
+    taken."""
     given = (
         subject.tensor(case.rows[rows]),
         case.prompt_length,
@@ -41,21 +46,19 @@ def call(subject: Subject, case: GeneratedCase, rows: slice = slice(None)) -> Ca
         case.stop_token_ids,
         case.pad_token_id,
     )
-    return Call("process_sequences", given, about=case)
-
-
-def responses(case: GeneratedCase) -> list[list[int]]:
-    """Each response with the pads behind it."""
-    return [[*s.response, *([case.pad_token_id] * (case.width - len(s.response)))] for s in case.samples]
+    known = takes(subject.adapter, *PROCESS, LENGTHS) if lengths else relies_on(subject.adapter, *PROCESS, LENGTHS)
+    more = (subject.tensor(case.lengths[rows]),) if known else ()
+    return Call("process_sequences", (*given, *more), about=case)
 
 
 def action_masks(case: GeneratedCase) -> list[list[int]]:
-    return [spec.action_mask(response, case.stop_token_ids) for response in responses(case)]
+    rows = zip(case.responses, case.lengths, strict=True)
+    return [spec.action_mask(response, case.stop_token_ids, length) for response, length in rows]
 
 
 def attention_masks(case: GeneratedCase) -> list[list[int]]:
-    rows = zip(case.prompt_masks, responses(case), strict=True)
-    return [spec.attention_mask(prompt, response, case.stop_token_ids) for prompt, response in rows]
+    rows = zip(case.prompt_masks, case.responses, case.lengths, strict=True)
+    return [spec.attention_mask(prompt, response, case.stop_token_ids, length) for prompt, response, length in rows]
 
 
 def asks_actions(subject: Subject, case: GeneratedCase) -> Question:
@@ -64,6 +67,12 @@ def asks_actions(subject: Subject, case: GeneratedCase) -> Question:
 
 def asks_attention(subject: Subject, case: GeneratedCase) -> Question:
     return Question("attention mask", call(subject, case), attention_masks(case), reading=part(ATTENTION))
+
+
+def asks_made(answer: Any, questions: Sequence[Question]) -> Questions:
+    """Those of the questions whose part of the answer is made; where none is, the first of them says so."""
+    made = [q for q in questions if getattr(answer, q.reading.field) is not None]
+    yield from (question for question in made or questions[:1])
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
@@ -90,10 +99,25 @@ def truncation(subject: Subject, case: GeneratedCase) -> Questions:
         (ATTENTION, "attention mask of a cut-off response", [[1] * case.width for _ in cut], case.width),
         (TOKENS, "tokens of a cut-off response", [case.rows[i] for i in cut], len(case.rows[0])),
     )
+    questions = []
     for name, what, truth, columns in wanted:
-        if getattr(answer, name) is not None:
-            reading = part(name, lambda x, n=columns: x[cut][:, -n:])  # type: ignore[misc]
-            yield Question(what, asked, truth, reading=reading, place=lambda at: row_column((cut[at[0]], *at[1:])))
+        reading = part(name, lambda x, n=columns: x[cut][:, -n:])  # type: ignore[misc]
+        place = lambda at: row_column((cut[at[0]], *at[1:]))  # noqa: E731
+        questions.append(Question(what, asked, truth, reading=reading, place=place))
+    yield from asks_made(answer, questions)
+
+
+@check("sequences.response-lengths", needs=PROCESS, requires=(takes_lengths,), cases=drawn(by_length=True))
+def response_lengths(subject: Subject, case: GeneratedCase) -> Questions:
+    """Whatever stands behind a response, a stop id included."""
+    asked = call(subject, case, lengths=True)
+    answer = (yield asked).value
+    wanted = (
+        Question("action mask", asked, action_masks(case), reading=part(ACTIONS)),
+        Question("attention mask", asked, attention_masks(case), reading=part(ATTENTION)),
+        Question("token ids", asked, case.rows, reading=part(TOKENS)),
+    )
+    yield from asks_made(answer, wanted)
 
 
 @check("sequences.tokens-unchanged", needs=PROCESS, cases=drawn(truncated=True, specials_in_prompt=True))
@@ -105,13 +129,14 @@ def tokens_unchanged(subject: Subject, case: GeneratedCase) -> Questions:
 def pad_equals_eos(subject: Subject, case: GeneratedCase) -> Questions:
     asked = call(subject, case)
     answer = (yield asked).value
-    truth = action_masks(case)
-    if answer.action_mask is not None:
-        yield Question("action mask", asked, truth, reading=part(ACTIONS))
-    if answer.attention_mask is not None:
-        tail = part(ATTENTION, lambda mask: mask[:, case.prompt_length :])
-        what, start = "attention mask of the response", case.prompt_length
-        yield Question(what, asked, truth, reading=tail, place=lambda at: row_column((at[0], start + at[1])))
+    truth, start = action_masks(case), case.prompt_length
+    tail = part(ATTENTION, lambda mask: mask[:, start:])
+    shifted = lambda at: row_column((at[0], start + at[1]))  # noqa: E731
+    wanted = (
+        Question("action mask", asked, truth, reading=part(ACTIONS)),
+        Question("attention mask of the response", asked, truth, reading=tail, place=shifted),
+    )
+    yield from asks_made(answer, wanted)
 
 
 @check("sequences.sampled-pad", needs=PROCESS, requires=(takes_mask,), cases=drawn(pad_is_stop=False, sampled_pad=True))
@@ -144,19 +169,21 @@ def prompt_ending_in_eos(subject: Subject, case: GeneratedCase) -> Questions:
 
 @check("sequences.rows-independent", needs=PROCESS, cases=drawn())
 def rows_independent(subject: Subject, case: GeneratedCase) -> Questions:
-    together = call(subject, case)
+    together = call(subject, case, lengths=True)
     answer = (yield together).value
     for row in range(len(case.samples)):
-        alone = call(subject, case, slice(row, row + 1))
+        alone = call(subject, case, slice(row, row + 1), lengths=True)
         yield alone
-        for name in (ATTENTION, ACTIONS):
-            if getattr(answer, name) is not None:
-                yield Question(
-                    f"{name} of row {row} in the batch and alone",
-                    together,
-                    Against((alone,), part(name, lambda mask: mask[0])),
-                    reading=part(name, lambda mask, row=row: mask[row]),  # type: ignore[misc]
-                )
+        wanted = [
+            Question(
+                f"{name} of row {row} in the batch and alone",
+                together,
+                Against((alone,), part(name, lambda mask: mask[0])),
+                reading=part(name, lambda mask, row=row: mask[row]),  # type: ignore[misc]
+            )
+            for name in (ATTENTION, ACTIONS)
+        ]
+        yield from asks_made(answer, wanted)
 
 
 @check(
@@ -172,7 +199,7 @@ def _parts(subject: Subject, answers: Sequence[Answered]) -> list[Any]:
     return [p for p in (answer.sequences, answer.attention_mask, answer.action_mask) if p is not None]
 
 
-asked_once = _side_effects.plainly(call, Reading(_parts))
+asked_once = _side_effects.plainly(lambda subject, case: call(subject, case, lengths=True), Reading(_parts))
 use(
     "sequences.inputs-unwritten",
     _side_effects.inputs_unwritten(asked_once, PROCESS, drawn(specials_in_prompt=True)),

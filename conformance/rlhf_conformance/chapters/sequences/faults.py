@@ -67,6 +67,17 @@ class PromptAttendedWhole(Reference):
         return super().process_sequences(sequences, prompt_length, torch.ones_like(prompt_mask), stop_ids, pad_id)
 
 
+@fault("sequences.attention-span")
+class PromptBeginsAtPlainToken(Reference):
+    "The prompt is taken to begin at its first token that is neither pad nor EOS, as if no text began with EOS."
+
+    def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id):
+        plain = ~is_stop(sequences[:, :prompt_length], (*stop_ids, pad_id))
+        plain[:, -1] = True
+        begun = (plain.cumsum(1) > 0).long() * prompt_mask
+        return super().process_sequences(sequences, prompt_length, begun, stop_ids, pad_id)
+
+
 @fault("sequences.pad-first-prompt")
 class PromptMaskFromIds(Reference):
     "The prompt's mask is thrown away and guessed from the pad id."
@@ -166,6 +177,96 @@ class TruncatedLosesLastToken(Reference):
         mask = answer.action_mask.clone()
         mask[:, -1:] &= ~cut_off(sequences, prompt_length, stop_ids)
         return with_response(answer, prompt_length, mask)
+
+
+# --- lengths ------------------------------------------------------------------------------------------------------
+
+
+class _Lengths(Reference):
+    """Makes other lengths, by `wrong`, of those that it is given; right where it is given none."""
+
+    def wrong(self, lengths, sequences, prompt_length, stop_ids, pad_id):
+        raise NotImplementedError
+
+    def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id, response_lengths=None):
+        if response_lengths is not None:
+            response_lengths = self.wrong(response_lengths, sequences, prompt_length, stop_ids, pad_id)
+            if response_lengths is not None:
+                response_lengths = response_lengths.clamp(0, sequences.shape[1] - prompt_length)
+        return super().process_sequences(
+            sequences, prompt_length, prompt_mask, stop_ids, pad_id, response_lengths=response_lengths
+        )
+
+
+@fault("sequences.response-lengths", bug="response-without-stop")
+class LengthsIgnored(_Lengths):
+    "A row without a stop token is all actions, though its response ended before."
+
+    def wrong(self, lengths, *rows):
+        return None
+
+
+@fault("sequences.response-lengths", bug="response-without-stop")
+class LengthsIgnoredWherePadsStop(_Lengths):
+    "Where the pad id is a stop id, the first pad behind a response is taken for its stop."
+
+    def wrong(self, lengths, sequences, prompt_length, stop_ids, pad_id):
+        return None if pad_id in stop_ids else lengths
+
+
+@fault("sequences.response-lengths")
+class LengthsFromTheRowsStart(_Lengths):
+    "Lengths are taken for those of the whole rows, prompts included."
+
+    def wrong(self, lengths, sequences, prompt_length, stop_ids, pad_id):
+        return lengths - prompt_length
+
+
+@fault("sequences.response-lengths")
+class LengthsWithRoomForStop(_Lengths):
+    "One is added for the stop token, also where there is none."
+
+    def wrong(self, lengths, sequences, prompt_length, stop_ids, pad_id):
+        return lengths + cut_off(sequences, prompt_length, stop_ids)[:, 0].long()
+
+
+@fault("sequences.response-lengths")
+class LengthsOfTheLongest(_Lengths):
+    "Every response is as long as the longest that has no stop token."
+
+    def wrong(self, lengths, *rows):
+        return lengths.max().expand_as(lengths)
+
+
+@fault("sequences.response-lengths")
+class LengthsWithoutSampledPads(_Lengths):
+    "Where a length is given, pad ids within it are left out of the count."
+
+    def wrong(self, lengths, sequences, prompt_length, stop_ids, pad_id):
+        columns = torch.arange(sequences.shape[1] - prompt_length, device=lengths.device)
+        within = columns < lengths[:, None]
+        return ((sequences[:, prompt_length:] != pad_id) & within).sum(1)
+
+
+@fault("sequences.response-lengths")
+class LengthsForActionsAlone(Reference):
+    "Actions end where the response does; attention goes on to the first stop id, or to the end of the row."
+
+    def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id, response_lengths=None):
+        rows = sequences, prompt_length, prompt_mask, stop_ids, pad_id
+        by_length = super().process_sequences(*rows, response_lengths)
+        return replace(by_length, attention_mask=super().process_sequences(*rows).attention_mask)
+
+
+@fault("sequences.inputs-unwritten")
+class LengthsWritten(Reference):
+    "The prompt's length is added to the caller's lengths."
+
+    def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id, response_lengths=None):
+        answer = super().process_sequences(sequences, prompt_length, prompt_mask, stop_ids, pad_id, response_lengths)
+        if response_lengths is not None:
+            response_lengths += prompt_length
+        return answer
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------

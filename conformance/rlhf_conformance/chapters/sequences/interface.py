@@ -56,8 +56,13 @@ class Sequences:
         prompt_attention_mask: Tensor,
         stop_token_ids: tuple[int, ...],
         pad_token_id: int,
+        response_lengths: Tensor | None = None,
     ) -> ProcessedSequences:
         """Masks of generated rows: sequences (B, P + T) int64, prompts padded left to P = `prompt_length`, responses
         padded right, prompt_attention_mask (B, P). -> attention_mask (B, P + T) and action_mask (B, T), 0/1 or bool;
-        action_mask[:, t] belongs to the generated token t."""
+        action_mask[:, t] belongs to the generated token t.
+
+        response_lengths (B,) int64, the number of generated tokens of each row, is given by its name, and only to
+        adapters whose method has a parameter of that name: always if it has no default, else in the clauses that are
+        about lengths."""
         raise NotImplementedError

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import rlhf_spec.sequences
+from rlhf_conformance.adapter import METHODS
 from rlhf_conformance.chapters.sequences.cases import GeneratedCase
 from rlhf_conformance.diagnosis.evidence import Evidence
 from rlhf_conformance.diagnosis.lines import Block, Line, arranged, cells
@@ -26,26 +27,28 @@ def generated_steps(evidence: Evidence, comparison: Comparison) -> tuple[Step, .
     case: GeneratedCase = answered.about
     if len(answered.given[0]) != len(case.samples):
         return ()
-    rows = range(len(case.samples))
-    return arranged([_generated_row(case, row, answered.value, part) for row in rows], what="rows")
+    rows, known = range(len(case.samples)), len(answered.given) > len(METHODS[PROCESS].arguments) - 1
+    return arranged([_generated_row(case, row, answered.value, part, known) for row in rows], what="rows")
 
 
-def _generated_row(case: GeneratedCase, row: int, answer: Any, part: str) -> Block:
+def _generated_row(case: GeneratedCase, row: int, answer: Any, part: str, knows_lengths: bool) -> Block:
     tokens, prompt = case.rows[row], case.prompt_masks[row]
-    response = tokens[case.prompt_length :]
-    stop = rlhf_spec.sequences.first_stop(response, case.stop_token_ids)
+    response, length = tokens[case.prompt_length :], case.lengths[row]
+    stop = rlhf_spec.sequences.first_stop(response[:length], case.stop_token_ids)
     ids = ", ".join(map(str, case.stop_token_ids))
     place = f"row {row}"
     lines = [
         Line(f"{place}: generated tokens", cells(response)[0]),
         Line(f"{place}: first of them in the stop ids ({ids})", "none: cut off" if stop is None else str(stop)),
     ]
+    if knows_lengths:
+        lines.insert(1, Line(f"{place}: how many were generated", str(length)))
     if part == "sequences":
         return [*lines, _row(f"{place}: tokens", tokens, answer.sequences, row)]
     if part == "action_mask":
-        actions = rlhf_spec.sequences.action_mask(response, case.stop_token_ids)
+        actions = rlhf_spec.sequences.action_mask(response, case.stop_token_ids, length)
         return [*lines, _row(f"{place}: action mask", actions, answer.action_mask, row)]
-    attention = rlhf_spec.sequences.attention_mask(prompt, response, case.stop_token_ids)
+    attention = rlhf_spec.sequences.attention_mask(prompt, response, case.stop_token_ids, length)
     lines.append(Line(f"{place}: mask of the prompt", cells(prompt)[0]))
     return [*lines, _row(f"{place}: attention mask", attention, answer.attention_mask, row)]
 
@@ -74,11 +77,11 @@ def generated_picture(evidence: Evidence, comparison: Comparison | None) -> Pict
     marked = mask.cpu().bool().tolist()
     rows, remarks = [], []
     for index in range(len(case.samples)):
-        response = case.rows[index][case.prompt_length :]
+        ended = case.responses[index], case.stop_token_ids, case.lengths[index]
         if attention:
-            wanted = rlhf_spec.sequences.attention_mask(case.prompt_masks[index], response, case.stop_token_ids)
+            wanted = rlhf_spec.sequences.attention_mask(case.prompt_masks[index], *ended)
         else:
-            wanted = [0] * case.prompt_length + rlhf_spec.sequences.action_mask(response, case.stop_token_ids)
+            wanted = [0] * case.prompt_length + rlhf_spec.sequences.action_mask(*ended)
             marked[index] = [False] * case.prompt_length + marked[index]
         drawn = _cells(case, index)
         row = [replace(cell, expected=bool(w), read=m) for cell, w, m in zip(drawn, wanted, marked[index], strict=True)]

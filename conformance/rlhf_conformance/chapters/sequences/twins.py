@@ -27,6 +27,18 @@ class RowsByLoop(Reference):
 
 
 @twin
+class RowsByLength(Reference):
+    "Responses come with their lengths, always, and no id is looked at."
+
+    def process_sequences(
+        self, sequences, prompt_length, prompt_attention_mask, stop_token_ids, pad_token_id, *, response_lengths
+    ):
+        columns = torch.arange(sequences.shape[1] - prompt_length, device=sequences.device)
+        response = (columns < response_lengths[:, None]).int()
+        return ProcessedSequences(sequences, torch.cat([prompt_attention_mask.int(), response], 1), response)
+
+
+@twin
 class ActionMaskAlone(Reference):
     "Only the action mask is made, as floats, from the column of the first stop."
 
