@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from rlhf_reference.inputs import ModelInputs, NumActions
-from rlhf_reference.loading import load, without_dropout
+from rlhf_reference.loading import evaluating, load, with_checkpointing, without_dropout
 from rlhf_reference.log_probs import token_entropy, token_log_probs
 from rlhf_reference.lora import LoraOptions, find_saved, save_weights, with_lora
 
@@ -26,6 +26,8 @@ class Actor(nn.Module):
     temperature          T of the policy softmax(z / T): of its log-probs, its entropy and its sampling alike
     lora                 a new adapter, or the folder of a saved one
     load_in_4bit         NF4 weights through bitsandbytes; ImportError where it is missing, ValueError for a module
+    gradient_checkpointing  in train mode the layers' activations are computed again in the backward pass; the answers
+                         and the gradients are the same with and without, and in train and eval mode
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Actor(nn.Module):
         temperature: float = 1.0,
         lora: LoraOptions | str | Path | None = None,
         load_in_4bit: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(source, nn.Module):
@@ -53,7 +56,7 @@ class Actor(nn.Module):
                 device=device,
                 load_in_4bit=load_in_4bit,
             )
-        self.model: Any = with_lora(without_dropout(model), lora)
+        self.model: Any = with_lora(with_checkpointing(without_dropout(model), gradient_checkpointing), lora)
         self.temperature = temperature
         self.eval()
 
@@ -121,22 +124,23 @@ class Actor(nn.Module):
         stops = torch.tensor(list(stop_token_ids), dtype=input_ids.dtype, device=input_ids.device)
         finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         rows, mask, new_tokens, cache = input_ids, attention_mask.long(), input_ids, None
-        for _ in range(max_new_tokens):
-            inputs = ModelInputs.of(rows, mask)
-            output = self.model(
-                input_ids=new_tokens,
-                attention_mask=inputs.mask_for(self.model) if cache is None else mask,
-                position_ids=inputs.position_ids[:, -new_tokens.shape[1] :],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache = output.past_key_values
-            new_tokens = self._choose(output.logits[:, -1], do_sample).where(~finished, pad_token_id).unsqueeze(1)
-            rows = torch.cat([rows, new_tokens], dim=1)
-            mask = torch.cat([mask, (~finished).long().unsqueeze(1)], dim=1)
-            finished = finished | torch.isin(new_tokens.squeeze(1), stops)
-            if finished.all():
-                break
+        with evaluating(self):  # in train mode checkpointing has no cache, and LoRA may have dropout
+            for _ in range(max_new_tokens):
+                inputs = ModelInputs.of(rows, mask)
+                output = self.model(
+                    input_ids=new_tokens,
+                    attention_mask=inputs.mask_for(self.model) if cache is None else mask,
+                    position_ids=inputs.position_ids[:, -new_tokens.shape[1] :],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                cache = output.past_key_values
+                new_tokens = self._choose(output.logits[:, -1], do_sample).where(~finished, pad_token_id).unsqueeze(1)
+                rows = torch.cat([rows, new_tokens], dim=1)
+                mask = torch.cat([mask, (~finished).long().unsqueeze(1)], dim=1)
+                finished = finished | torch.isin(new_tokens.squeeze(1), stops)
+                if finished.all():
+                    break
         return rows
 
     def _choose(self, logits: Tensor, do_sample: bool) -> Tensor:

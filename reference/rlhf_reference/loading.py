@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,30 @@ def _without_packing(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def with_checkpointing(model: Any, wanted: bool) -> Any:
+    """Gradient checkpointing (Chen et al. 2016), in place: in train mode the layers keep no activations, and the
+    backward pass computes them again. Answers and gradients are the same; in eval mode nothing changes.
+
+    Not the reentrant kind: that one drops the gradients of LoRA's weights where the embeddings are frozen, silently.
+    """
+    if wanted:
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; afterwards each module is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def without_dropout(model: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 
 from rlhf_reference.checkpoint import HEAD_FILE, MissingHeadError, find_head, new_head
 from rlhf_reference.inputs import ModelInputs
-from rlhf_reference.loading import load, without_dropout
+from rlhf_reference.loading import load, with_checkpointing, without_dropout
 from rlhf_reference.lora import LoraOptions, find_saved, save_weights, with_lora
 
 Model = TypeVar("Model", bound="RegressionModel")
@@ -34,6 +34,7 @@ class RegressionModel(nn.Module):
     lora                 a new adapter on the backbone, or the folder of a saved one with its head; the head is
                          trained as well
     init_head            draw a head if the checkpoint has none of any name; one that is there is never drawn anew
+    gradient_checkpointing  as for `Actor`
     raises               MissingHeadError without init_head; ValueError if std is not positive or backbone weights
                          are missing
     """
@@ -51,13 +52,14 @@ class RegressionModel(nn.Module):
         std: float | None = None,
         lora: LoraOptions | str | Path | None = None,
         init_head: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         saved = path if lora is None or isinstance(lora, LoraOptions) else lora
         backbone: Any = load(AutoModel, path, dtype=dtype, attn_implementation=attn_implementation, device=device)
         self.prefix: str = backbone.base_model_prefix
         self.head_name, weight = self._find_head(saved, backbone, head_name, init_head)
-        self.backbone: Any = with_lora(without_dropout(backbone), lora)
+        self.backbone: Any = with_lora(with_checkpointing(without_dropout(backbone), gradient_checkpointing), lora)
         self.head = nn.Linear(weight.shape[1], 1, bias=False, device=device, dtype=dtype)
         with torch.no_grad():
             self.head.weight.copy_(weight)
