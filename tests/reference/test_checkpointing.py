@@ -43,7 +43,7 @@ def ask(model: Any) -> torch.Tensor:
 
 
 def layers_run(model: Any) -> list[str]:
-    """A list that gets an entry for each beginning of the first layer's MLP (a second run stops where nothing is missing)."""
+    """A list that gets an entry for each beginning of the first layer's MLP; a second run need not end."""
     runs: list[str] = []
     mlp = next(module for name, module in model.named_modules() if name.endswith("mlp"))
     mlp.register_forward_pre_hook(lambda *_: runs.append("mlp"))
