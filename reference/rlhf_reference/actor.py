@@ -79,7 +79,7 @@ class Actor(nn.Module):
 
         num_actions None: the output of the transformers model itself; its `.logits` are (B, L, V).
         return_entropy, return_output: a tuple, the log-probs first, then the entropy in the same shape, then that
-        output.
+        output, whose logits are the model's own, not divided by the temperature.
         raises: ValueError as `ModelInputs` does, if the arguments do not fit each other.
         """
         inputs = ModelInputs.of(input_ids, attention_mask, position_ids, sequence_lengths)

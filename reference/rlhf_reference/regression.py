@@ -82,11 +82,14 @@ class RegressionModel(nn.Module):
                 raise
             return head_name or "score", new_head(hidden_size, torch.float32)
 
-    def scores(self, inputs: ModelInputs) -> Tensor:
+    def run(self, inputs: ModelInputs) -> Any:
+        """The backbone's output, with last_hidden_state (B, L, hidden) in the dtype of the weights."""
+        return self.backbone(**inputs.for_model(self.backbone))
+
+    def scores(self, output: Any) -> Tensor:
         """What the head says at each position, pads included: (B, L), fp32 or better, not normalized."""
-        hidden = self.backbone(**inputs.for_model(self.backbone)).last_hidden_state
         weight = self.head.weight.to(torch.promote_types(self.head.weight.dtype, torch.float32))
-        return nn.functional.linear(hidden.to(weight.dtype), weight).squeeze(-1)
+        return nn.functional.linear(output.last_hidden_state.to(weight), weight).squeeze(-1)
 
     def normalized(self, scores: Tensor) -> Tensor:
         """(score - mean) / std."""

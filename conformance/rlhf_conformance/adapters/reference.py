@@ -92,6 +92,16 @@ class Reference(Adapter):
         ids, options = self._inputs(batch)
         return actor(ids, **options).logits.reshape(*batch.input_ids.shape, -1)
 
+    def log_probs_with_output(self, actor, batch):
+        ids, options = self._inputs(batch)
+        log_probs, output = actor(ids, batch.num_actions, return_output=True, **options)
+        return self._rows(batch, log_probs), output.logits.reshape(*batch.input_ids.shape, -1)
+
+    def wrap_actor(self, module, checkpoint):
+        lora = ref.LoraOptions() if self.lora else None
+        more = {"temperature": checkpoint.temperature, "gradient_checkpointing": self.checkpointing}
+        return self._ready(ref.Actor(module, lora=lora, **more))
+
     def generate(self, actor, prompts):
         return actor.generate(
             prompts.input_ids,
@@ -109,6 +119,11 @@ class Reference(Adapter):
         ids, options = self._inputs(batch)
         return reward_model(ids, **options)
 
+    def rewards_with_output(self, reward_model, batch):
+        ids, options = self._inputs(batch)
+        rewards, output = reward_model(ids, return_output=True, **options)
+        return rewards, output.last_hidden_state.reshape(*batch.input_ids.shape, -1)
+
     def load_critic(self, checkpoint):
         model = ref.CriticModel(checkpoint.path, normalize=checkpoint.normalize, **self._options(checkpoint))
         return self._ready(model)
@@ -120,6 +135,11 @@ class Reference(Adapter):
     def values(self, critic, batch):
         ids, options = self._inputs(batch)
         return critic(ids, **options).reshape(batch.input_ids.shape)
+
+    def action_values_with_output(self, critic, batch):
+        ids, options = self._inputs(batch)
+        values, output = critic(ids, batch.num_actions, return_output=True, **options)
+        return self._rows(batch, values), output.last_hidden_state.reshape(*batch.input_ids.shape, -1)
 
     def save(self, model, folder):
         model.save(folder)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rlhf_conformance.judging.wiring import Model, Named
+from rlhf_conformance.judging.wiring import Cells, Either, Model, Named
 from rlhf_conformance.methods import SomeOf, method
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LAYOUTS = ("padded", "left", "right", "packed", "packed-tail", "sharded")
 ARCHITECTURES = ("llama", "gpt2")
+SCORES_OR_HIDDEN_STATES = Either((Cells(), Cells((None,))), "a score or a hidden state for every position")
 
 
 class Models:

@@ -27,7 +27,7 @@ from rlhf_conformance.chapters._models.cases import (
 )
 from rlhf_conformance.chapters._models.roles import Role
 from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template, offers_layout
-from rlhf_conformance.judging.questions import ANSWER, Against, Call, Fact, Question, known
+from rlhf_conformance.judging.questions import ANSWER, Against, Call, Fact, Question, known, main
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
 
@@ -145,7 +145,7 @@ def _gradient(role: Role, subject: Subject, case: WeightedCase) -> Questions:
     inner, call = case.case, role.call(subject, case.case)
     named = (yield Call("parameters", (role.loaded(inner),), copies=False)).value
     parameters = _judged_parameters(named)
-    answer = (yield call).value
+    answer = main((yield call))
     total = sum((a.double().cpu() * torch.tensor(w)).sum() for a, w in zip(answer, case.weights, strict=True))
     yield Fact(
         isinstance(total, torch.Tensor) and total.requires_grad,
