@@ -8,7 +8,7 @@ Read it in this order; every module stands on those before it.
     packing        several sequences in one row, its labels, its shards
     ragged         a batch without padding, and every layout of it both ways
     inputs         what a model is given, and which positions predict the actions
-    actor          the policy (loading, lora: how it gets its weights)
+    actor          the policy (loading, lora: how it gets its weights; sampling: how it chooses a token)
     regression     a backbone and a linear head (checkpoint: where it is found): what reward_model and critic share
     aggregation    from one loss for each token to one number
     policy_loss, value_loss

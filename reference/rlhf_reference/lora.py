@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,18 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """A new adapter on every linear layer but the output layer: `W x + (alpha / rank) B A x`, with B = 0 at first.
+    """A new adapter: `W x + (alpha / rank) B A dropout(x)`, with B = 0 at first.
 
-    No dropout: old and new log-probs must come from the same network.
+    target_modules  the layers that get one, by the ends of their names; "all-linear": every linear layer but the output
+                    layer
+    dropout         probability, in train mode only; a saved adapter keeps it. 0 by default: old and new log-probs
+                    must come from the same network
     """
 
     rank: int = 8
     alpha: int = 16
+    target_modules: str | Sequence[str] = "all-linear"
+    dropout: float = 0.0
 
 
 def with_lora(model: nn.Module, lora: LoraOptions | str | Path | None) -> nn.Module:
@@ -33,7 +39,8 @@ def with_lora(model: nn.Module, lora: LoraOptions | str | Path | None) -> nn.Mod
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if isinstance(lora, LoraOptions):
-        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear")
+        targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=lora.dropout)
         return get_peft_model(model, config)  # type: ignore[no-any-return]
     return PeftModel.from_pretrained(model, lora, is_trainable=True)  # type: ignore[no-any-return]
 

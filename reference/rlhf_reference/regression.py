@@ -13,29 +13,28 @@ from transformers import AutoConfig, AutoModel
 
 from rlhf_reference.checkpoint import HEAD_FILE, MissingHeadError, find_head, new_head
 from rlhf_reference.inputs import ModelInputs
-from rlhf_reference.loading import load, without_dropout
+from rlhf_reference.loading import LoadOptions, load, with_checkpointing, without_dropout
 from rlhf_reference.lora import LoraOptions, find_saved, save_weights, with_lora
 
 Model = TypeVar("Model", bound="RegressionModel")
 
 
 class RegressionModel(nn.Module):
-    """A transformers backbone and a head without bias. It begins in eval mode and never has dropout.
+    """A transformers backbone and a head without bias. It begins in eval mode; its dropout is that of `Actor`.
 
-    path                 folder with config.json and safetensors: the backbone under transformers' names, the head as
-                         `<head_name>.weight` (1, hidden)
-    head_name            None: found in the checkpoint
-    dtype                of the weights
-    attn_implementation  "sdpa", "eager" or what else transformers has
-    device               None: the CPU
-    normalize            scores are (score - mean) / std; when, the subclass says
-    mean, std            numbers. These three, if None, are what config.json says under `normalize_reward`, `mean`,
-                         `std` (OpenRLHF's names), else False, 0 and 1
-    lora                 a new adapter on the backbone, or the folder of a saved one with its head; the head is
-                         trained as well
-    init_head            draw a head if the checkpoint has none of any name; one that is there is never drawn anew
-    raises               MissingHeadError without init_head; ValueError if std is not positive or backbone weights
-                         are missing
+    path                    folder with config.json and safetensors: the backbone under transformers' names, the head as
+                            `<head_name>.weight` (1, hidden)
+    head_name               None: found in the checkpoint
+    normalize               scores are (score - mean) / std; when, the subclass says
+    mean, std               numbers. These three, if None, are what config.json says under `normalize_reward`, `mean`,
+                            `std` (OpenRLHF's names), else False, 0 and 1
+    lora                    a new adapter on the backbone, or the folder of a saved one with its head; the head is
+                            trained as well
+    init_head               draw a head if the checkpoint has none of any name; one that is there is never drawn anew
+    gradient_checkpointing  as for `Actor`
+    loading                 as in `LoadOptions`; the head has the backbone's dtype, and is never quantized
+    raises                  MissingHeadError without init_head; ValueError if std is not positive, and as `LoadOptions`
+                            and `load` do
     """
 
     def __init__(
@@ -43,27 +42,27 @@ class RegressionModel(nn.Module):
         path: str | Path,
         *,
         head_name: str | None = None,
-        dtype: torch.dtype = torch.float32,
-        attn_implementation: str = "sdpa",
-        device: torch.device | str | None = None,
         normalize: bool | None = None,
         mean: float | None = None,
         std: float | None = None,
         lora: LoraOptions | str | Path | None = None,
         init_head: bool = False,
+        gradient_checkpointing: bool = False,
+        **loading: Any,
     ) -> None:
         super().__init__()
+        options = LoadOptions(**loading)
         saved = path if lora is None or isinstance(lora, LoraOptions) else lora
-        backbone: Any = load(AutoModel, path, dtype=dtype, attn_implementation=attn_implementation, device=device)
+        backbone = load(AutoModel, path, options)
         self.prefix: str = backbone.base_model_prefix
         self.head_name, weight = self._find_head(saved, backbone, head_name, init_head)
-        self.backbone: Any = with_lora(without_dropout(backbone), lora)
-        self.head = nn.Linear(weight.shape[1], 1, bias=False, device=device, dtype=dtype)
+        self.head = nn.Linear(weight.shape[1], 1, bias=False, device=backbone.device, dtype=backbone.dtype)
+        self.backbone: Any = with_lora(with_checkpointing(without_dropout(backbone), gradient_checkpointing), lora)
         with torch.no_grad():
             self.head.weight.copy_(weight)
 
         # Numbers and not buffers: a buffer that is not in the checkpoint comes out of loading with anything in it.
-        config = AutoConfig.from_pretrained(saved)
+        config = AutoConfig.from_pretrained(saved, trust_remote_code=options.trust_remote_code)
         self.normalize = bool(getattr(config, "normalize_reward", False) if normalize is None else normalize)
         self.mean = float(getattr(config, "mean", 0.0) if mean is None else mean)
         self.std = float(getattr(config, "std", 1.0) if std is None else std)
@@ -83,11 +82,14 @@ class RegressionModel(nn.Module):
                 raise
             return head_name or "score", new_head(hidden_size, torch.float32)
 
-    def scores(self, inputs: ModelInputs) -> Tensor:
+    def run(self, inputs: ModelInputs) -> Any:
+        """The backbone's output, with last_hidden_state (B, L, hidden) in the dtype of the weights."""
+        return self.backbone(**inputs.for_model(self.backbone))
+
+    def scores(self, output: Any) -> Tensor:
         """What the head says at each position, pads included: (B, L), fp32 or better, not normalized."""
-        hidden = self.backbone(**inputs.for_model(self.backbone)).last_hidden_state
         weight = self.head.weight.to(torch.promote_types(self.head.weight.dtype, torch.float32))
-        return nn.functional.linear(hidden.to(weight.dtype), weight).squeeze(-1)
+        return nn.functional.linear(output.last_hidden_state.to(weight), weight).squeeze(-1)
 
     def normalized(self, scores: Tensor) -> Tensor:
         """(score - mean) / std."""

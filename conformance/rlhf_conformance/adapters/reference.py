@@ -20,12 +20,21 @@ class Reference(Adapter):
     count_empty_rows = False
     packed_labels = "shifted"
 
-    def __init__(self, attention: str = "sdpa", lora: bool = False) -> None:
-        self.attention, self.lora = attention, lora
+    def __init__(self, attention: str = "sdpa", lora: bool = False, checkpointing: bool = False) -> None:
+        self.attention, self.lora, self.checkpointing = attention, lora, checkpointing
 
     def _options(self, checkpoint: Any, *, lora: bool = True) -> dict[str, Any]:
-        options = {"dtype": checkpoint.dtype, "device": checkpoint.device, "attn_implementation": self.attention}
+        options = {
+            "dtype": checkpoint.dtype,
+            "device": checkpoint.device,
+            "attn_implementation": self.attention,
+            "gradient_checkpointing": self.checkpointing,
+        }
         return {**options, "lora": ref.LoraOptions() if self.lora else None} if lora else options
+
+    def _ready(self, model: Any) -> Any:
+        """Layers are only recomputed in train mode."""
+        return model.train(self.checkpointing)
 
     def token_log_probs(self, logits, labels, temperature):
         return ref.token_log_probs(logits, labels, temperature=temperature)
@@ -54,7 +63,7 @@ class Reference(Adapter):
         return PackedSequences(pack.input_ids, pack.position_ids, pack.labels)
 
     def load_actor(self, checkpoint):
-        return ref.Actor(checkpoint.path, temperature=checkpoint.temperature, **self._options(checkpoint))
+        return self._ready(ref.Actor(checkpoint.path, temperature=checkpoint.temperature, **self._options(checkpoint)))
 
     def _inputs(self, batch: Any) -> tuple[Any, dict[str, Any]]:
         """Token ids and keyword arguments for any layout; shards are gathered into their pack first."""
@@ -89,6 +98,16 @@ class Reference(Adapter):
         ids, options = self._inputs(batch)
         return actor(ids, **options).logits.reshape(*batch.input_ids.shape, -1)
 
+    def log_probs_with_output(self, actor, batch):
+        ids, options = self._inputs(batch)
+        log_probs, output = actor(ids, batch.num_actions, return_output=True, **options)
+        return self._rows(batch, log_probs), output.logits.reshape(*batch.input_ids.shape, -1)
+
+    def wrap_actor(self, module, checkpoint):
+        lora = ref.LoraOptions() if self.lora else None
+        more = {"temperature": checkpoint.temperature, "gradient_checkpointing": self.checkpointing}
+        return self._ready(ref.Actor(module, lora=lora, **more))
+
     def generate(self, actor, prompts):
         return actor.generate(
             prompts.input_ids,
@@ -99,14 +118,21 @@ class Reference(Adapter):
         )
 
     def load_reward_model(self, checkpoint):
-        return ref.RewardModel(checkpoint.path, normalize=checkpoint.normalize, **self._options(checkpoint))
+        model = ref.RewardModel(checkpoint.path, normalize=checkpoint.normalize, **self._options(checkpoint))
+        return self._ready(model)
 
     def rewards(self, reward_model, batch):
         ids, options = self._inputs(batch)
         return reward_model(ids, **options)
 
+    def rewards_with_output(self, reward_model, batch):
+        ids, options = self._inputs(batch)
+        rewards, output = reward_model(ids, return_output=True, **options)
+        return rewards, output.last_hidden_state.reshape(*batch.input_ids.shape, -1)
+
     def load_critic(self, checkpoint):
-        return ref.CriticModel(checkpoint.path, normalize=checkpoint.normalize, **self._options(checkpoint))
+        model = ref.CriticModel(checkpoint.path, normalize=checkpoint.normalize, **self._options(checkpoint))
+        return self._ready(model)
 
     def action_values(self, critic, batch):
         ids, options = self._inputs(batch)
@@ -116,13 +142,18 @@ class Reference(Adapter):
         ids, options = self._inputs(batch)
         return critic(ids, **options).reshape(batch.input_ids.shape)
 
+    def action_values_with_output(self, critic, batch):
+        ids, options = self._inputs(batch)
+        values, output = critic(ids, batch.num_actions, return_output=True, **options)
+        return self._rows(batch, values), output.last_hidden_state.reshape(*batch.input_ids.shape, -1)
+
     def save(self, model, folder):
         model.save(folder)
 
     def restore(self, kind, checkpoint, folder):
         made: Any = {"actor": ref.Actor, "reward": ref.RewardModel, "critic": ref.CriticModel}[kind]
         more = {"temperature": checkpoint.temperature} if kind == "actor" else {}
-        return made.load(folder, **self._options(checkpoint, lora=False), **more)
+        return self._ready(made.load(folder, **self._options(checkpoint, lora=False), **more))
 
     def parameters(self, model):
         regression = hasattr(model, "named_checkpoint_parameters")

@@ -12,7 +12,7 @@ import rlhf_spec.reward
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import METHODS
 from rlhf_conformance.diagnosis.evidence import Evidence, Observed, drawn, observe
-from rlhf_conformance.judging.questions import Call, NotReturned
+from rlhf_conformance.judging.questions import Call, NotReturned, main
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.methods import Readout
 from rlhf_conformance.oracle import budgets
@@ -191,7 +191,7 @@ def _of(subject: Subject, observed: Observed) -> list[Seen]:
             continue
         assert answered.call is not None
         seen = Seen(subject, readout, answered.about, answered.call)
-        rows = [row if readout.entry is None else row[:, readout.entry] for row in answered.value]
+        rows = [row if readout.entry is None else row[:, readout.entry] for row in main(answered)]
         numbers = [row.detach().double().reshape(-1).tolist() for row in rows]
         if [len(row) for row in numbers] == [len(seen.due(s)) for s in seen.case.samples]:
             found.append(replace(seen, answers=_answers(seen, numbers)))

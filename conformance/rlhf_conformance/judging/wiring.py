@@ -7,6 +7,7 @@ Each kind of answer is a small class with one method, `checked`, which returns t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -155,12 +156,49 @@ class Actions:
 class Cells:
     """Entries (*entry) for every cell of a batch; the checks see one tensor (length, *entry) for each sample."""
 
-    entry: tuple[int, ...] = ()
+    entry: Shape = ()
 
     def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
         shape = (*given["batch"].input_ids.shape, *self.entry)
         answer = Tensor(lambda _: shape, "an entry for every position").checked(method, value, given, device)
         return given["batch"].to_ragged(answer)
+
+
+@dataclass(frozen=True)
+class Either:
+    """One of several kinds of answers, which their shapes tell apart."""
+
+    kinds: tuple[Any, ...]
+    wanted: str
+
+    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
+        for kind in self.kinds:
+            with contextlib.suppress(WiringError):
+                return kind.checked(method, value, given, device)
+        raise WiringError(method, describe(value), self.wanted)
+
+
+@dataclass(frozen=True)
+class WithOutput:
+    """Answers, and the whole output of the model that they were read from."""
+
+    answers: Any
+    output: Any
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A pair: answers, and the whole output beside them; the checks see a `WithOutput`."""
+
+    answers: Any
+    output: Any
+    bare: str = "answers"
+
+    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise WiringError(method, describe(value), "a pair: the answers, and the whole output beside them")
+        kinds = (self.answers, self.output)
+        return WithOutput(*(k.checked(method, part, given, device) for k, part in zip(kinds, value, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,14 @@ class Truth:
         """(L,) scores of the scalar head, not normalized."""
         return [row[0] for row in self._remembered(probe, tokens, plain)]
 
+    def hidden_states(self, probe: Probe, tokens: Sequence[int], *, plain: bool = False) -> Rows:
+        """(L, hidden) what the head of the model reads."""
+        key = (probe, tuple(tokens), plain, "hidden")
+        if key not in self._outputs:
+            with torch.no_grad():
+                self._outputs[key] = self._model(probe, plain).hidden(tokens).double().tolist()
+        return self._outputs[key]
+
     def action_log_probs(self, probe: Probe, sample: Sample, temperature: float, *, plain: bool = False) -> list[float]:
         logits = self.logits(probe, sample.tokens, plain=plain)
         return rlhf_spec.actor.action_log_probs(logits, list(sample.tokens), len(sample.prompt), temperature)
@@ -174,9 +182,12 @@ class Alone:
                 parameters[name].copy_(values)
         return Alone(module, self.device)
 
-    def __call__(self, tokens: Sequence[int]) -> torch.Tensor:
+    def hidden(self, tokens: Sequence[int]) -> torch.Tensor:
+        """(L, hidden) what the head reads."""
         ids = torch.tensor([list(tokens)], device=self.device)
         positions = torch.arange(len(tokens), device=self.device)[None]
-        hidden = self.module.base_model(input_ids=ids, position_ids=positions, use_cache=False)[0]
+        return self.module.base_model(input_ids=ids, position_ids=positions, use_cache=False)[0][0]
+
+    def __call__(self, tokens: Sequence[int]) -> torch.Tensor:
         head = self.module.lm_head if hasattr(self.module, "lm_head") else self.module.score
-        return head(hidden)[0]
+        return head(self.hidden(tokens))

@@ -93,7 +93,7 @@ def scores(adapter: Reference, model: Any, batch: Batch) -> Tensor:
 
     ids, options = adapter._inputs(batch)
     inputs = ModelInputs.of(ids, options.pop("attention_mask", None), options.pop("position_ids", None), **options)
-    return model.scores(inputs).reshape(batch.input_ids.shape)
+    return model.scores(model.run(inputs)).reshape(batch.input_ids.shape)
 
 
 def normalized(model: Any, answer: Tensor) -> Tensor:

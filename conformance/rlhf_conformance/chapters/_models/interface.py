@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rlhf_conformance.chapters._models.lora import merged
-from rlhf_conformance.judging.wiring import Model, Named
+from rlhf_conformance.judging.wiring import Cells, Either, Model, Named
 from rlhf_conformance.methods import SomeOf, method
 from rlhf_conformance.oracle.batch import PACKS, RECTANGLES
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LAYOUTS = (*RECTANGLES, *PACKS)
 ARCHITECTURES = ("llama", "gpt2")
+SCORES_OR_HIDDEN_STATES = Either((Cells(), Cells((None,))), "a score or a hidden state for every position")
 
 
 class Models:

@@ -28,7 +28,7 @@ from rlhf_conformance.chapters._models.cases import (
 from rlhf_conformance.chapters._models.roles import Role
 from rlhf_conformance.chapters._models.weights import Tensors, Weights, move_weights, pulled_back
 from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template, offers_layout
-from rlhf_conformance.judging.questions import ANSWER, Against, Call, Fact, Question, known
+from rlhf_conformance.judging.questions import ANSWER, Against, Call, Fact, Question, known, main
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
 
@@ -163,7 +163,7 @@ def _gradient_now(
     inner, subject = case.case, weights.subject
     hint = lambda _: weights.misplaced(start)  # noqa: E731
     call = yield from _call_in_mode(role, subject, inner, case.training)
-    answer = (yield call).value
+    answer = main((yield call))
     total = sum((a.double().cpu() * torch.tensor(w)).sum() for a, w in zip(answer, case.weights, strict=True))
     yield Fact(
         isinstance(total, torch.Tensor) and total.requires_grad,
@@ -203,6 +203,7 @@ def _gradient_now(
             reading=known(float(mine[name].reshape(-1)[worst])),
             beside={"weights": numbers},
             hint=hint,
+            quantity=f"gradient of the weighted {role.what}",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.diagnosis.conventions import flag
+from rlhf_conformance.diagnosis.conventions import Convention, flag, instead_of
 
 
 class _MaskFromPads(Reference):
@@ -17,4 +17,15 @@ class _MaskFromPads(Reference):
         return super()._inputs(batch)
 
 
-CONVENTIONS = (flag("takes_attention_mask", _MaskFromPads),)
+class _ScaledOutput(Reference):
+    """Logits are divided by the temperature in place, before both are returned."""
+
+    def log_probs_with_output(self, actor, batch):
+        log_probs, logits = super().log_probs_with_output(actor, batch)
+        return log_probs, logits / batch.temperature
+
+
+CONVENTIONS = (
+    flag("takes_attention_mask", _MaskFromPads),
+    Convention("output_logits = 'scaled'", instead_of("output_logits", "raw"), _ScaledOutput),
+)

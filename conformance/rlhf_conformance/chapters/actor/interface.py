@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rlhf_conformance.chapters._models.interface import Models
-from rlhf_conformance.judging.wiring import Actions, Cells, Model, WiringError, describe
+from rlhf_conformance.judging.wiring import Actions, Beside, Cells, Model, WiringError, describe
 from rlhf_conformance.judging.wiring import Tensor as Kind
-from rlhf_conformance.methods import Readout, every_position, method, states
+from rlhf_conformance.methods import OneOf, Readout, every_position, method, states
 from rlhf_conformance.oracle.probes import VOCAB_SIZE
 
 if TYPE_CHECKING:
@@ -38,12 +38,21 @@ class GeneratedRows(Kind):
         return answer
 
 
+_LOG_PROBS = Readout("log-prob", False, lambda z, t: (z / t).log_softmax(-1), states, labeled=True, whole="logits")
+
+
 class Actor(Models):
     """Log-probs of the actions, entropy, raw output, generation."""
 
     entropy_gradient: Annotated[
         bool, "False if the entropy is a metric only, which the trainer computes without a gradient"
     ] = True
+    output_logits: Annotated[
+        str,
+        OneOf(("raw", "scaled")),
+        'of the logits that `log_probs_with_output` returns beside log-probs: "raw" if they are the model\'s own, '
+        '"scaled" if they are divided by the temperature',
+    ] = "raw"
 
     @method(Model(), loads=True, prepares=True)
     def load_actor(self, checkpoint: Checkpoint) -> Any:
@@ -54,7 +63,7 @@ class Actor(Models):
     @method(
         Actions(),
         model="load_actor",
-        readout=Readout("log-prob", False, lambda z, t: (z / t).log_softmax(-1), states, labeled=True, whole="logits"),
+        readout=_LOG_PROBS,
     )
     def action_log_probs(self, actor: Any, batch: Batch) -> Tensor | Sequence[Tensor]:
         """Log-probs of the actions as the trainer takes old log-probs (no dropout), with a graph to the parameters.
@@ -87,6 +96,19 @@ class Actor(Models):
     )
     def logits(self, actor: Any, batch: Batch) -> Tensor:
         """The whole output: logits (B, L, V), or (1, N, V) for a pack, not divided by the temperature."""
+        raise NotImplementedError
+
+    @method(Beside(Actions(), Cells((VOCAB_SIZE,))), model="load_actor", readout=_LOG_PROBS)
+    def log_probs_with_output(self, actor: Any, batch: Batch) -> tuple[Tensor | Sequence[Tensor], Tensor]:
+        """The log-probs and the whole output, of one forward pass. -> a pair: what `action_log_probs` returns, and the
+        logits in the shape of `logits`, divided by the temperature only where `output_logits` is "scaled"."""
+        raise NotImplementedError
+
+    @method(Model(), loads=True, prepares=True)
+    def wrap_actor(self, module: Any, checkpoint: Checkpoint) -> Any:
+        """An actor of a causal LM of transformers that the caller has in memory, scoring at `checkpoint.temperature`.
+        The module is in `checkpoint.dtype` on `checkpoint.device`, in train or in eval mode. Its weights are not those
+        on disk."""
         raise NotImplementedError
 
     @method(

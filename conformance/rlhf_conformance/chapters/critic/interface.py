@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rlhf_conformance.chapters._models.interface import Models
-from rlhf_conformance.judging.wiring import Actions, Cells, Model
+from rlhf_conformance.chapters._models.interface import SCORES_OR_HIDDEN_STATES, Models
+from rlhf_conformance.judging.wiring import Actions, Beside, Cells, Model
 from rlhf_conformance.methods import Readout, as_it_is, every_position, method, states
 
 if TYPE_CHECKING:
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from rlhf_conformance.oracle.batch import Batch
     from rlhf_conformance.oracle.probes import Checkpoint
+
+
+_VALUES = Readout("value", True, as_it_is, states, whole="values")
 
 
 class Critic(Models):
@@ -28,7 +31,7 @@ class Critic(Models):
         """A critic (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`."""
         raise NotImplementedError
 
-    @method(Actions(), model="load_critic", readout=Readout("value", True, as_it_is, states, whole="values"))
+    @method(Actions(), model="load_critic", readout=_VALUES)
     def action_values(self, critic: Any, batch: Batch) -> Tensor | Sequence[Tensor]:
         """Value of the state before each action, in the shapes of `action_log_probs`."""
         raise NotImplementedError
@@ -40,4 +43,11 @@ class Critic(Models):
     )
     def values(self, critic: Any, batch: Batch) -> Tensor:
         """The raw output: a value for every position, (B, L), or (1, N) for a pack."""
+        raise NotImplementedError
+
+    @method(Beside(Actions(), SCORES_OR_HIDDEN_STATES), model="load_critic", readout=_VALUES)
+    def action_values_with_output(self, critic: Any, batch: Batch) -> tuple[Tensor | Sequence[Tensor], Tensor]:
+        """The values of the actions and the whole output, of one forward pass. -> a pair: what `action_values` returns,
+        and for every position the head's score, (B, L) or (1, N), or the hidden state that the head reads,
+        (B, L, hidden)."""
         raise NotImplementedError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rlhf_conformance.chapters._models.interface import Models
-from rlhf_conformance.judging.wiring import Model, PerSample
+from rlhf_conformance.chapters._models.interface import SCORES_OR_HIDDEN_STATES, Models
+from rlhf_conformance.judging.wiring import Beside, Model, PerSample
 from rlhf_conformance.methods import Readout, as_it_is, method
 
 if TYPE_CHECKING:
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from rlhf_conformance.oracle.batch import Batch
     from rlhf_conformance.oracle.probes import Checkpoint
+
+
+_REWARDS = Readout("score", True, as_it_is, lambda prompt, length: range(length - 1, length), index="")
 
 
 class Reward(Models):
@@ -30,8 +33,18 @@ class Reward(Models):
     @method(
         PerSample("one reward for each sequence"),
         model="load_reward_model",
-        readout=Readout("score", True, as_it_is, lambda prompt, length: range(length - 1, length), index=""),
+        readout=_REWARDS,
     )
     def rewards(self, reward_model: Any, batch: Batch) -> Tensor:
         """One number for each sequence. -> (B,)"""
+        raise NotImplementedError
+
+    @method(
+        Beside(PerSample("one reward for each sequence"), SCORES_OR_HIDDEN_STATES),
+        model="load_reward_model",
+        readout=_REWARDS,
+    )
+    def rewards_with_output(self, reward_model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The rewards and the whole output, of one forward pass. -> a pair: what `rewards` returns, and for every
+        position the head's score, (B, L) or (1, N), or the hidden state that the head reads, (B, L, hidden)."""
         raise NotImplementedError

@@ -1,0 +1,15 @@
+"""The checks of rewards that come with the whole output beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rlhf_conformance.chapters._models import templates
+from rlhf_conformance.chapters._models.output import scores_or_hidden_states, with_output
+from rlhf_conformance.chapters._models.roles import REWARD
+from rlhf_conformance.judging.checks import use
+
+WITH_OUTPUT = replace(REWARD, ask_method="rewards_with_output")
+
+use("reward.with-output", with_output(WITH_OUTPUT, scores_or_hidden_states))
+use("reward.with-output-gradient", replace(templates.gradient(WITH_OUTPUT), effort=6))
