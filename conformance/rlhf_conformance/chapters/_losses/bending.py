@@ -53,6 +53,15 @@ def mean(losses: Tensor, mask: Tensor, options: Any) -> Tensor:
     return (token_mean if options.aggregation == "token-mean" else sequence_mean)(losses, mask, options)
 
 
+def multiplied(losses: Tensor, mask: Tensor, options: Any) -> Tensor:
+    """The same by multiplication with the mask, right as long as everything under it is finite."""
+    kept, lengths = losses * mask.bool(), mask.bool().sum(-1)
+    if options.aggregation == "token-mean":
+        return kept.sum() / (options.global_count or lengths.sum().clamp(min=1))
+    rows = kept.sum(-1) / lengths.clamp(min=1)
+    return rows.sum() / (options.global_count or (lengths > 0).sum().clamp(min=1))
+
+
 def policy_losses(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, options: Any) -> Tensor:
     """(B, T) losses, not aggregated."""
     return surrogate_loss(log_ratio(new, old, mask).exp(), chosen(advantages, mask), options)

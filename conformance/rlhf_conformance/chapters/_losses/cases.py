@@ -355,20 +355,21 @@ class DressedCase:
         return DressedCase(self.case.with_options(**changes), self.dressed.with_options(**changes))
 
 
-def under_mask(build: Builder, filler: Sequence[float], dtype: Any) -> Picked[DressedCase]:
-    """Masked cells filled from `filler`, in each of the three inputs."""
+def under_mask(build: Builder, filler: Sequence[float], dtype: Any, columns: int = 0) -> Picked[DressedCase]:
+    """Masked cells filled from `filler`, in each of the three inputs, and so many masked columns more; one more where
+    there would be no such cell."""
     values = [exactly(x, dtype) for x in filler]
 
     def dress(case: LossCase, picks: Picks) -> DressedCase:
-        if all(all(row) for row in case.action_mask):
-            case = widened(case, 1)
+        without_hole = all(all(row) for row in case.action_mask)
+        case = widened(case, columns or int(without_hole))
         fields: dict[str, Any] = {}
         for name in case.TABLES:
             rows = zip(getattr(case, name), case.action_mask, strict=True)
             fields[name] = tuple(tuple(x if m else picks.of(values) for x, m in zip(*row, strict=True)) for row in rows)
         return DressedCase(case, case.changed(**fields))
 
-    return loss_cases(build).with_more(3 * ROWS * (WIDTH + 1), dress)
+    return loss_cases(build).with_more(3 * ROWS * (WIDTH + max(1, columns)), dress)
 
 
 def widened(case: LossCase, columns: int, *, left: bool = False) -> LossCase:

@@ -48,6 +48,9 @@ GARBAGE = (-30.0, -3.0, -0.5, 0.7, 2.0, 30.0)
 """Put under the mask: a masked token's loss stays finite (a ratio of e^60 at most)."""
 SMALL_GARBAGE = (-3.0, -0.5, 0.7, 2.0, 5.0)
 """The same for float16, which ends at 65504."""
+HUGE = (200.0, 8e37)
+"""Put under the mask with either sign: the exponential, the square or the product of such numbers overflows, but not
+the difference of two of them, so that whoever selects with the mask before these is right."""
 POISON = (math.nan, math.inf, -math.inf, 1e4, -1e4)
 REPEATED = 107
 """How often the rows of a case are repeated, to be longer than bytes and bfloat16 can count."""
@@ -89,9 +92,15 @@ class Loss:
         return loss_builder(subject.adapter, subject.dtype, self.kind, LossShape(**shape))
 
     def dressed(self, subject: Subject, filler: Sequence[float] = (), **shape: Any) -> Picked[DressedCase]:
-        """Cases with numbers under the mask: `filler`, or finite ones of any size that the dtype can take."""
-        garbage = SMALL_GARBAGE if subject.dtype == torch.float16 else GARBAGE
-        return under_mask(self.builder(subject, **shape), filler or garbage, subject.dtype)
+        """Cases with numbers under the mask: `filler`, or finite ones with which the loss of their cell is finite."""
+        return under_mask(self.builder(subject, **shape), filler or _garbage(subject), subject.dtype)
+
+    def of_any_size(self, subject: Subject, **shape: Any) -> Picked[DressedCase]:
+        """The same with finite numbers of any size that the dtype holds."""
+        largest = float(torch.finfo(subject.dtype).max)
+        huge = [sign * x for x in HUGE if x < largest for sign in (1, -1)]
+        filler = (*_garbage(subject)[::2], 0.0, *huge)
+        return under_mask(self.builder(subject, **shape), filler, subject.dtype, columns=2)
 
     # --- truth -------------------------------------------------------------------------------------------------------
 
@@ -215,6 +224,10 @@ class Loss:
         return Template(function, self.needs, cases, tuple(requires), effort)
 
 
+def _garbage(subject: Subject) -> tuple[float, ...]:
+    return SMALL_GARBAGE if subject.dtype == torch.float16 else GARBAGE
+
+
 # --- what may be required -------------------------------------------------------------------------------------------
 
 
@@ -315,7 +328,7 @@ def mask(loss: Loss) -> Template:
         if subject.adapter.global_count:  # with another denominator, as trainers ask in micro-batches
             yield from _dressed(loss, subject, case.with_options(global_count=loss.count(case.case)))
 
-    return loss.template(check, _dressed_somehow(loss))
+    return loss.template(check, lambda s: loss.of_any_size(s, dual=None))
 
 
 def nan_under_mask(loss: Loss) -> Template:

@@ -423,20 +423,30 @@ class RatioMeanUnmasked(Reference):
         return replace(right, loss=right.loss + leak - leak.detach())
 
 
+@fault("policy-loss.mask", bug="ratio-before-the-mask")
+class RatioBeforeTheMask(Reference):
+    "The mask selects the losses, after the exponential: right value, NaN in the gradient of a ratio that overflows."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        ratio = (new - old).to(torch.promote_types(new.dtype, torch.float32)).exp()
+        return plain.mean(chosen(surrogate_loss(ratio, advantages, options), mask), mask, options)
+
+
+@fault("policy-loss.mask")
+class ProductBeforeTheMask(Reference):
+    "The ratio is held, but its product with a huge advantage overflows, and inf * 0 is NaN."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        ratio = (new - old).to(torch.promote_types(new.dtype, torch.float32)).clamp(-20.0, 20.0).exp()
+        return plain.multiplied(surrogate_loss(ratio, advantages, options), mask, options)
+
+
 @fault("policy-loss.nan-under-mask", bug="nan-in-masked-slot")
 class MaskMultiplied(Reference):
     "Losses are multiplied by the mask, and NaN * 0 is NaN."
 
     def policy_loss(self, new, old, advantages, mask, options):
-        ratio = (new - old).exp()
-        clipped = clip(ratio, options)
-        surrogate = torch.minimum(ratio * advantages, clipped * advantages)
-        if options.dual_clip is not None:
-            surrogate = torch.where(advantages < 0, torch.maximum(surrogate, options.dual_clip * advantages), surrogate)
-        return plain.mean(-surrogate * mask, torch.ones_like(mask), options) * self._share(mask, options)
-
-    def _share(self, mask, options):
-        return 1 / mask.bool().float().mean() if options.aggregation == "token-mean" else 1.0
+        return plain.multiplied(surrogate_loss((new - old).exp(), advantages, options), mask, options)
 
 
 @fault("policy-loss.nan-under-mask")

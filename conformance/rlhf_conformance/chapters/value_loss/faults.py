@@ -231,6 +231,27 @@ class ReturnsUnmasked(Reference):
         return losses.sum() / (options.global_count or mask.bool().sum().clamp(min=1))
 
 
+@fault("value-loss.mask")
+class SquareBeforeTheMask(Reference):
+    "Squares are multiplied by the mask, and one that overflows is inf * 0."
+
+    def value_loss(self, values, old, returns, mask, options):
+        everything = torch.ones_like(mask)
+        return plain.multiplied(plain.value_losses(values, old, returns, everything, options), mask, options)
+
+
+@fault("value-loss.mask")
+class WeightOfTheLargestSquare(Reference):
+    "Squares are scaled by the largest of the whole rectangle before the mask: right value, NaN where it overflows."
+
+    def value_loss(self, values, old, returns, mask, options):
+        losses = plain.value_losses(values, old, returns, torch.ones_like(mask), options)
+        scale = losses.amax().clamp(min=1.0)
+        gradient = chosen(losses / scale, mask) * scale
+        right = plain.value_loss((values, old, returns, mask, options))
+        return value_of(right, gradient_of=plain.mean(gradient, mask, options))
+
+
 @fault("value-loss.nan-under-mask", bug="nan-in-masked-slot")
 class ValueMaskMultiplied(Reference):
     "Values and returns are multiplied by the mask, and NaN * 0 is NaN."
