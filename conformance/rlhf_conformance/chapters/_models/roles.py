@@ -112,6 +112,7 @@ class Role:
             self.budget(subject, case),
             place=self.place,
             hint=hint,
+            quantity=what or self.what,
         )
 
 
