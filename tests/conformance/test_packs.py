@@ -146,3 +146,68 @@ def test_whoever_refuses_has_still_been_compared(store):
     judge.try_case(checks()["packing.empty-sequence"], subject, PackCase(((5, 6), (), (7,))))
     assert [comparison.actual for comparison in judge.record] == [(5.0, 6.0, 7.0)]
     assert len(judge.calls) == 2
+
+
+# --- sequences without a prompt ------------------------------------------------------------------------------------
+
+
+def of_tokens(actor_rows, batch):
+    """A number for each token of a pack, the first of each sequence 0, those of the responses."""
+    rows = [torch.nn.functional.pad(row, (1, 0)) for row in actor_rows]
+    return [row[prompt:] for row, prompt in zip(rows, batch.prompt_lengths, strict=True)]
+
+
+class TakesThem(Reference):
+    layouts = ("packed",)
+
+    def answers(self, actor, batch):
+        rows = zip(batch.to_ragged(self.logits(actor, batch)), batch.sequences, strict=True)
+        found = [z[:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0] for z, ids in rows]
+        return of_tokens(found, batch)
+
+    action_log_probs = answers
+
+
+class GivesNaN(TakesThem):
+    def action_log_probs(self, actor, batch):
+        rows = zip(self.answers(actor, batch), batch.prompt_lengths, strict=True)
+        return [row if prompt else torch.cat([row[:1] * torch.nan, row[1:]]) for row, prompt in rows]
+
+
+class LeavesFirstOut(TakesThem):
+    """A list that is one short: nobody can take it for the answer to the whole pack."""
+
+    def action_log_probs(self, actor, batch):
+        rows = zip(self.answers(actor, batch), batch.prompt_lengths, strict=True)
+        return [row if prompt else row[1:] for row, prompt in rows]
+
+
+class ReadsTheRow(TakesThem):
+    """As a slice of the whole row does, which begins one before its sequence."""
+
+    def action_log_probs(self, actor, batch):
+        z = self.logits(actor, batch)[0]
+        found = z[:-1].log_softmax(-1).gather(1, batch.input_ids[0, 1:, None])[:, 0]
+        found = torch.cat([found.new_zeros(1), found])
+        rows = zip(batch.starts, batch.prompt_lengths, batch.sequence_lengths, strict=True)
+        return [found[start + prompt : start + length] for start, prompt, length in rows]
+
+
+@pytest.mark.parametrize(
+    "adapter, wanted",
+    [(Reference, PASS), (TakesThem, PASS), (GivesNaN, PASS), (LeavesFirstOut, PASS), (ReadsTheRow, FAIL)],
+)
+def test_what_nothing_predicts_is_anything_but_a_neighbors(adapter, wanted, verdict):
+    assert verdict(adapter, "packing.no-prompt") == wanted
+
+
+def test_every_case_has_a_sequence_without_a_prompt_and_one_with():
+    from .test_discovery import drawn
+
+    for slug in ("packing.no-prompt", "packing.reward-no-prompt", "packing.critic-no-prompt"):
+        for case in drawn(slug):
+            prompts = [len(s.prompt) for s in case.case.samples]
+            assert prompts.count(0) == 1 < len(prompts)
+            assert prompts[case.index] > 0
+        behind = [c.case.samples[c.index + 1 : c.index + 2] for c in drawn(slug)]
+        assert sum(bool(after) and not after[0].prompt for after in behind) > len(behind) / 3

@@ -218,6 +218,10 @@ class Impostors:
         self._made[kind].forget_models()
         return self._made[kind]
 
+    def can_be_asked(self, kind: type[Adapter], check: Check) -> bool:
+        """Whether a candidate takes what the check gives, an extra argument for one."""
+        return check.not_provided(self.of(kind).adapter) is None
+
     def _adapter(self, kind: type[Adapter]) -> Adapter:
         lacking = set(METHODS) - set(provided(self.subject.adapter))
         blanks = {name: getattr(Adapter, name) for name in lacking}
@@ -342,6 +346,7 @@ class Suspect:
 def _suspects(evidence: Evidence, impostors: Impostors) -> list[Suspect]:
     """Those who agree on every case; the likeliest are asked first, and who could not be asked in time is let go."""
     everyone = candidates(evidence.check, evidence.subject.adapter)
+    everyone = [c for c in everyone if impostors.can_be_asked(c.adapter, evidence.check)]
     likely = [c for c in everyone if c.rank <= LIKELY]
     others = [c for c in everyone if c.rank > LIKELY]
     found = _survivors(likely, evidence, impostors, evidence.until)
@@ -408,6 +413,8 @@ def _examine(evidence: Evidence, suspects: list[Suspect], impostors: Impostors) 
             except Exception:  # a part that the trainer does not return
                 continue
             for suspect in suspects:
+                if not impostors.can_be_asked(suspect.candidate.adapter, check):
+                    continue
                 agrees_too = _agrees_on(seen, check, suspect, impostors, dtype)
                 if check is evidence.check:
                     suspect.refuted |= not agrees_too
