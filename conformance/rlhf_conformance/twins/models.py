@@ -291,6 +291,17 @@ class FilledOutsideActions(_Models):
         return self._filled(batch, super().action_entropy(actor, batch))
 
 
+@twin
+class DividedInPlace(_Models):
+    """Logits are divided by the temperature in place, where the output beside the log-probs has them; it says so."""
+
+    output_logits = "scaled"
+
+    def log_probs_with_output(self, actor, batch):
+        log_probs, logits = super().log_probs_with_output(actor, batch)
+        return log_probs, logits / batch.temperature
+
+
 # --- written against transformers alone ----------------------------------------------------------------------------
 
 
@@ -319,6 +330,12 @@ class Textbook(Adapter):
     def action_entropy(self, actor, batch):
         log_probs, _ = self._states(actor, batch)
         return -(log_probs.exp() * log_probs).sum(-1)
+
+    def log_probs_with_output(self, actor, batch):
+        return self.action_log_probs(actor, batch), self.logits(actor, batch)
+
+    def wrap_actor(self, module, checkpoint):
+        return module.eval()
 
     def generate(self, actor, prompts):
         ends = {"eos_token_id": list(prompts.stop_token_ids) or None, "pad_token_id": prompts.pad_token_id}
@@ -358,9 +375,15 @@ class SequenceClassifier(Adapter):
     def rewards(self, reward_model, batch):
         return torch.stack([row[-1] for row in batch.to_ragged(self.values(reward_model, batch))])
 
+    def rewards_with_output(self, reward_model, batch):
+        return self.rewards(reward_model, batch), self.values(reward_model, batch)
+
     def action_values(self, critic, batch):
         count = batch.action_mask.shape[1]
         return self.values(critic, batch)[:, -count - 1 : -1] * batch.action_mask
+
+    def action_values_with_output(self, critic, batch):
+        return self.action_values(critic, batch), self.values(critic, batch)
 
     def save(self, model, folder):
         model.save_pretrained(folder)
@@ -387,6 +410,7 @@ class PooledClassifier(SequenceClassifier):
 
     takes_attention_mask = False
     load_critic, values, action_values = Adapter.load_critic, Adapter.values, Adapter.action_values
+    rewards_with_output, action_values_with_output = Adapter.rewards_with_output, Adapter.action_values_with_output
 
     def rewards(self, reward_model, batch):
         real = batch.input_ids != batch.pad_token_id
