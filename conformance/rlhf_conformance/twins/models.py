@@ -190,21 +190,8 @@ class ComputesInFloat64(_Models):
 class GradientCheckpointing(_Models):
     """Activations are recomputed in the backward pass, in train mode, without dropout."""
 
-    def load_actor(self, checkpoint):
-        actor = super().load_actor(checkpoint)
-        actor.model.gradient_checkpointing_enable({"use_reentrant": False})
-        return actor.train()
-
-    def generate(self, actor, prompts):
-        actor.eval()  # transformers drops the cache under checkpointing
-        rows = super().generate(actor, prompts)
-        actor.train()
-        return rows
-
-    def load_critic(self, checkpoint):
-        critic = super().load_critic(checkpoint)
-        critic.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-        return critic.train()
+    def __init__(self):
+        super().__init__(checkpointing=True)
 
 
 def autocast(name):
@@ -229,6 +216,12 @@ class MasterWeights(_Models):
 
     action_log_probs, action_entropy, logits = map(autocast, ("action_log_probs", "action_entropy", "logits"))
     rewards, action_values, values = map(autocast, ("rewards", "action_values", "values"))
+    log_probs_with_output, rewards_with_output = map(autocast, ("log_probs_with_output", "rewards_with_output"))
+    action_values_with_output = autocast("action_values_with_output")
+
+    def wrap_actor(self, module, checkpoint):
+        self.dtype = checkpoint.dtype
+        return super().wrap_actor(module.float() if self.dtype is torch.bfloat16 else module, checkpoint)
 
 
 @twin
