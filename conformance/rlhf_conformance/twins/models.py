@@ -202,21 +202,8 @@ class ComputesInFloat64(_Models):
 class GradientCheckpointing(_Models):
     """Activations are recomputed in the backward pass, in train mode, without dropout."""
 
-    def load_actor(self, checkpoint):
-        actor = super().load_actor(checkpoint)
-        actor.model.gradient_checkpointing_enable({"use_reentrant": False})
-        return actor.train()
-
-    def generate(self, actor, prompts):
-        actor.eval()  # transformers drops the cache under checkpointing
-        rows = super().generate(actor, prompts)
-        actor.train()
-        return rows
-
-    def load_critic(self, checkpoint):
-        critic = super().load_critic(checkpoint)
-        critic.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-        return critic.train()
+    def __init__(self):
+        super().__init__(checkpointing=True)
 
 
 def autocast(name):
@@ -241,6 +228,12 @@ class MasterWeights(_Models):
 
     action_log_probs, action_entropy, logits = map(autocast, ("action_log_probs", "action_entropy", "logits"))
     rewards, action_values, values = map(autocast, ("rewards", "action_values", "values"))
+    log_probs_with_output, rewards_with_output = map(autocast, ("log_probs_with_output", "rewards_with_output"))
+    action_values_with_output = autocast("action_values_with_output")
+
+    def wrap_actor(self, module, checkpoint):
+        self.dtype = checkpoint.dtype
+        return super().wrap_actor(module.float() if self.dtype is torch.bfloat16 else module, checkpoint)
 
 
 @twin
@@ -322,6 +315,17 @@ class FilledOutsideActions(_Models):
         return self._filled(batch, super().action_entropy(actor, batch))
 
 
+@twin
+class DividedInPlace(_Models):
+    """Logits are divided by the temperature in place, where the output beside the log-probs has them; it says so."""
+
+    output_logits = "scaled"
+
+    def log_probs_with_output(self, actor, batch):
+        log_probs, logits = super().log_probs_with_output(actor, batch)
+        return log_probs, logits / batch.temperature
+
+
 # --- written against transformers alone ----------------------------------------------------------------------------
 
 
@@ -350,6 +354,12 @@ class Textbook(Adapter):
     def action_entropy(self, actor, batch):
         log_probs, _ = self._states(actor, batch)
         return -(log_probs.exp() * log_probs).sum(-1)
+
+    def log_probs_with_output(self, actor, batch):
+        return self.action_log_probs(actor, batch), self.logits(actor, batch)
+
+    def wrap_actor(self, module, checkpoint):
+        return module.eval()
 
     def generate(self, actor, prompts):
         ends = {"eos_token_id": list(prompts.stop_token_ids) or None, "pad_token_id": prompts.pad_token_id}
@@ -389,9 +399,15 @@ class SequenceClassifier(Adapter):
     def rewards(self, reward_model, batch):
         return torch.stack([row[-1] for row in batch.to_ragged(self.values(reward_model, batch))])
 
+    def rewards_with_output(self, reward_model, batch):
+        return self.rewards(reward_model, batch), self.values(reward_model, batch)
+
     def action_values(self, critic, batch):
         count = batch.action_mask.shape[1]
         return self.values(critic, batch)[:, -count - 1 : -1] * batch.action_mask
+
+    def action_values_with_output(self, critic, batch):
+        return self.action_values(critic, batch), self.values(critic, batch)
 
     def save(self, model, folder):
         model.save_pretrained(folder)
@@ -418,6 +434,7 @@ class PooledClassifier(SequenceClassifier):
 
     takes_attention_mask = False
     load_critic, values, action_values = Adapter.load_critic, Adapter.values, Adapter.action_values
+    rewards_with_output, action_values_with_output = Adapter.rewards_with_output, Adapter.action_values_with_output
 
     def rewards(self, reward_model, batch):
         real = batch.input_ids != batch.pad_token_id

@@ -30,9 +30,9 @@ def in_memory(subject: Subject, case: ModuleCase) -> Any:
 @check("actor.from-module", needs=NEEDS, cases=modules, effort=5)
 def from_module(subject: Subject, case: ModuleCase) -> Questions:
     module = in_memory(subject, case)
-    truth, plain = (_rows(subject, module, case.case, exact=exact) for exact in (True, False))
+    alone = _alone(subject, module, case.case)
     actor = (yield _wrapped(subject, module, case.case)).value
-    yield _asks(subject, case.case, actor, truth, plain, "log-prob of the action, by an actor made of a module")
+    yield _asks(subject, case.case, actor, *alone, "log-prob of the action, by an actor made of a module")
 
 
 @check("actor.from-module-shared", needs=NEEDS, cases=modules, effort=5)
@@ -41,8 +41,8 @@ def from_module_shared(subject: Subject, case: ModuleCase) -> Questions:
     module = in_memory(subject, case)
     actor = (yield _wrapped(subject, module, case.case)).value
     move_weights((yield Call("parameters", (actor,), copies=False)).value)
-    rows = _rows(subject, module, case.case, exact=False)
-    yield _asks(subject, case.case, actor, rows, rows, "log-prob of the action, after a step, against the module alone")
+    alone = _alone(subject, module, case.case)
+    yield _asks(subject, case.case, actor, *alone, "log-prob of the action, after a step, against the module alone")
 
 
 def _wrapped(subject: Subject, module: Any, case: ModelCase) -> Call:
@@ -68,14 +68,12 @@ def _asks(subject: Subject, case: ModelCase, actor: Any, truth: Any, plain: Any,
     )
 
 
-def _rows(subject: Subject, module: Any, case: ModelCase, *, exact: bool) -> list[Any]:
-    """Logits (L, V) of each sample alone: of the module as it is, or of a copy in float64 on the CPU."""
-    device = "cpu" if exact else subject.device
-    run = Alone(copy.deepcopy(module).double().cpu() if exact else module, device)
+def _alone(subject: Subject, module: Any, case: ModelCase) -> tuple[list[Any], list[Any]]:
+    """Logits (L, V) of each sample alone, in eval mode: of a copy in float64 on the CPU, and of the module as it is."""
     modes = [(part, part.training) for part in module.modules()]
-    run.module.eval()
+    runs = Alone(copy.deepcopy(module).double().cpu().eval(), "cpu"), Alone(module.eval(), subject.device)
     with torch.no_grad():
-        rows = [run(sample.tokens).double().tolist() for sample in case.samples]
+        exact, plain = ([run(sample.tokens).double().tolist() for sample in case.samples] for run in runs)
     for part, training in modes:
         part.training = training
-    return rows
+    return exact, plain
