@@ -67,12 +67,13 @@ class Subject:
         """Make a call as a check asks for it: its models are loaded, its seed is set."""
         given = tuple(self._loaded(x) if isinstance(x, Loaded) else x for x in call.given)
         mode = getattr(given[0], "training", None) if call.watches_mode else None
-        if call.seed is None:
-            answered = self.ask(call.method, *given, copies=call.copies)
-        else:
-            with torch.random.fork_rng():
+        with contextlib.ExitStack() as around:
+            if call.seed is not None:
+                around.enter_context(torch.random.fork_rng())
                 torch.manual_seed(call.seed)
-                answered = self.ask(call.method, *given, copies=call.copies)
+            if not call.grad:
+                around.enter_context(torch.no_grad())
+            answered = self.ask(call.method, *given, copies=call.copies)
         if call.watches_mode and getattr(given[0], "training", None) != mode:
             answered.record.disturbed.append("train or eval mode of the model")
             with contextlib.suppress(AdapterError):

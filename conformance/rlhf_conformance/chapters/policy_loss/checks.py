@@ -127,7 +127,7 @@ def kl_metric(subject: Subject, case: DressedCase) -> Questions:
         f"approximate KL ({estimator})",
         POLICY.call(subject, case.dressed, about=c),
         spec.approx_kl(new, old, c.action_mask, estimator),
-        budgets.approx_kl([new[i][j] - old[i][j] for i, j in c.actions], subject.dtype),
+        budgets.approx_kl([new[i][j] - old[i][j] for i, j in c.actions], estimator, subject.dtype),
         reading=metric("approx_kl"),
         formula=Formula("rlhf_spec.policy_loss.approx_kl", {"estimator": estimator}),
     )

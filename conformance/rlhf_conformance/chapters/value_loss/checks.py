@@ -20,8 +20,8 @@ VALUE = Loss(
     kind="value-loss",
     token=_token,
     token_gradient=lambda token, options: spec.token_value_loss_gradient(*token, options.clip_eps),
-    token_budget=lambda token, options, dtype: budgets.value_token(*token, dtype),
-    gradient_budget=lambda token, options, dtype: budgets.value_token_gradient(*token, dtype),
+    token_budget=lambda token, options, dtype: budgets.value_token(*token, options.clip_eps, dtype),
+    gradient_budget=lambda token, options, dtype: budgets.value_token_gradient(*token, options.clip_eps, dtype),
     ending="half of that",
 )
 has_clip = declares("value_clip", "value_clip = False: the value loss cannot be clipped")
