@@ -12,6 +12,7 @@ from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
 
 ODD_SIZES = (1, 2, 3, 7, 9, 15, 17, 31, 33, 63, 65, 127, 129, 255, 257, 1023, 1025)
+SMALL_SIZES = (2, 1, *range(3, 12))
 IGNORE = -100
 WRITTEN_OUT = 300
 """Logits of a case that are kept one by one; of more, how they are drawn."""
@@ -100,7 +101,7 @@ def logits_cases(
         return LogitsCase(
             batch_size=1 + picks.below(4),
             length=1 + picks.below(6),
-            vocab_size=picks.of((33, 130)) if large else 2 + picks.below(10),
+            vocab_size=picks.of((33, 130)) if large else picks.of(SMALL_SIZES),
             seed=_seed(picks),
             scale=picks.of(scales),
             offset=picks.of(offsets),

@@ -36,6 +36,8 @@ from rlhf_conformance.oracle import budgets
 LOG_PROBS = ("token_log_probs",)
 ENTROPY = ("token_entropy",)
 HALF_DTYPES = ("bfloat16", "float16")
+EDGES = (1, 2, 0.05, 20.0)
+"""Temperatures that are whole numbers, and those that leave one id, or all alike."""
 
 
 def dtype_name(subject: Subject) -> str:
@@ -151,7 +153,7 @@ def definition(subject: Subject, case: LogitsCase) -> Questions:
     "log-probs.temperature",
     needs=LOG_PROBS,
     requires=(temperature_declared,),
-    cases=lambda s: logits_cases(dtype_name(s), temperatures=TEMPERATURES),
+    cases=lambda s: logits_cases(dtype_name(s), temperatures=(*TEMPERATURES, *EDGES)),
 )
 def temperature(subject: Subject, case: LogitsCase) -> Questions:
     yield asks_log_probs(subject, case, f"log-prob of the label at temperature {case.temperature}")
@@ -254,7 +256,9 @@ def no_grad(subject: Subject, case: LogitsCase) -> Questions:
 
 
 @check(
-    "log-probs.entropy", needs=ENTROPY, cases=lambda s: logits_cases(dtype_name(s), temperatures=(1.0, *TEMPERATURES))
+    "log-probs.entropy",
+    needs=ENTROPY,
+    cases=lambda s: logits_cases(dtype_name(s), temperatures=(1.0, *TEMPERATURES, *EDGES)),
 )
 def entropy(subject: Subject, case: LogitsCase) -> Questions:
     yield asks_entropies(subject, case, "entropy")

@@ -125,6 +125,22 @@ class LogProbTemperatureAtLeastOne(Reference):
 
 
 @fault("log-probs.temperature")
+class TemperatureAtLeastATenth(Reference):
+    "Temperatures below 0.1 are taken as greedy ones, and so as 1."
+
+    def token_log_probs(self, logits, labels, temperature):
+        return super().token_log_probs(logits, labels, temperature if temperature >= 0.1 else 1.0)
+
+
+@fault("log-probs.temperature")
+class WholeTemperatureIgnored(Reference):
+    "A temperature is used if it is a float; the whole number 2 is passed over."
+
+    def token_log_probs(self, logits, labels, temperature):
+        return super().token_log_probs(logits, labels, temperature if isinstance(temperature, float) else 1.0)
+
+
+@fault("log-probs.temperature")
 class TemperatureOfLabelOnly(Reference):
     "The label's logit is divided by the temperature, the normalizer is not."
 

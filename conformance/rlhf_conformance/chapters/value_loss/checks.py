@@ -28,6 +28,10 @@ has_clip = declares("value_clip", "value_clip = False: the value loss cannot be 
 has_none = declares("unclipped_value", "unclipped_value = False: the value loss always clips")
 
 use("value-loss.clip", losses.value_of_tokens(VALUE, has_clip, zones=("inside", "outside")))
+use(
+    "value-loss.bounds-as-given",
+    losses.value_of_tokens(VALUE, has_clip, gradient=True, zones=("outside", "inside"), edges=True),
+)
 use("value-loss.unclipped", losses.value_of_tokens(VALUE, has_none, clipped=False))
 use("value-loss.half", losses.value_of_tokens(VALUE, zones=("inside",)))
 use("value-loss.aggregation", losses.value_of(VALUE, unequal_rows=True))
