@@ -86,6 +86,27 @@ def entropy(logits: Sequence[float], temperature: float = 1.0) -> float:
     return total
 
 
+def entropy_gradient(logits: Sequence[float], temperature: float = 1.0) -> list[float]:
+    """The gradient of ``entropy`` with respect to the logits: ``-p * (log(p) + H) / T``, and 0 where ``p`` is 0.
+
+    It is 0 where all ids are alike, and pushes down what is likelier than the average otherwise.
+
+    >>> logits = [math.log(1), math.log(3)]  # p = 1/4, 3/4 and H = 0.5623
+    >>> [round(x, 4) for x in entropy_gradient(logits)]  # 3/16 log 3, and as much less
+    [0.206, -0.206]
+    >>> [round(x, 4) for x in entropy_gradient([2 * x for x in logits], temperature=2.0)]
+    [0.103, -0.103]
+    >>> entropy_gradient([0.0, 0.0, -math.inf]) == [0.0, 0.0, 0.0]
+    True
+    """
+    log_probs, whole = log_softmax(logits, temperature), entropy(logits, temperature)
+    gradient = []
+    for log_prob in log_probs:
+        probability = math.exp(log_prob)
+        gradient.append(-probability * (log_prob + whole) / temperature if probability > 0.0 else 0.0)
+    return gradient
+
+
 Batch = Sequence[Sequence[Sequence[float]]]
 """Logits ``(B, T, V)``, as nested sequences."""
 
@@ -135,6 +156,22 @@ def token_entropies(logits: Batch, temperature: float = 1.0) -> list[list[float]
     [[0.0]]
     """
     return [[entropy(z, temperature) for z in rows] for rows in logits]
+
+
+def token_entropies_gradient(logits: Batch, temperature: float = 1.0) -> list[list[list[float]]]:
+    """The gradient of 1, 2, 3, ... times the entropies of a batch, position by position: ``(B, T, V) -> (B, T, V)``.
+
+    >>> token_entropies_gradient([[[1.0, 1.0], [1000.0, 0.0]]]) == [[[0.0, 0.0], [0.0, 0.0]]]
+    True
+    """
+    gradient, weight = [], 0.0
+    for rows in logits:
+        row = []
+        for z in rows:
+            weight += 1.0
+            row.append([weight * x for x in entropy_gradient(z, temperature)])
+        gradient.append(row)
+    return gradient
 
 
 def next_token_log_probs(

@@ -17,16 +17,19 @@ logits = st.lists(st.integers(-64, 64).map(lambda k: k / 8), min_size=2, max_siz
 temperature = st.sampled_from((0.5, 0.7, 1.0, 1.3, 2.0))
 number = st.integers(-24, 24).map(lambda k: k / 8)
 numbers = st.lists(number, min_size=1, max_size=12)
+clip_eps = st.sampled_from((None, 0.0, 0.25))
 
 # Every budget, as a function of a dtype and of hypothesis' draws.
 BUDGETS = {
     "log_prob": lambda d, t: budgets.log_prob(d.draw(logits), d.draw(temperature), t),
     "entropy": lambda d, t: budgets.entropy(d.draw(logits), d.draw(temperature), t),
-    "log_prob_gradient": lambda d, t: budgets.log_prob_gradient(d.draw(logits), d.draw(temperature), t),
+    "log_prob_gradient": lambda d, t: budgets.log_prob_gradient([1.0], d.draw(logits), 0.7, t)[0],
+    "entropy_gradient": lambda d, t: min(budgets.entropy_gradient([1.0] * len(row := d.draw(logits)), row, 0.7, t)),
+    "approx_kl": lambda d, t: budgets.approx_kl([1 + abs(d.draw(number))], d.draw(st.sampled_from(("k1", "k3"))), t),
     "policy_token": lambda d, t: budgets.policy_token(1 + abs(d.draw(number)), d.draw(number), d.draw(number), t),
-    "value_token": lambda d, t: budgets.value_token(d.draw(number), d.draw(number), d.draw(number), t),
+    "value_token": lambda d, t: budgets.value_token(*(d.draw(number) for _ in range(3)), d.draw(clip_eps), t),
     "value_token_gradient": lambda d, t: budgets.value_token_gradient(
-        d.draw(number), d.draw(number), d.draw(number), t
+        *(d.draw(number) for _ in range(3)), d.draw(clip_eps), t
     ),
     "model_output": lambda d, t: budgets.model_output([0.0], [d.draw(number)], 1 + abs(d.draw(number)), t),
     "model_gradient": lambda d, t: budgets.model_gradient(1 + abs(d.draw(number)), abs(d.draw(number)), t),
@@ -79,33 +82,49 @@ WORKED = {
     "log-prob": (lambda: budgets.log_prob([1.0, -2.0], 0.5, torch.float32), LOG_PROB),
     "entropy": (lambda: budgets.entropy([1.0, -2.0], 0.5, torch.float32), LOG_PROB * (2 + 3 / 0.5 + math.log(2))),
     "log-prob gradient": (
-        lambda: budgets.log_prob_gradient([1.0, -2.0], 0.5, torch.float32),
+        lambda: budgets.log_prob_gradient([-0.25], [1.0, -2.0], 0.5, torch.float32)[0],
         2 * (LOG_PROB + 2 * U) / 0.5,
     ),
+    "log-prob gradient, half": (
+        lambda: budgets.log_prob_gradient([-0.25], [1.0, -2.0], 0.5, torch.float16)[0],
+        2 * (LOG_PROB + 2 * U) / 0.5 + 4 * 2.0**-11 * 0.25 + 2 * 2.0**-24,
+    ),
+    "entropy gradient of two alike": (
+        lambda: budgets.entropy_gradient([0.0, 0.0], [0.0, 0.0], 1.0, torch.float32)[1],
+        (ALIKE := 2 * U * (2 + 2 * math.log(2) + 2)) * (1 + 2 + math.log(2)) + 2.0**-126 * 2,
+    ),
+    "k1": (lambda: budgets.approx_kl([0.5, -1.5], "k1", HALF), 2 * 2.0**-8 * (8 * 1.0 + 2.0)),
+    "k3": (lambda: budgets.approx_kl([0.0], "k3", torch.float32), 2 * U * 8),
+    "k1 of nothing": (lambda: budgets.approx_kl([], "k1", torch.float32), 0.0),
     "policy token": (lambda: budgets.policy_token(-3.0, -0.5, -2.0, torch.float32), 2 * U * (3 * (2 * 0.5 + 6) + 2)),
-    "value token, far from the return": (
-        lambda: budgets.value_token(3.0, 1.0, -2.0, torch.float32),
-        2 * (5 * 4 * U * 3 + 3 * U * 5**2),
+    "policy token, half": (
+        lambda: budgets.policy_token(-3.0, -0.5, -2.0, HALF),
+        2 * (2.0**-8 * 3 * (2 * 0.5 + 6) + U * 2),
     ),
-    "value token, the old one farther": (
-        lambda: budgets.value_token(0.5, -4.0, 0.0, torch.float32),
-        2 * (5 * 4 * U * 4 + 3 * U * 5**2),
+    "value token without a clip": (
+        lambda: budgets.value_token(3.0, 1.0, -2.0, None, torch.float32),
+        2 * 2 * U * 5**2,
     ),
-    "value token, the return the largest": (
-        lambda: budgets.value_token(1.0, 2.0, -6.0, torch.float32),
-        2 * (9 * 4 * U * 6 + 3 * U * 9**2),
+    "value token, clipped to 1.5": (
+        lambda: budgets.value_token(3.0, 1.0, -2.0, 0.5, torch.float32),
+        2 * (2 * U * 5**2 + 3.5 * (E := U * (0.5 + 1.5 + 3.5)) + E**2 + U * 3.5**2),
     ),
-    "value token of zeros": (lambda: budgets.value_token(0.0, 0.0, 0.0, torch.float32), 2 * (4e-3 * U + 3 * U)),
-    "value gradient": (lambda: budgets.value_token_gradient(-1.0, 3.0, -2.0, torch.float32), 2 * 6 * U * 3),
-    "value gradient, the value the largest": (
-        lambda: budgets.value_token_gradient(-5.0, 3.0, -2.0, torch.float32),
-        2 * 6 * U * 5,
+    "value token, within the band": (
+        lambda: budgets.value_token(0.75, 1.0, 3.0, 0.5, torch.float32),
+        2 * (2 * U * 2.25**2 + 2.25 * (E := U * (0.25 + 0.75 + 2.25)) + E**2 + U * 2.25**2),
     ),
-    "value gradient, the return the largest": (
-        lambda: budgets.value_token_gradient(1.0, 3.0, -6.0, torch.float32),
-        2 * 6 * U * 6,
+    "value gradient without a clip": (
+        lambda: budgets.value_token_gradient(-1.0, 3.0, -2.0, None, torch.float32),
+        2 * 3 * U * 1,
     ),
-    "value gradient of zeros": (lambda: budgets.value_token_gradient(0.0, 0.0, 0.0, torch.float32), 2 * 6 * U * 1e-3),
+    "value gradient, clipped to 2.5": (
+        lambda: budgets.value_token_gradient(-1.0, 3.0, -2.0, 0.5, torch.float32),
+        2 * (3 * U * 1 + U * (0.5 + 2.5 + 4.5)),
+    ),
+    "value gradient of zeros": (
+        lambda: budgets.value_token_gradient(0.0, 0.0, 0.0, None, torch.float32),
+        2 * 3 * U * 1e-3,
+    ),
     "mean": (
         lambda: budgets.aggregate([3.0, -1.0], [0.5, 0.25], [0.5, 0.25], torch.float32),
         0.25 + 0.0625 + 2 * U * (2 + 3) * (1.5 + 0.25) + 1e-12,
@@ -188,6 +207,23 @@ def test_honest_means_are_inside(values, random, dtype):
         assert abs(float(answer) - truth) <= allowed
 
 
+@given(logits, temperature, st.sampled_from((torch.float32, torch.bfloat16, torch.float16)))
+def test_honest_gradients_are_inside(row, t, half):
+    """Computed in float32 and rounded to the dtype of the logits, as automatic differentiation does it."""
+    z = torch.tensor(row).to(half).requires_grad_()
+    exact = z.detach().double().tolist()
+    wide = (z.float() / t).log_softmax(-1)
+    (of_log_prob,) = torch.autograd.grad(wide[0], z, retain_graph=True)
+    (of_entropy,) = torch.autograd.grad(-(wide.exp() * wide).sum(), z)
+    log_prob, entropy = spec.token_log_prob_gradient(exact, 0, t), spec.entropy_gradient(exact, t)
+    for came, truth, budget in (
+        (of_log_prob, log_prob, budgets.log_prob_gradient(log_prob, exact, t, half)),
+        (of_entropy, entropy, budgets.entropy_gradient(entropy, exact, t, half)),
+    ):
+        for a, b, allowed in zip(came.tolist(), truth, budget, strict=True):
+            assert abs(a - b) <= allowed
+
+
 # --- wrong arithmetic is outside ----------------------------------------------------------------------------------
 
 
@@ -212,4 +248,23 @@ def test_a_temperature_of_one_instead_of_another_is_outside(row):
 @pytest.mark.parametrize("ratio", [0.5, 0.9, 1.0, 1.1, 2.0])
 def test_a_loss_off_by_a_thousandth_is_outside(ratio):
     assert budgets.policy_token(1.0, math.log(ratio), 1.0, torch.float32) * 100 < 1e-3
-    assert budgets.value_token(ratio, 1.0, 0.0, torch.float32) * 10 < 1e-3
+    assert budgets.value_token(ratio, 1.0, 0.0, 0.2, torch.float32) * 10 < 1e-3
+
+
+def test_half_precision_does_not_hide_the_gradient_of_a_confident_label():
+    truth = spec.token_log_prob_gradient([8.0, 0.0], 0)
+    allowed = budgets.log_prob_gradient(truth, [8.0, 0.0], 1.0, torch.bfloat16)
+    assert [10 * a < abs(t) for a, t in zip(allowed, truth, strict=True)] == [True, True]
+
+
+def test_half_precision_does_not_hide_what_a_small_ratio_leaves_of_the_gradient():
+    gradient = math.exp(-6.0)
+    assert budgets.policy_token(-gradient, -6.0, 1.0, torch.bfloat16) < 0.2 * gradient
+
+
+def test_half_precision_does_not_hide_a_kl_of_the_other_sign():
+    assert budgets.approx_kl([1.5, 1.25, 0.5], "k1", torch.bfloat16) < 0.2 * (1.5 + 1.25 + 0.5) / 3
+
+
+def test_half_precision_does_not_hide_half_of_a_small_value_loss():
+    assert budgets.value_token(2.25, 2.5, 2.0, None, torch.bfloat16) < 0.25 * (0.5 * 0.25**2)

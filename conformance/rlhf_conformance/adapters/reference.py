@@ -13,6 +13,7 @@ class Reference(Adapter):
     name = "reference"
     layouts = LAYOUTS
     ignored_label = "zero"
+    entropy_gradient = True
     head_names = ("score", "value_head", "v_head")
     reward_normalization = critic_normalization = True
     aggregations = ("token-mean", "sequence-mean")

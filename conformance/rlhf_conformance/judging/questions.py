@@ -59,10 +59,10 @@ class Call:
     copies      the adapter gets copies, so that it cannot change what the suite has
     about       the case that is presented to a model; None where the arguments are all there is
     recipes     makes the source of arguments that are too large to be written out, by their names
+    grad        gradients are switched on while the method runs
     seed        the random seed that is set before the call; None: none is
     scored      the mean and the std by which right answers are normalized
     watches_mode    a switch of the model between train and eval mode is a disturbance, and is undone
-    no_grad     it is made under `torch.no_grad()`
     """
 
     method: str
@@ -70,10 +70,10 @@ class Call:
     copies: bool = True
     about: Any = None
     recipes: Callable[[], Mapping[str, str]] = dict
+    grad: bool = True
     seed: int | None = None
     scored: tuple[float, float] = (0.0, 1.0)
     watches_mode: bool = False
-    no_grad: bool = False
 
     def argument(self, name: str) -> Any:
         return self.given[METHODS[self.method].arguments.index(name)]

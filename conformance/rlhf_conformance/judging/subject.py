@@ -71,7 +71,7 @@ class Subject:
             if call.seed is not None:
                 around.enter_context(torch.random.fork_rng())
                 torch.manual_seed(call.seed)
-            if call.no_grad:
+            if not call.grad:
                 around.enter_context(torch.no_grad())
             answered = self.ask(call.method, *given, copies=call.copies)
         if call.watches_mode and getattr(given[0], "training", None) != mode:

@@ -22,6 +22,9 @@ from rlhf_conformance._lazy import torch
 
 _UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 FLOAT32 = _UNIT["float32"]
+SMALLEST = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
+"""Below which numbers of a dtype are lost: in float16 the least of those without a leading one, in the other two the
+least that has one, since devices may flush the rest."""
 
 ROUNDINGS = 6
 """Roundings to the dtype that add up on the way through a two-layer probe: some twelve operations stand one behind the
@@ -53,30 +56,82 @@ def entropy(logits: Sequence[float], temperature: float, dtype: torch.dtype) -> 
     return log_prob(logits, temperature, dtype) * (2 + spread)
 
 
-def log_prob_gradient(logits: Sequence[float], temperature: float, dtype: torch.dtype) -> float:
-    """Of each entry of a log-prob's gradient with respect to the logits: p <= 1 with the relative error of exp."""
-    return 2 * (log_prob(logits, temperature, dtype) + 2 * unit(dtype)) / temperature
+def log_prob_gradient(
+    gradient: Sequence[float], logits: Sequence[float], temperature: float, dtype: torch.dtype
+) -> list[float]:
+    """Of each entry of a log-prob's gradient with respect to the logits: p <= 1 with the relative error of exp.
+
+    It is computed in float32 or better whatever the dtype of the logits, as the log-prob is, and only then rounded to
+    it: an allowance for softmaxes in half precision would be larger than the whole gradient of a confident label.
+    """
+    computed = 2 * (log_prob(logits, temperature, torch.float32) + 2 * FLOAT32) / temperature
+    return [computed + rounded(entry, dtype) for entry in gradient]
+
+
+def entropy_gradient(
+    gradient: Sequence[float], logits: Sequence[float], temperature: float, dtype: torch.dtype
+) -> list[float]:
+    """Of each entry -p (log p + H) / T of an entropy's gradient: p with the relative error of exp, and the errors of
+    the log-prob and of the entropy times p. Computed in float32 or better and then rounded, as `log_prob_gradient`.
+
+    A probability that underflows has no gradient.
+    """
+    of_log_prob, of_entropy = (of(logits, temperature, torch.float32) for of in (log_prob, entropy))
+    scaled = [z / temperature for z in logits]
+    largest = max(scaled)
+    log_sum = largest + math.log(math.fsum(math.exp(z - largest) for z in scaled))
+    allowed = []
+    for entry, z in zip(gradient, scaled, strict=True):
+        p, relative = math.exp(z - log_sum), 2 * of_log_prob * abs(entry)
+        computed = relative + 2 * p * (of_log_prob + of_entropy) / temperature
+        underflow = SMALLEST["float32"] * (2 + largest - z) / temperature
+        allowed.append(computed + underflow + rounded(entry, dtype))
+    return allowed
+
+
+def rounded(number: float, dtype: torch.dtype) -> float:
+    """Of a number that was computed in float32 or better and rounded to the dtype, at most twice: once where it was
+    kept, once where it was multiplied by what comes from behind. Nothing for float32 and float64."""
+    name = str(dtype).removeprefix("torch.")
+    return 4 * unit(dtype) * abs(number) + 2 * SMALLEST[name] if name in ("float16", "bfloat16") else 0.0
 
 
 def policy_token(loss: float, log_ratio: float, advantage: float, dtype: torch.dtype) -> float:
     """Of one token's policy loss or its gradient: the log-ratio's rounding is amplified by exp, then three operations.
 
-    The ratio is compared with 1, so however small it is, it may carry a rounding of 1: hence the term of the advantage.
+    The ratio may come as expm1 + 1, so however small it is, it may carry a rounding of 1: hence the term of the
+    advantage. That is one of float32: who takes the exponential in half precision takes it as it is, and an allowance
+    of a rounding of the half would be larger than what a small ratio leaves of the gradient.
     """
-    return 2 * unit(dtype) * (abs(loss) * (2 * abs(log_ratio) + 6) + abs(advantage))
+    return 2 * (unit(dtype) * abs(loss) * (2 * abs(log_ratio) + 6) + FLOAT32 * abs(advantage))
 
 
-def value_token(value: float, old_value: float, return_: float, dtype: torch.dtype) -> float:
-    """Of one token's value loss: d(x^2) = 2 |x| dx, where dx is a few roundings of the largest of the three."""
-    largest = max(abs(value), abs(old_value), abs(return_), 1e-3)
-    error = 4 * unit(dtype) * largest
-    distance = max(abs(value - return_), abs(old_value - return_) + 1.0)
-    return 2 * (distance * error + 3 * unit(dtype) * distance**2)
+def value_token(value: float, old_value: float, return_: float, clip_eps: float | None, dtype: torch.dtype) -> float:
+    """Of one token's value loss: half a square, d(x^2 / 2) = |x| dx, of the distance V - R, which has the one rounding
+    of its subtraction, and of that of the clipped value."""
+    far, near, error = _distances(value, old_value, return_, clip_eps, dtype)
+    return 2 * (2 * unit(dtype) * far**2 + near * error + error**2 + unit(dtype) * near**2)
 
 
-def value_token_gradient(value: float, old_value: float, return_: float, dtype: torch.dtype) -> float:
-    """Of one token's value loss gradient: V - R, a few roundings of the largest of the three."""
-    return 2 * 6 * unit(dtype) * max(abs(value), abs(old_value), abs(return_), 1e-3)
+def value_token_gradient(
+    value: float, old_value: float, return_: float, clip_eps: float | None, dtype: torch.dtype
+) -> float:
+    """Of one token's value loss gradient: V - R, or within the band the same by way of the clipped value."""
+    far, _, error = _distances(value, old_value, return_, clip_eps, dtype)
+    return 2 * (3 * unit(dtype) * far + error)
+
+
+def _distances(
+    value: float, old_value: float, return_: float, clip_eps: float | None, dtype: torch.dtype
+) -> tuple[float, float, float]:
+    """Of the value and of the clipped one from the return, and the rounding of the latter: the difference from the old
+    value, the sum with it, and the difference from the return. Without a clip there is none."""
+    far = max(abs(value - return_), 1e-3)
+    if clip_eps is None:
+        return far, 0.0, 0.0
+    moved = max(-clip_eps, min(clip_eps, value - old_value))
+    near = abs(old_value + moved - return_)
+    return far, near, unit(dtype) * (abs(moved) + abs(old_value + moved) + near)
 
 
 def aggregate(losses: Sequence[float], errors: Sequence[float], weights: Sequence[float], dtype: torch.dtype) -> float:
@@ -148,15 +203,18 @@ def clip_fraction(dtype: torch.dtype) -> float:
     return 8 * unit(dtype)
 
 
-def approx_kl(log_ratios: Sequence[float], dtype: torch.dtype) -> float:
-    """Of a mean of KL estimates: each a few roundings of the ratio's and the log-ratio's size, and the sum's."""
-    largest = max((math.exp(abs(x)) * (1 + abs(x)) for x in log_ratios), default=1.0)
-    return 2 * unit(dtype) * (len(log_ratios) + 8) * largest
+def approx_kl(log_ratios: Sequence[float], estimator: str, dtype: torch.dtype) -> float:
+    """Of a mean of KL estimates: of each a few roundings of its terms, the log-ratio for k1, and the ratio as well for
+    k3, and of the sum those of what is summed."""
+    terms = [abs(x) if estimator == "k1" else math.exp(x) * (1 + abs(x)) + abs(x) for x in log_ratios]
+    summed = [abs(x) if estimator == "k1" else math.expm1(x) - x for x in log_ratios]
+    count = max(1, len(log_ratios))
+    return 2 * unit(dtype) * (8 * math.fsum(terms) / count + math.fsum(summed))
 
 
 def metric(log_ratios: Sequence[float], dtype: torch.dtype) -> float:
     """Of a number that is logged beside a policy loss, whichever it is."""
-    return max(clip_fraction(dtype), approx_kl(log_ratios, dtype))
+    return max(clip_fraction(dtype), *(approx_kl(log_ratios, estimator, dtype) for estimator in ("k1", "k3")))
 
 
 def normalized(score: float, mean: float, std: float, dtype: torch.dtype) -> float:

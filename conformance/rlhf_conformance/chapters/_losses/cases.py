@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 Rows = tuple[tuple[float, ...], ...]
 Masks = tuple[tuple[int, ...], ...]
 CLIP_EPS = (0.1, 0.2, 0.3)
-DUAL_CLIP = (1.5, 3.0)
+DUAL_CLIP = (1.5, 3.0, 1.05, 10.0)
+EDGES_LOW = (0.0, 1.0, 1.5)
+"""Nothing below is left; everything is, since no ratio is negative."""
+EDGES_HIGH = (0.0, 4.0)
+EDGES_OF_VALUES = (0.0, 3.0)
 
 
 class LossCase:
@@ -145,6 +149,7 @@ class LossShape:
     min_rows: int = 1
     single_row: bool = False
     square: bool = False  # in one case of four, since only a square lets a wrong axis pass
+    edges: bool = False  # a bound of 0, or of more than anything that is usual
 
 
 Token = tuple[float, float, float]
@@ -168,7 +173,7 @@ ROWS, WIDTH = 4, 6
 TOKEN_PICKS = 6
 MASK_PICKS = 3 + WIDTH
 ROW_PICKS = MASK_PICKS + WIDTH * TOKEN_PICKS
-HEAD_PICKS = 16
+HEAD_PICKS = 19
 CASE_PICKS = HEAD_PICKS + ROWS * ROW_PICKS
 """How many choices are read, at most: for a token, for a row's mask, for a row, for what rows share, for a case."""
 
@@ -232,13 +237,21 @@ def _policy_options(picks: Picks, adapter: Adapter, shape: LossShape) -> PolicyL
     low, either, other = picks.of(CLIP_EPS), picks.chance(2, 3), picks.below(len(CLIP_EPS) - 1)
     unequal = either and adapter.asymmetric_clip if shape.unequal_eps is None else shape.unequal_eps
     high = [eps for eps in CLIP_EPS if eps != low][other] if unequal else low
+    edge, edge_low, edge_high = picks.below(3), picks.of(EDGES_LOW), picks.of(EDGES_HIGH)
+    if shape.edges:
+        low, high = (
+            (edge_low, edge_low) if not unequal else ((low, edge_high), (edge_low, high), (edge_low, edge_high))[edge]
+        )
     has_dual, bound = picks.chance(1, 2), picks.of(DUAL_CLIP)
-    dual = has_dual and adapter.dual_clip if shape.dual is None else shape.dual
+    dual = has_dual and bool(adapter.dual_clip) if shape.dual is None else shape.dual
+    if adapter.dual_clip == "always":
+        dual = True
     return PolicyLossOptions(low, high, bound if dual else None, _aggregation(picks, adapter, shape))
 
 
 def _value_options(picks: Picks, adapter: Adapter, shape: LossShape) -> ValueLossOptions:
-    eps = picks.of(CLIP_EPS)
+    eps, edge = picks.of(CLIP_EPS), picks.of(EDGES_OF_VALUES)
+    eps = edge if shape.edges else eps
     return ValueLossOptions(eps if shape.clipped and adapter.value_clip else None, _aggregation(picks, adapter, shape))
 
 
@@ -269,7 +282,8 @@ RARE_ADVANTAGES = (6.3, 17.0, 40.0)
 @lru_cache(1024)
 def _log_ratios(zone: str, options: PolicyLossOptions) -> tuple[float, ...]:
     """What the log-ratio may be in a zone, the simplest first."""
-    low, high = math.log(1 - options.clip_eps_low), math.log(1 + options.clip_eps_high)
+    lowest, highest = 1 - options.clip_eps_low, 1 + options.clip_eps_high
+    low, high = math.log(lowest) if lowest > 0 else -3.0, math.log(highest)
     # Between the two bounds' distances from 1, on either side: where one bound holds and the other would not.
     between = (options.clip_eps_low + options.clip_eps_high) / 2
     zones: dict[str, tuple[float, ...]] = {
@@ -277,7 +291,7 @@ def _log_ratios(zone: str, options: PolicyLossOptions) -> tuple[float, ...]:
         "above": tuple(high + 0.1 * k for k in range(1, 13)),
         "below": tuple(low - 0.1 * k for k in range(1, 13)),
         "anywhere": tuple(0.1 * k + 0.013 for k in outward(20)),
-        "between": (math.log(1 + between), math.log(1 - between)),
+        "between": (math.log(1 + between), math.log(max(1 - between, 0.1))),
         "far": tuple(2.5 + 0.5 * k for k in range(32)),
         "equal": (0.0,),
         "overflow": tuple(float(90 + 2 * k) for k in range(156)),
@@ -304,7 +318,7 @@ def _value_token(picks: Picks, dtype: torch.dtype, options: ValueLossOptions, sh
     old = exactly(0.11 * picks.of(outward(20)), dtype)
     rare = picks.chance(1, 4) and budgets.is_fine(dtype)
     return_ = exactly(picks.of(RARE_RETURNS if rare else USUAL_RETURNS), dtype)
-    move = picks.of(_moves(zone, options.clip_eps or 0.2))
+    move = picks.of(_moves(zone, 0.2 if options.clip_eps is None else options.clip_eps))
     for attempt in range(40):
         new = exactly(old + move + math.copysign(0.02 * attempt, move), dtype)
         if _value_far_from_kinks(new, old, return_, options, dtype):
@@ -320,7 +334,7 @@ RARE_RETURNS = (-50.3, -9.1, 12.7, 48.9)
 def _moves(zone: str, eps: float) -> tuple[float, ...]:
     """How far the value has moved since it was old, the simplest first."""
     if zone == "inside":
-        return tuple(0.1 * k * eps for k in outward(8))
+        return tuple(0.1 * k * min(eps, 2.0) for k in outward(8))
     return tuple(sign * (eps + 0.1 * k) for k in range(1, 13) for sign in (1, -1))
 
 

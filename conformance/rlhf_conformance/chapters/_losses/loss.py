@@ -39,6 +39,7 @@ from rlhf_conformance.judging.questions import (
     Formula,
     Question,
     Reading,
+    selected,
 )
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.literals import source
@@ -293,18 +294,20 @@ def mean(loss: Loss, aggregation: str) -> Template:
 
 def micro_batches(loss: Loss) -> Template:
     def check(subject: Subject, case: SplitCase) -> Questions:
-        whole, count = case.case, loss.count(case.case)
-        parts = [part.with_options(global_count=count) for part in case.parts]
-        calls = tuple(loss.call(subject, part) for part in parts)
-        yield Question(
-            f"sum of the losses of {len(parts)} micro-batches with the global count {count:g}",
-            calls,
-            loss.value(whole),
-            sum(loss.value_budget(part, subject.dtype) for part in parts),
-            reading=SUM,
-            formula=loss.formula(),
-        )
-        yield loss.asks_gradient(subject, whole, calls, reading=GRADIENTS)
+        counts = (loss.count(case.case), int(loss.count(case.case)), 1)
+        for count in counts:  # as a float, as a whole number, and the least that there is
+            whole = case.case.with_options(global_count=count)
+            parts = [part.with_options(global_count=count) for part in case.parts]
+            calls = tuple(loss.call(subject, part) for part in parts)
+            yield Question(
+                f"sum of the losses of {len(parts)} micro-batches with the global count {count!r}",
+                calls,
+                loss.value(whole),
+                sum(loss.value_budget(part, subject.dtype) for part in parts),
+                reading=SUM,
+                formula=loss.formula(),
+            )
+            yield loss.asks_gradient(subject, whole, calls, reading=GRADIENTS)
 
     cases = lambda s: split(loss.builder(s, unequal_rows=True, min_rows=2))  # noqa: E731
     return loss.template(check, cases, has_global_count)
@@ -367,9 +370,14 @@ def _counted_like(loss: Loss, subject: Subject, case: LossCase, answered: Any) -
     return distance(True) < distance(False)
 
 
+def emptied(case: LossCase) -> LossCase:
+    """The case without any action."""
+    return case.changed(action_mask=tuple((0,) * len(row) for row in case.action_mask))
+
+
 def empty_batch(loss: Loss) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
-        nothing = case.changed(action_mask=tuple((0,) * len(row) for row in case.action_mask))
+        nothing = emptied(case)
         call = loss.call(subject, nothing)
         yield Question("loss of a batch without any action", call, 0.0, reading=NUMBER, formula=loss.formula())
         zeros = [[0.0] * len(row) for row in case.action_mask]
@@ -393,9 +401,10 @@ def mask_dtype(loss: Loss) -> Template:
 
 def scalar(loss: Loss) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
-        answered = yield loss.call(subject, case)
+        call = loss.call(subject, case)
+        answered = yield call
         result = getattr(answered.value, "loss", answered.value)
-        yield Fact(result.ndim == 0, "shape of the loss", "()", str(tuple(result.shape)))
+        yield Question("number of axes of the loss", call, 0.0, reading=_AXES)
         yield Fact(
             result.requires_grad,
             "graph of the loss",
@@ -404,6 +413,9 @@ def scalar(loss: Loss) -> Template:
         )
 
     return loss.template(check, loss.cases())
+
+
+_AXES = selected(lambda value: float(getattr(value, "loss", value).ndim))
 
 
 def padding_invariance(loss: Loss) -> Template:

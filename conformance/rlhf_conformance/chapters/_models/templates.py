@@ -238,7 +238,7 @@ def no_grad(role: Role) -> Template:
     """The answers without a graph are those with one."""
 
     def check(subject: Subject, case: ModelCase) -> Questions:
-        call = role.call(subject, case, no_grad=True)
+        call = role.call(subject, case, grad=False)
         yield role.asks_truth(subject, case, f"{role.what} under no_grad, layout {case.how.layout!r}", call)
 
     return template(role, check, lambda s: model_cases(s.adapter, role.any_temperature(s.adapter)))

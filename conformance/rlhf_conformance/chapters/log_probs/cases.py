@@ -3,6 +3,7 @@ numbers."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,6 +12,7 @@ from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
 
 ODD_SIZES = (1, 2, 3, 7, 9, 15, 17, 31, 33, 63, 65, 127, 129, 255, 257, 1023, 1025)
+SMALL_SIZES = (2, 1, *range(3, 12))
 IGNORE = -100
 WRITTEN_OUT = 300
 """Logits of a case that are kept one by one; of more, how they are drawn."""
@@ -19,7 +21,11 @@ WRITTEN_OUT = 300
 @stored
 @dataclass(frozen=True)
 class LogitsCase:
-    """Logits (B, T, V) of spread `scale`, shifted by `offset`, with labels (B, T)."""
+    """Logits (B, T, V) of spread `scale`, shifted by `offset`, with labels (B, T).
+
+    likeliest   every label is the likeliest id of its position
+    ruled_out   about half of the ids of each position have the logit -inf; the likeliest and the label have not
+    """
 
     batch_size: int
     length: int
@@ -30,6 +36,8 @@ class LogitsCase:
     temperature: float = 1.0
     dtype: str = "float32"
     ignored: tuple[int, ...] = ()  # flat indices of labels that are -100
+    likeliest: bool = False
+    ruled_out: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -44,13 +52,20 @@ class LogitsCase:
     def logits(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.batch_size, self.length, self.vocab_size)
-        noise = torch.randn(shape, generator=generator) * self.scale + self.offset
-        return noise.to(getattr(torch, self.dtype))
+        noise = (torch.randn(shape, generator=generator) * self.scale + self.offset).to(getattr(torch, self.dtype))
+        if not self.ruled_out:
+            return noise
+        out = torch.rand(shape, generator=generator) < 0.5
+        return noise.masked_fill(out.scatter(-1, noise.argmax(-1, keepdim=True), value=False), -math.inf)
 
     @cached_property
     def labels(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
         labels = torch.randint(self.vocab_size, (self.batch_size, self.length), generator=generator)
+        if self.likeliest or self.ruled_out:
+            best = self.logits.argmax(-1)
+            out = self.logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1) == -math.inf
+            labels = best if self.likeliest else best.where(out, labels)
         for index in self.ignored:
             labels.view(-1)[index % labels.numel()] = IGNORE
         return labels
@@ -75,22 +90,26 @@ def logits_cases(
     scales: tuple[float, ...] = (1.0, 2.0, 4.0),
     offsets: tuple[float, ...] = (0.0,),
     ignored: bool = False,
+    likeliest: bool = False,
+    ruled_out: bool = False,
 ) -> Picked[LogitsCase]:
     """Small batches: up to 4 rows of up to 6 positions, over up to 11 tokens or more than a top-k would hold."""
 
     def build(picks: Picks) -> LogitsCase:
-        large = picks.chance(1, 2)
+        large = picks.chance(1, 2) and not likeliest and not ruled_out  # these have no recipe
         left = list(range(24))
         return LogitsCase(
             batch_size=1 + picks.below(4),
             length=1 + picks.below(6),
-            vocab_size=picks.of((33, 130)) if large else 2 + picks.below(10),
+            vocab_size=picks.of((33, 130)) if large else picks.of(SMALL_SIZES),
             seed=_seed(picks),
             scale=picks.of(scales),
             offset=picks.of(offsets),
             temperature=picks.of(temperatures),
             dtype=picks.of(dtypes),
             ignored=tuple(left.pop(picks.below(len(left))) for _ in range(1 + picks.below(4))) if ignored else (),
+            likeliest=likeliest,
+            ruled_out=ruled_out,
         )
 
     return Picked(15, build)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import rlhf_spec.log_probs as spec
@@ -17,13 +19,25 @@ from rlhf_conformance.chapters.log_probs.cases import (
 )
 from rlhf_conformance.judging.checks import Questions, check, declares, use
 from rlhf_conformance.judging.picks import Picked
-from rlhf_conformance.judging.questions import ANSWER, GRADED, Call, Fact, Formula, Question, Reading
+from rlhf_conformance.judging.questions import (
+    ANSWER,
+    GRADED,
+    Call,
+    Fact,
+    Formula,
+    NotReturned,
+    Question,
+    Reading,
+    selected,
+)
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
 
 LOG_PROBS = ("token_log_probs",)
 ENTROPY = ("token_entropy",)
 HALF_DTYPES = ("bfloat16", "float16")
+EDGES = (1, 2, 0.05, 20.0)
+"""Temperatures that are whole numbers, and those that leave one id, or all alike."""
 
 
 def dtype_name(subject: Subject) -> str:
@@ -33,15 +47,25 @@ def dtype_name(subject: Subject) -> str:
 # --- calls, truth and allowances ------------------------------------------------------------------------------------
 
 
-def log_probs_call(subject: Subject, case: LogitsCase, temperature: float | None = None, *, leaf: bool = False) -> Call:
-    logits = subject.tensor(case.logits, case.logits.dtype).clone().requires_grad_(leaf)
-    given = (logits, subject.tensor(case.labels), temperature or case.temperature)
-    return Call("token_log_probs", given, recipes=lambda: case.recipes, about=case)
+def log_probs_call(
+    subject: Subject, case: LogitsCase, temperature: float | None = None, *, leaf: bool = False, grad: bool = True
+) -> Call:
+    given = (_logits(subject, case, leaf), subject.tensor(case.labels), temperature or case.temperature)
+    return Call("token_log_probs", given, recipes=lambda: case.recipes, about=case, grad=grad)
 
 
-def entropy_call(subject: Subject, case: LogitsCase) -> Call:
-    logits = subject.tensor(case.logits, case.logits.dtype)
-    return Call("token_entropy", (logits, case.temperature), recipes=lambda: case.recipes, about=case)
+def entropy_call(subject: Subject, case: LogitsCase, *, leaf: bool = False, grad: bool = True) -> Call:
+    given = (_logits(subject, case, leaf), case.temperature)
+    return Call("token_entropy", given, recipes=lambda: case.recipes, about=case, grad=grad)
+
+
+def _logits(subject: Subject, case: LogitsCase, leaf: bool) -> torch.Tensor:
+    return subject.tensor(case.logits, case.logits.dtype).clone().requires_grad_(leaf)
+
+
+def _possible(case: LogitsCase) -> list[list[list[float]]]:
+    """The logits of the ids that are not ruled out: what rounding comes from."""
+    return [[[z for z in logits if z > -math.inf] for logits in row] for row in case.logits.double().tolist()]
 
 
 def true_log_probs(case: LogitsCase) -> list[list[float]]:
@@ -49,8 +73,24 @@ def true_log_probs(case: LogitsCase) -> list[list[float]]:
 
 
 def allowed(case: LogitsCase, dtype: torch.dtype) -> list[list[float]]:
-    rows = case.logits.double().tolist()
-    return [[budgets.log_prob(logits, case.temperature, dtype) for logits in row] for row in rows]
+    return [[budgets.log_prob(logits, case.temperature, dtype) for logits in row] for row in _possible(case)]
+
+
+Allowance = Callable[[Sequence[float], Sequence[float], float, Any], list[float]]
+
+
+def allowed_gradient(case: LogitsCase, truth: list[Any], temperature: float, allowance: Allowance) -> list[Any]:
+    """Of 1, 2, 3, ... times a gradient: none at an id that is ruled out."""
+    logits, dtype = case.logits.double().tolist(), case.logits.dtype
+    found, weight = [], 0.0
+    for row, gradients in zip(logits, truth, strict=True):
+        found.append([])
+        for z, gradient in zip(row, gradients, strict=True):
+            weight += 1.0
+            kept = [(x, g / weight) for x, g in zip(z, gradient, strict=True) if x > -math.inf]
+            own = iter(allowance([g for _, g in kept], [x for x, _ in kept], temperature, dtype))
+            found[-1].append([weight * next(own) if x > -math.inf else 0.0 for x in z])
+    return found
 
 
 def asks_log_probs(
@@ -66,6 +106,41 @@ def asks_log_probs(
     )
 
 
+def asks_entropies(
+    subject: Subject, case: LogitsCase, what: str, call: Call | None = None, dtype: Any = None
+) -> Question:
+    """Are the entropies those of the formula? As `asks_log_probs`."""
+    return Question(
+        what,
+        call or entropy_call(subject, case),
+        spec.token_entropies(case.logits.double().tolist(), case.temperature),
+        [[budgets.entropy(z, case.temperature, dtype or case.logits.dtype) for z in row] for row in _possible(case)],
+        formula=Formula(METHODS["token_entropy"].formula),
+    )
+
+
+def asks_entropy_gradient(subject: Subject, case: LogitsCase, call: Call) -> Question:
+    """Is their gradient that of the formula?"""
+    truth = spec.token_entropies_gradient(case.logits.double().tolist(), case.temperature)
+    return Question(
+        "gradient of the weighted entropies with respect to the logits",
+        call,
+        truth,
+        allowed_gradient(case, truth, case.temperature, budgets.entropy_gradient),
+        reading=GRADED,
+        formula=Formula("rlhf_spec.log_probs.token_entropies_gradient"),
+    )
+
+
+def in_float32(answered: Any, what: str) -> Fact:
+    return Fact(
+        answered.value.dtype in (torch.float32, torch.float64),
+        what,
+        expected="float32 or float64",
+        actual=str(answered.value.dtype).removeprefix("torch."),
+    )
+
+
 # --- checks ---------------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +153,7 @@ def definition(subject: Subject, case: LogitsCase) -> Questions:
     "log-probs.temperature",
     needs=LOG_PROBS,
     requires=(temperature_declared,),
-    cases=lambda s: logits_cases(dtype_name(s), temperatures=TEMPERATURES),
+    cases=lambda s: logits_cases(dtype_name(s), temperatures=(*TEMPERATURES, *EDGES)),
 )
 def temperature(subject: Subject, case: LogitsCase) -> Questions:
     yield asks_log_probs(subject, case, f"log-prob of the label at temperature {case.temperature}")
@@ -91,13 +166,7 @@ def temperature(subject: Subject, case: LogitsCase) -> Questions:
 )
 def float32(subject: Subject, case: LogitsCase) -> Questions:
     call = log_probs_call(subject, case)
-    answered = yield call
-    yield Fact(
-        answered.value.dtype in (torch.float32, torch.float64),
-        f"dtype of the log-probs of {case.dtype} logits",
-        expected="float32 or float64",
-        actual=str(answered.value.dtype).removeprefix("torch."),
-    )
+    yield in_float32((yield call), f"dtype of the log-probs of {case.dtype} logits")
     yield asks_log_probs(subject, case, f"log-prob from {case.dtype} logits", call, torch.float32)
 
 
@@ -128,40 +197,138 @@ def stable(subject: Subject, case: LogitsCase) -> Questions:
     yield asks_log_probs(subject, case, "log-prob from huge logits", call, torch.float32)
 
 
-@check("log-probs.gradient", needs=LOG_PROBS, cases=lambda s: logits_cases(dtype_name(s), temperatures=(1.0, 1.3)))
+GRADIENTS = (1.0, 1.3)  # temperatures
+
+
+@check(
+    "log-probs.gradient",
+    needs=LOG_PROBS,
+    cases=lambda s: (
+        logits_cases(dtype_name(s), temperatures=GRADIENTS)
+        | logits_cases(dtype_name(s), *HALF_DTYPES, temperatures=GRADIENTS, likeliest=True)
+    ),
+)
 def gradient(subject: Subject, case: LogitsCase) -> Questions:
     t = case.temperature if subject.adapter.temperature else 1.0
     call = log_probs_call(subject, case, t, leaf=True)
     answer = (yield call).value
     yield Fact(answer.requires_grad, "log-probs", expected="a graph back to the logits", actual="no graph: detached")
+    yield asks_log_probs_gradient(case, call, t)
+
+
+def asks_log_probs_gradient(case: LogitsCase, call: Call, temperature: float) -> Question:
     rows = case.logits.double().tolist()
-    weights = torch.arange(1.0, case.labels.numel() + 1).reshape(case.labels.shape).tolist()
-    yield Question(
+    truth = spec.token_log_probs_gradient(rows, case.labels.tolist(), temperature)
+    return Question(
         "gradient of the weighted log-probs with respect to the logits",
         call,
-        spec.token_log_probs_gradient(rows, case.labels.tolist(), t),
-        [
-            [w * budgets.log_prob_gradient(z, t, case.logits.dtype) for z, w in zip(row, ws, strict=True)]
-            for row, ws in zip(rows, weights, strict=True)
-        ],
+        truth,
+        allowed_gradient(case, truth, temperature, budgets.log_prob_gradient),
         reading=GRADED,
         formula=Formula("rlhf_spec.log_probs.token_log_probs_gradient"),
     )
 
 
+@check("log-probs.masked-logits", needs=LOG_PROBS, cases=lambda s: logits_cases(dtype_name(s), ruled_out=True))
+def masked_logits(subject: Subject, case: LogitsCase) -> Questions:
+    call = log_probs_call(subject, case, leaf=True)
+    yield asks_log_probs(subject, case, "log-prob of the label, where other ids are ruled out", call)
+    yield asks_log_probs_gradient(case, call, case.temperature)
+
+
+WAYS = {
+    "with a graph": {"leaf": True},
+    "from logits without a gradient": {},
+    "under no_grad": {"leaf": True, "grad": False},
+}
+
+
 @check(
-    "log-probs.entropy", needs=ENTROPY, cases=lambda s: logits_cases(dtype_name(s), temperatures=(1.0, *TEMPERATURES))
+    "log-probs.no-grad",
+    needs=LOG_PROBS,
+    cases=lambda s: logits_cases(dtype_name(s), temperatures=known_temperatures(s.adapter)),
+)
+def no_grad(subject: Subject, case: LogitsCase) -> Questions:
+    for way, how in WAYS.items():
+        yield asks_log_probs(subject, case, f"log-prob {way}", log_probs_call(subject, case, **how))
+        if "token_entropy" in subject.provided:
+            yield asks_entropies(subject, case, f"entropy {way}", entropy_call(subject, case, **how))
+
+
+@check(
+    "log-probs.entropy",
+    needs=ENTROPY,
+    cases=lambda s: logits_cases(dtype_name(s), temperatures=(1.0, *TEMPERATURES, *EDGES)),
 )
 def entropy(subject: Subject, case: LogitsCase) -> Questions:
-    t = case.temperature
-    rows = case.logits.double().tolist()
+    yield asks_entropies(subject, case, "entropy")
+
+
+@check(
+    "log-probs.entropy-float32",
+    needs=ENTROPY,
+    cases=lambda s: logits_cases(*HALF_DTYPES, temperatures=(1.0, *TEMPERATURES), offsets=(0.0, 64.0, -64.0)),
+)
+def entropy_float32(subject: Subject, case: LogitsCase) -> Questions:
+    call = entropy_call(subject, case)
+    yield in_float32((yield call), f"dtype of the entropies of {case.dtype} logits")
+    yield asks_entropies(subject, case, f"entropy of {case.dtype} logits", call, torch.float32)
+
+
+@check(
+    "log-probs.entropy-stable",
+    needs=ENTROPY,
+    cases=lambda s: logits_cases("float32", scales=(2.0, 300.0, 3e4), offsets=(0.0, -1e4, 1e4, 6e4)),
+)
+def entropy_stable(subject: Subject, case: LogitsCase) -> Questions:
+    call = entropy_call(subject, case)
+    answer = (yield call).value.detach()
+    finite = bool(torch.isfinite(answer).all())
+    yield Fact(finite, "entropies of huge logits", expected="finite numbers", actual=str(answer.tolist()))
+    yield asks_entropies(subject, case, "entropy of huge logits", call, torch.float32)
+
+
+is_more_than_logged = lambda adapter: (  # noqa: E731
+    "entropy_gradient = False: entropies are only logged" if adapter.entropy_gradient is False else None
+)
+
+
+def entropy_gradient_cases(subject: Subject) -> Picked[LogitsCase]:
+    """Spreads at which all ids count, and those at which some probabilities underflow."""
+    return logits_cases(dtype_name(subject), temperatures=(1.0, *TEMPERATURES), scales=(1.0, 2.0, 4.0, 300.0))
+
+
+@check(
+    "log-probs.entropy-graph",
+    needs=ENTROPY,
+    requires=(is_more_than_logged,),
+    cases=entropy_gradient_cases,
+)
+def entropy_graph(subject: Subject, case: LogitsCase) -> Questions:
     yield Question(
-        "entropy",
-        entropy_call(subject, case),
-        spec.token_entropies(rows, t),
-        [[budgets.entropy(logits, t, case.logits.dtype) for logits in row] for row in rows],
-        formula=Formula(METHODS["token_entropy"].formula),
+        "graphs from the entropies back to the logits",
+        entropy_call(subject, case, leaf=True),
+        1.0,
+        reading=selected(lambda entropies: float(entropies.requires_grad)),
     )
+
+
+@check("log-probs.entropy-gradient", needs=ENTROPY, requires=(is_more_than_logged,), cases=entropy_gradient_cases)
+def entropy_gradient(subject: Subject, case: LogitsCase) -> Questions:
+    call = entropy_call(subject, case, leaf=True)
+    has_graph = (yield call).value.requires_grad
+    if not has_graph and not subject.adapter.entropy_gradient:
+        raise NotReturned("the entropies have no graph, and entropy_gradient is not declared")
+    yield Fact(has_graph, "entropies", expected="a graph back to the logits", actual="no graph: detached")
+    yield asks_entropy_gradient(subject, case, call)
+
+
+@check("log-probs.entropy-masked-logits", needs=ENTROPY, cases=lambda s: logits_cases(dtype_name(s), ruled_out=True))
+def entropy_masked_logits(subject: Subject, case: LogitsCase) -> Questions:
+    call = entropy_call(subject, case, leaf=True)
+    yield asks_entropies(subject, case, "entropy, where some ids are ruled out", call)
+    if (yield call).value.requires_grad:
+        yield asks_entropy_gradient(subject, case, call)
 
 
 @check(

@@ -12,6 +12,10 @@ def gathered(log_softmax, labels):
     return log_softmax.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
 
 
+def _wide(x):
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 # --- the log-prob of the label ------------------------------------------------------------------------------------
 
 
@@ -118,6 +122,22 @@ class LogProbTemperatureAtLeastOne(Reference):
 
     def token_log_probs(self, logits, labels, temperature):
         return super().token_log_probs(logits, labels, max(1.0, temperature))
+
+
+@fault("log-probs.temperature")
+class TemperatureAtLeastATenth(Reference):
+    "Temperatures below 0.1 are taken as greedy ones, and so as 1."
+
+    def token_log_probs(self, logits, labels, temperature):
+        return super().token_log_probs(logits, labels, temperature if temperature >= 0.1 else 1.0)
+
+
+@fault("log-probs.temperature")
+class WholeTemperatureIgnored(Reference):
+    "A temperature is used if it is a float; the whole number 2 is passed over."
+
+    def token_log_probs(self, logits, labels, temperature):
+        return super().token_log_probs(logits, labels, temperature if isinstance(temperature, float) else 1.0)
 
 
 @fault("log-probs.temperature")
@@ -249,6 +269,19 @@ class GradientOfTemperatureOne(Reference):
         return value_of(right, gradient_of=super().token_log_probs(logits, labels, 1.0))
 
 
+@fault("log-probs.gradient", bug="gradient-in-half")
+class ProbabilitiesOfGradientInHalf(Reference):
+    "Right value, but the gradient's probabilities are kept in the dtype of the logits, where a confident one is 1."
+
+    def token_log_probs(self, logits, labels, temperature):
+        right = super().token_log_probs(logits, labels, temperature)
+        p = (_wide(logits.detach()) / temperature).softmax(-1).to(logits.dtype)
+        onehot = torch.nn.functional.one_hot(labels.clamp(min=0), logits.shape[-1]) * (labels >= 0).unsqueeze(-1)
+        slope = (onehot - p).where((labels >= 0).unsqueeze(-1), 0.0) / temperature
+        surrogate = (slope * logits.where(slope != 0, 0.0)).sum(-1, dtype=right.dtype)
+        return value_of(right, gradient_of=surrogate)
+
+
 @fault("log-probs.gradient")
 class GradientOfFirstSample(Reference):
     "Right value, but only the first sample sends a gradient back; right for one sample."
@@ -353,6 +386,182 @@ class LabelRuledOutInPlace(Reference):
         with torch.no_grad():
             logits.scatter_(-1, labels.clamp(min=0).unsqueeze(-1), -1e4)
         return answer
+
+
+# --- entropies: precision, range, gradient ------------------------------------------------------------------------
+
+
+@fault("log-probs.entropy-float32", bug="entropy-in-half")
+class EntropyInHalf(Reference):
+    "Log-sum-exp less the mean logit, in the dtype of the logits, and upcast afterwards."
+
+    def token_entropy(self, logits, temperature):
+        z = logits / temperature
+        return (z.logsumexp(-1) - (z.softmax(-1) * z).sum(-1)).float()
+
+
+@fault("log-probs.entropy-float32")
+class EntropyReturnedInHalf(Reference):
+    "Computed in float32, but returned in the dtype of the logits."
+
+    def token_entropy(self, logits, temperature):
+        return super().token_entropy(logits, temperature).to(logits.dtype)
+
+
+@fault("log-probs.entropy-stable")
+class EntropyOfLogOfSoftmax(Reference):
+    "Minus the sum of p times the logarithm of the softmax: 0 times -inf where a probability underflows."
+
+    def token_entropy(self, logits, temperature):
+        p = (_wide(logits) / temperature).softmax(-1)
+        return -(p * p.log()).sum(-1)
+
+
+@fault("log-probs.entropy-stable")
+class EntropyWithoutMaximum(Reference):
+    "The exponentials of the logits as they are, which overflow."
+
+    def token_entropy(self, logits, temperature):
+        z = _wide(logits) / temperature
+        total = z.exp().sum(-1, keepdim=True)
+        return total.squeeze(-1).log() - (z.exp() / total * z).sum(-1)
+
+
+@fault("log-probs.entropy-graph", bug="entropy-without-graph")
+class EntropyUnderNoGrad(Reference):
+    "The entropy is computed under no_grad."
+
+    def token_entropy(self, logits, temperature):
+        with torch.no_grad():
+            return super().token_entropy(logits, temperature)
+
+
+@fault("log-probs.entropy-gradient", bug="entropy-without-graph")
+class EntropyDetached(Reference):
+    "The fused path hands out the entropy beside the log-probs, without a gradient."
+
+    def token_entropy(self, logits, temperature):
+        return super().token_entropy(logits, temperature).detach()
+
+
+@fault("log-probs.entropy-gradient")
+class EntropyProbabilitiesDetached(Reference):
+    "Right value, but the probabilities are constants, and only their logarithm sends a gradient."
+
+    def token_entropy(self, logits, temperature):
+        log_p = (_wide(logits) / temperature).log_softmax(-1)
+        return value_of(super().token_entropy(logits, temperature), gradient_of=-(log_p.exp().detach() * log_p).sum(-1))
+
+
+@fault("log-probs.entropy-gradient")
+class EntropyGradientOfTemperatureOne(Reference):
+    "Right value, but the gradient is not divided by the temperature."
+
+    def token_entropy(self, logits, temperature):
+        right = super().token_entropy(logits, temperature)
+        return value_of(right, gradient_of=right * temperature)
+
+
+@fault("log-probs.entropy-gradient")
+class EntropyGradientNanAtZero(Reference):
+    "Right value, but the derivative of p log p is taken at p = 0, where it is infinite."
+
+    def token_entropy(self, logits, temperature):
+        return torch.special.entr((_wide(logits) / temperature).softmax(-1)).sum(-1)
+
+
+@fault("log-probs.entropy-gradient")
+class EntropyGradientOfRowMean(Reference):
+    "Right value, but every position has the gradient of the mean over its row."
+
+    def token_entropy(self, logits, temperature):
+        right = super().token_entropy(logits, temperature)
+        return value_of(right, gradient_of=right.mean(-1, keepdim=True).expand_as(right))
+
+
+@fault("log-probs.entropy-masked-logits", bug="entropy-of-ruled-out-ids")
+class EntropyOfRuledOutIds(Reference):
+    "Minus the sum of p log p as it stands: 0 times -inf for an id that is ruled out."
+
+    def token_entropy(self, logits, temperature):
+        log_p = (_wide(logits) / temperature).log_softmax(-1)
+        return -(log_p.exp() * log_p).sum(-1)
+
+
+@fault("log-probs.entropy-masked-logits")
+class EntropySelectedAfterProduct(Reference):
+    "p log p is selected where p is above 0: right value, NaN in the gradient of an id that is ruled out."
+
+    def token_entropy(self, logits, temperature):
+        log_p = (_wide(logits) / temperature).log_softmax(-1)
+        p = log_p.exp()
+        return -torch.where(p > 0, p * log_p, 0.0).sum(-1)
+
+
+# --- logits of -inf, and the path without a gradient --------------------------------------------------------------
+
+
+@fault("log-probs.masked-logits")
+class ProductWithOneHot(Reference):
+    "The label is picked by a product with its one-hot vector: 0 times -inf for an id that is ruled out."
+
+    def token_log_probs(self, logits, labels, temperature):
+        log_p = (_wide(logits) / temperature).log_softmax(-1)
+        onehot = torch.nn.functional.one_hot(labels.clamp(min=0), logits.shape[-1])
+        return ((log_p * onehot).sum(-1)).where(labels >= 0, 0.0)
+
+
+@fault("log-probs.masked-logits")
+class LogitsCentredByMean(Reference):
+    "The mean of the logits is taken off instead of the largest, and is -inf with any of them."
+
+    def token_log_probs(self, logits, labels, temperature):
+        z = _wide(logits) / temperature
+        return super().token_log_probs(z - z.mean(-1, keepdim=True), labels, 1.0)
+
+
+@fault("log-probs.masked-logits")
+class RuledOutIdsCount(Reference):
+    "Infinities among the logits are replaced by 0, so that ids that are ruled out get a share."
+
+    def token_log_probs(self, logits, labels, temperature):
+        return super().token_log_probs(logits.masked_fill(logits.isinf(), 0.0), labels, temperature)
+
+
+@fault("log-probs.no-grad", bug="two-forward-paths")
+class TemperatureOfTrainingOnly(Reference):
+    "The path for old log-probs, where no gradient is wanted, forgets the temperature."
+
+    def token_log_probs(self, logits, labels, temperature):
+        wanted = torch.is_grad_enabled() and logits.requires_grad
+        return super().token_log_probs(logits, labels, temperature if wanted else 1.0)
+
+
+@fault("log-probs.no-grad")
+class ScoringShiftedUnderNoGrad(Reference):
+    "Under no_grad logits and labels are shifted against each other once more."
+
+    def token_log_probs(self, logits, labels, temperature):
+        return super().token_log_probs(logits if torch.is_grad_enabled() else logits.roll(1, 1), labels, temperature)
+
+
+@fault("log-probs.no-grad")
+class TemperatureOfScoringOnly(Reference):
+    "The path with a graph forgets the temperature in its value, though not in its gradient."
+
+    def token_log_probs(self, logits, labels, temperature):
+        right = super().token_log_probs(logits, labels, temperature)
+        if not right.requires_grad:
+            return right
+        return value_of(super().token_log_probs(logits, labels, 1.0), gradient_of=right)
+
+
+@fault("log-probs.no-grad")
+class EntropyUnscaledUnderNoGrad(Reference):
+    "Under no_grad the entropy is that of temperature 1."
+
+    def token_entropy(self, logits, temperature):
+        return super().token_entropy(logits, temperature if torch.is_grad_enabled() else 1.0)
 
 
 # --- ignored labels, inputs, side effects -------------------------------------------------------------------------

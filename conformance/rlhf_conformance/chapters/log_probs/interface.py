@@ -20,6 +20,11 @@ class LogProbs:
         OneOf((None, "zero")),
         '"zero" if label -100 is promised the log-prob 0.0, None if nothing is promised',
     ] = None
+    entropy_gradient: Annotated[
+        bool | None,
+        OneOf((None, True, False)),
+        "True if entropies have a graph, for a bonus; False if they are only logged; None: what has a graph is judged",
+    ] = None
 
     @method(
         Kind(lambda given: tuple(given["labels"].shape), "one log-prob for each label"),

@@ -26,6 +26,7 @@ class LogSoftmaxThenGather(Reference):
 
     def token_entropy(self, logits, temperature):
         log_p = (upcast(logits) / temperature).log_softmax(-1)
+        log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 times -inf is NaN
         return -(log_p.exp() * log_p).sum(-1)
 
 
@@ -39,7 +40,28 @@ class GatherMinusLogsumexp(Reference):
 
     def token_entropy(self, logits, temperature):
         z = upcast(logits) / temperature
-        return z.logsumexp(-1) - (z.softmax(-1) * z).sum(-1)
+        return z.logsumexp(-1) - (z.softmax(-1) * z.where(z > -torch.inf, 0.0)).sum(-1)
+
+
+@twin
+class EntropyOnlyLogged(LogSoftmaxThenGather):
+    "A trainer without a bonus, which takes its entropies under no_grad and says so."
+
+    entropy_gradient = False
+
+    def token_entropy(self, logits, temperature):
+        with torch.no_grad():
+            return super().token_entropy(logits, temperature)
+
+
+@twin
+class TwoForwardPaths(GatherMinusLogsumexp):
+    "Another formula where no gradient is wanted, and the same numbers."
+
+    def token_log_probs(self, logits, labels, temperature):
+        if torch.is_grad_enabled() and logits.requires_grad:
+            return super().token_log_probs(logits, labels, temperature)
+        return Reference.token_log_probs(self, logits, labels, temperature)
 
 
 @twin
@@ -51,7 +73,8 @@ class CrossEntropyLogProbs(Reference):
         return -torch.nn.functional.cross_entropy(z, labels.flatten(), reduction="none").view_as(labels)
 
     def token_entropy(self, logits, temperature):
-        return torch.distributions.Categorical(logits=upcast(logits) / temperature, validate_args=False).entropy()
+        z = upcast(logits).clamp(min=-1e30) / temperature  # its gradient is NaN for -inf
+        return torch.distributions.Categorical(logits=z, validate_args=False).entropy()
 
 
 @twin
@@ -121,6 +144,7 @@ class VocabularyInParts(Reference):
 
     def token_log_probs(self, logits, labels, temperature):
         z = upcast(logits) / temperature
+        largest = z.detach().amax(-1)
         parts = z.flip(-1).tensor_split(2, dim=-1)
-        normalizer = torch.stack([part.logsumexp(-1) for part in parts if part.shape[-1]]).logsumexp(0)
+        normalizer = sum((part - largest.unsqueeze(-1)).exp().sum(-1) for part in parts).log() + largest
         return (at_labels(z, labels) - normalizer).where(labels >= 0, 0.0)

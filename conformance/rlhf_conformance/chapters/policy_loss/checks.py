@@ -6,10 +6,10 @@ from typing import Any
 
 import rlhf_spec.policy_loss as spec
 from rlhf_conformance.chapters._losses import loss as losses
-from rlhf_conformance.chapters._losses.cases import DressedCase
+from rlhf_conformance.chapters._losses.cases import DressedCase, LossCase
 from rlhf_conformance.chapters._losses.loss import Loss
 from rlhf_conformance.judging.checks import Questions, check, declares, use
-from rlhf_conformance.judging.questions import Formula, Question, metric
+from rlhf_conformance.judging.questions import Call, Formula, NotReturned, Question, metric
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
 
@@ -41,7 +41,7 @@ POLICY = Loss(
     gradient_budget=lambda t, o, dtype: budgets.policy_token(_gradient(t, o), _log_ratio(t), t[2], dtype),
     ending="minus that",
 )
-has_dual_clip = declares("dual_clip", "dual_clip is not declared")
+has_dual_clip = lambda adapter: None if adapter.dual_clip else "dual_clip is not declared"  # noqa: E731
 has_asymmetric_clip = declares("asymmetric_clip", "asymmetric_clip = False: one clip range for both sides")
 
 # --- the token ------------------------------------------------------------------------------------------------------
@@ -53,9 +53,15 @@ use(
     losses.value_of_tokens(POLICY, has_asymmetric_clip, zones=("above", "below", "between"), unequal_eps=True),
 )
 use(
+    "policy-loss.bounds-as-given",
+    losses.value_of_tokens(
+        POLICY, gradient=True, zones=("between", "above", "below"), dual=None, unequal_eps=None, edges=True
+    ),
+)
+use(
     "policy-loss.dual-clip",
     losses.value_of_tokens(
-        POLICY, has_dual_clip, gradient=True, zones=("above", "anywhere"), dual=True, advantage_signs=(-1,)
+        POLICY, has_dual_clip, gradient=True, zones=("above", "anywhere", "far"), dual=True, advantage_signs=(-1,)
     ),
 )
 use(
@@ -102,32 +108,68 @@ use("policy-loss.side-effects", losses.side_effects(POLICY))
 @check(
     "policy-loss.clip-fraction",
     needs=POLICY.needs,
-    cases=lambda s: POLICY.dressed(
+    cases=lambda s: POLICY.of_any_size(
         s, zones=("between", "inside", "above", "below", "far"), dual=None, unequal_eps=None
     ),
 )
 def clip_fraction(subject: Subject, case: DressedCase) -> Questions:
-    c, o = case.case, case.case.options
+    yield asks_clip_fraction(subject, case.case, POLICY.call(subject, case.dressed, about=case.case))
+
+
+def asks_clip_fraction(subject: Subject, case: LossCase, call: Call) -> Question:
+    o = case.options
     bounds = {"clip_eps_low": o.clip_eps_low, "clip_eps_high": o.clip_eps_high}
-    yield Question(
+    return Question(
         "clip fraction",
-        POLICY.call(subject, case.dressed, about=c),
-        spec.clip_fraction(*c.tables, c.action_mask, **bounds),
+        call,
+        spec.clip_fraction(*case.tables, case.action_mask, **bounds),
         budgets.clip_fraction(subject.dtype),
         reading=metric("clip_fraction"),
         formula=Formula("rlhf_spec.policy_loss.clip_fraction"),
     )
 
 
-@check("policy-loss.kl-metric", needs=POLICY.needs, cases=lambda s: POLICY.dressed(s))
+@check("policy-loss.kl-metric", needs=POLICY.needs, cases=lambda s: POLICY.of_any_size(s))
 def kl_metric(subject: Subject, case: DressedCase) -> Questions:
-    c, estimator = case.case, subject.adapter.kl_metric
-    new, old, _ = c.tables
-    yield Question(
+    yield asks_kl(subject, case.case, POLICY.call(subject, case.dressed, about=case.case))
+
+
+def asks_kl(subject: Subject, case: LossCase, call: Call) -> Question:
+    estimator, (new, old, _) = subject.adapter.kl_metric, case.tables
+    return Question(
         f"approximate KL ({estimator})",
-        POLICY.call(subject, case.dressed, about=c),
-        spec.approx_kl(new, old, c.action_mask, estimator),
-        budgets.approx_kl([new[i][j] - old[i][j] for i, j in c.actions], subject.dtype),
+        call,
+        spec.approx_kl(new, old, case.action_mask, estimator),
+        budgets.approx_kl([new[i][j] - old[i][j] for i, j in case.actions], estimator, subject.dtype),
         reading=metric("approx_kl"),
         formula=Formula("rlhf_spec.policy_loss.approx_kl", {"estimator": estimator}),
     )
+
+
+def asks_metrics(subject: Subject, case: LossCase, dressed: LossCase) -> Questions:
+    """Those that the trainer returns."""
+    call = POLICY.call(subject, dressed, about=case)
+    came = (yield call).value
+    if came.clip_fraction is None and came.approx_kl is None:
+        raise NotReturned("policy_loss returns no metric")
+    if came.clip_fraction is not None:
+        yield asks_clip_fraction(subject, case, call)
+    if came.approx_kl is not None:
+        yield asks_kl(subject, case, call)
+
+
+@check(
+    "policy-loss.metrics-nan-under-mask",
+    needs=POLICY.needs,
+    cases=lambda s: POLICY.dressed(s, losses.POISON, dual=None),
+)
+def metrics_nan_under_mask(subject: Subject, case: DressedCase) -> Questions:
+    yield from asks_metrics(subject, case.case, case.dressed)
+
+
+@check("policy-loss.metrics-empty", needs=POLICY.needs, cases=POLICY.cases(empty_row=True, dual=None))
+def metrics_empty(subject: Subject, case: LossCase) -> Questions:
+    """With a row that has no action, and with nothing but such rows."""
+    yield from asks_metrics(subject, case, case)
+    nothing = losses.emptied(case)
+    yield from asks_metrics(subject, nothing, nothing)

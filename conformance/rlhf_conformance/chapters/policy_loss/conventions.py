@@ -48,9 +48,20 @@ class _OneClipRange(Reference):
         return super().policy_loss(new, old, advantages, mask, same)
 
 
+class _DualClipAlways(Reference):
+    """A dual clip of 3 (verl's default) where none is asked for."""
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        return super().policy_loss(new, old, advantages, mask, replace(options, dual_clip=options.dual_clip or 3.0))
+
+
 class _NoDualClip(Reference):
     def policy_loss(self, new, old, advantages, mask, options):
         return super().policy_loss(new, old, advantages, mask, replace(options, dual_clip=None))
+
+
+def _may_go_without(adapter: Adapter) -> str | None:
+    return None if adapter.dual_clip == "always" else f"dual_clip = {adapter.dual_clip}"
 
 
 CONVENTIONS = (
@@ -61,4 +72,5 @@ CONVENTIONS = (
     Convention("the KL estimator k2, half the squared log-ratio", instead_of("kl_metric", "k3"), _K2),
     flag("asymmetric_clip", _OneClipRange),
     flag("dual_clip", _NoDualClip),
+    Convention("dual_clip = 'always'", _may_go_without, _DualClipAlways),
 )

@@ -147,6 +147,71 @@ class LowerBoundReciprocal(Reference):
         return plain.policy_loss(arguments, token)
 
 
+@fault("policy-loss.bounds-as-given")
+class ZeroEpsIsTheDefault(Reference):
+    "clip_eps or 0.2: a bound of 0 is taken for one that is not given."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        given = {"clip_eps_low": options.clip_eps_low or 0.2, "clip_eps_high": options.clip_eps_high or 0.2}
+        return super().policy_loss(new, old, advantages, mask, replace(options, **given))
+
+
+@fault("policy-loss.bounds-as-given")
+class ZeroHighIsLow(Reference):
+    "clip_eps_high or clip_eps_low: an upper bound of 0 is taken for one that is not given."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        high = options.clip_eps_high or options.clip_eps_low
+        return super().policy_loss(new, old, advantages, mask, replace(options, clip_eps_high=high))
+
+
+@fault("policy-loss.bounds-as-given")
+class LowerBoundNeverZero(Reference):
+    "The lower bound of the ratio is not let below 0.1."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        return super().policy_loss(
+            new, old, advantages, mask, replace(options, clip_eps_low=min(options.clip_eps_low, 0.9))
+        )
+
+
+@fault("policy-loss.bounds-as-given")
+class EpsAtMostOne(Reference):
+    "Both bounds are held within 1, as if they were probabilities."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        return super().policy_loss(
+            new, old, advantages, mask, replace(options, clip_eps_high=min(options.clip_eps_high, 1.0))
+        )
+
+
+@fault("policy-loss.dual-clip")
+class DualClipAboveTheBand(Reference):
+    "A dual clip below 1 + clip_eps_high is taken for a slip and raised to it."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        c = options.dual_clip and max(options.dual_clip, 1 + options.clip_eps_high)
+        return super().policy_loss(new, old, advantages, mask, replace(options, dual_clip=c))
+
+
+@fault("policy-loss.dual-clip")
+class DualClipAtMostFive(Reference):
+    "A dual clip above 5 is taken as 5."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        c = options.dual_clip and min(options.dual_clip, 5.0)
+        return super().policy_loss(new, old, advantages, mask, replace(options, dual_clip=c))
+
+
+@fault("policy-loss.micro-batches")
+class GlobalCountOfOneIsNone(Reference):
+    "A global count of 1 is taken for one that is not given."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        count = None if options.global_count == 1 else options.global_count
+        return super().policy_loss(new, old, advantages, mask, replace(options, global_count=count))
+
+
 @fault("policy-loss.asymmetric-clip")
 class OneEpsForBothSides(Reference):
     "clip_eps_low bounds both sides."
@@ -830,6 +895,48 @@ class KlMetricK3(Reference):
 
 
 # --- inputs and side effects --------------------------------------------------------------------------------------
+
+
+def _metrics(right, **changed):
+    return replace(right, **{name: value.detach() for name, value in changed.items()})
+
+
+@fault("policy-loss.metrics-nan-under-mask", bug="nan-in-metrics")
+class MetricsMultiplied(Reference):
+    "The loss selects, and the metrics beside it are multiplied by the mask."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        kl = (((old - new) * mask).sum() / mask.bool().sum().clamp(min=1)).float()
+        return _metrics(super().policy_loss(new, old, advantages, mask, options), approx_kl=kl)
+
+
+@fault("policy-loss.metrics-empty", bug="metrics-of-nothing")
+class MetricsOfNothing(Reference):
+    "The loss of a batch without actions is guarded, the means that are logged are 0 / 0."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        right = super().policy_loss(new, old, advantages, mask, options)
+        count = mask.bool().sum()
+        return _metrics(right, approx_kl=right.approx_kl * count / count, clip_fraction=right.clip_fraction)
+
+
+@fault("policy-loss.metrics-empty")
+class ClipFractionOfNothingIsOne(Reference):
+    "The share of the tokens that are not clipped is taken off 1, also where there is none."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        right = super().policy_loss(new, old, advantages, mask, options)
+        return _metrics(right, clip_fraction=right.clip_fraction if mask.any() else torch.ones(()))
+
+
+@fault("policy-loss.metrics-empty")
+class MetricsMeanOfRows(Reference):
+    "The approximate KL is the mean of the rows' means where every row has an action, and of all rows elsewhere."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        right = super().policy_loss(new, old, advantages, mask, options)
+        rows = mask.any(-1).float().mean()
+        return _metrics(right, approx_kl=right.approx_kl * rows)
 
 
 @fault("policy-loss.inputs-unwritten")

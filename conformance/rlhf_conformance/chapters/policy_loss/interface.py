@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class PolicyLossOptions:
     """What the policy loss is asked to do.
 
-    `dual_clip` is None or the constant c > 1 (only drawn if declared). `global_count` is None, or the denominator over
-    the whole step, of which this call sees one micro-batch: the number of action tokens for "token-mean", the number
-    of sequences for "sequence-mean" (only drawn if declared).
+    `dual_clip` is None or the constant c > 1 (only drawn if declared, and never None where it is declared "always").
+    `global_count` is None, or the denominator over the whole step, of which this call sees one micro-batch: the number
+    of action tokens for "token-mean", the number of sequences for "sequence-mean" (only drawn if declared).
     """
 
     clip_eps_low: float = 0.2
@@ -44,7 +44,11 @@ class PolicyLoss(Losses):
     """The clipped PPO loss."""
 
     asymmetric_clip: Annotated[bool, "True if clip_eps_low and clip_eps_high may differ"] = True
-    dual_clip: Annotated[bool, "True if the policy loss has a dual clip"] = False
+    dual_clip: Annotated[
+        bool | str,
+        OneOf((False, True, "always")),
+        'True if the policy loss may have a dual clip, "always" if it cannot do without one',
+    ] = False
     kl_metric: Annotated[str, OneOf(("k1", "k3")), 'estimator of `approx_kl`: "k1" or "k3"'] = "k1"
 
     @method(

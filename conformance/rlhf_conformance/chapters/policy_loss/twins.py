@@ -27,12 +27,23 @@ class TextbookPolicyLoss(Reference):
 
 
 @twin
+class DualClipAlways(TextbookPolicyLoss):
+    "A dual clip that cannot be switched off."
+
+    dual_clip = "always"
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        assert options.dual_clip > 1, "it is never None here"
+        return super().policy_loss(new, old, advantages, mask, options)
+
+
+@twin
 class BranchFreePolicyLoss(Reference):
     "The band is chosen by the sign of the advantage; the ratio comes from expm1, with its metrics in Python numbers."
 
     def policy_loss(self, new, old, advantages, mask, options):
         new, old, advantages = (upcast(x).where(mask.bool(), 0.0) for x in (new, old, advantages))
-        ceiling = options.dual_clip or math.exp(20.0)
+        ceiling = math.exp(20.0) if options.dual_clip is None else options.dual_clip
         log_ratio = new - old
         upper = torch.where(advantages > 0, 1 + options.clip_eps_high, ceiling)
         lower = torch.where(advantages > 0, 0.0, 1 - options.clip_eps_low)

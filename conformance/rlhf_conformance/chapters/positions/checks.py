@@ -9,7 +9,7 @@ from rlhf_conformance.chapters import _side_effects
 from rlhf_conformance.chapters.packing.cases import PackCase, packs
 from rlhf_conformance.chapters.positions.cases import MaskCase, masks
 from rlhf_conformance.judging.checks import Questions, check, use
-from rlhf_conformance.judging.questions import Call, Fact, Question, pack_position, part, row_column, selected
+from rlhf_conformance.judging.questions import Call, Question, pack_position, part, row_column, selected
 from rlhf_conformance.judging.subject import Subject
 
 POSITIONS = ("position_ids",)
@@ -40,14 +40,16 @@ def cumsum(subject: Subject, case: MaskCase) -> Questions:
 
 @check("positions.pads", needs=POSITIONS, cases=lambda s: masks())
 def pads(subject: Subject, case: MaskCase) -> Questions:
-    answer = (yield call(subject, case)).value
-    lowest, highest = int(answer.min()), int(answer.max())
-    width = len(case.masks[0])
-    yield Fact(
-        lowest >= 0 and highest < max(2, width),
-        "positions of the whole rows, pads included",
-        expected=f"within 0 and {max(2, width) - 1}, so that a table of positions can be indexed",
-        actual=f"within {lowest} and {highest}",
+    last = max(2, len(case.masks[0])) - 1
+
+    def outside(answer: Any) -> Any:
+        return (answer - answer.clamp(0, last)).abs()
+
+    yield Question(
+        f"how far each position, pads included, lies outside of 0 .. {last}, a table of positions for the row",
+        call(subject, case),
+        [[0.0] * len(mask) for mask in case.masks],
+        reading=selected(outside),
     )
 
 

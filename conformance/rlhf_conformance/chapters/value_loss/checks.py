@@ -20,14 +20,18 @@ VALUE = Loss(
     kind="value-loss",
     token=_token,
     token_gradient=lambda token, options: spec.token_value_loss_gradient(*token, options.clip_eps),
-    token_budget=lambda token, options, dtype: budgets.value_token(*token, dtype),
-    gradient_budget=lambda token, options, dtype: budgets.value_token_gradient(*token, dtype),
+    token_budget=lambda token, options, dtype: budgets.value_token(*token, options.clip_eps, dtype),
+    gradient_budget=lambda token, options, dtype: budgets.value_token_gradient(*token, options.clip_eps, dtype),
     ending="half of that",
 )
 has_clip = declares("value_clip", "value_clip = False: the value loss cannot be clipped")
 has_none = declares("unclipped_value", "unclipped_value = False: the value loss always clips")
 
 use("value-loss.clip", losses.value_of_tokens(VALUE, has_clip, zones=("inside", "outside")))
+use(
+    "value-loss.bounds-as-given",
+    losses.value_of_tokens(VALUE, has_clip, gradient=True, zones=("outside", "inside"), edges=True),
+)
 use("value-loss.unclipped", losses.value_of_tokens(VALUE, has_none, clipped=False))
 use("value-loss.half", losses.value_of_tokens(VALUE, zones=("inside",)))
 use("value-loss.aggregation", losses.value_of(VALUE, unequal_rows=True))

@@ -69,6 +69,23 @@ class ValueClipRelative(Reference):
         return plain.value_loss(arguments, token)
 
 
+@fault("value-loss.bounds-as-given")
+class ValueClipAtMostOne(Reference):
+    "A clip above 1 is taken as 1."
+
+    def value_loss(self, values, old, returns, mask, options):
+        eps = options.clip_eps and min(options.clip_eps, 1.0)
+        return super().value_loss(values, old, returns, mask, replace(options, clip_eps=eps))
+
+
+@fault("value-loss.bounds-as-given")
+class ZeroClipIsNoClip(Reference):
+    "if clip_eps: a clip of 0 is taken for none."
+
+    def value_loss(self, values, old, returns, mask, options):
+        return super().value_loss(values, old, returns, mask, replace(options, clip_eps=options.clip_eps or None))
+
+
 @fault("value-loss.unclipped")
 class ValueAlwaysClipped(Reference):
     "Without a clip, 0.2 is taken."
