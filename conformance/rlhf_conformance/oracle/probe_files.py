@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_conformance.oracle.probes import CONFIGS, DROPOUT, HIDDEN_SIZE, VOCAB_SIZE, Probe, class_of
+from rlhf_conformance.oracle.probes import CONFIGS, HIDDEN_SIZE, VOCAB_SIZE, Probe, class_of, options_of
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def config(probe: Probe) -> dict[str, Any]:
     """The probe's `config.json`, without what transformers adds of its own version."""
-    extra = DROPOUT[probe.architecture] if probe.dropout else {}
     found: dict[str, Any] = {"model_type": probe.architecture, "architectures": [class_of(probe)]}
-    found |= {**CONFIGS[probe.architecture], **extra}
-    found |= {"pad_token_id": probe.pad_token_id, "eos_token_id": probe.eos_token_id}
+    found |= options_of(probe)
     if probe.head_name is not None:
         found |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "mean": probe.mean, "std": probe.std}
     return found

@@ -49,6 +49,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 DROPOUT = {"llama": {"attention_dropout": 0.5}, "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}}
+GENERATION_CONFIGS: dict[str, dict[str, Any]] = {
+    "neutral": {"do_sample": False},
+    "penalties": {"do_sample": False, "repetition_penalty": 8.0, "no_repeat_ngram_size": 1},
+    "sampling": {"do_sample": True, "temperature": 20.0, "top_k": 0, "top_p": 0.99},
+    "cuts": {"do_sample": True, "temperature": 50.0, "top_k": 20, "typical_p": 0.9},
+    "lengths": {"do_sample": False, "min_new_tokens": 4, "max_new_tokens": 1},
+    "words": {
+        "do_sample": False,
+        "suppress_tokens": list(range(2, VOCAB_SIZE, 2)),
+        "bad_words_ids": [[token] for token in range(3, VOCAB_SIZE, 4)],
+    },
+    "beams": {"do_sample": False, "num_beams": 4, "length_penalty": -2.0},
+}
+"""What generation_config.json says beside the ids, by name."""
 _CLASS_PREFIX = {"llama": "Llama", "gpt2": "GPT2"}
 
 
@@ -62,6 +76,8 @@ class Probe:
     head_scale    the head's weights are multiplied by this: large rewards
     mean, std     written to the config for normalizing trainers
     headless      the scalar head is left out of the file: a checkpoint that must be refused
+    generation    which of `GENERATION_CONFIGS` stands in generation_config.json
+    eos_is_zero   EOS and BOS are id 0, the config lists a second EOS, and the pad id is the last of the vocabulary
     """
 
     architecture: str = "llama"
@@ -72,14 +88,23 @@ class Probe:
     mean: float = 0.0
     std: float = 1.0
     headless: bool = False
+    generation: str = "neutral"
+    eos_is_zero: bool = False
 
     @property
     def eos_token_id(self) -> int:
-        return 1
+        return 0 if self.eos_is_zero else 1
 
     @property
     def pad_token_id(self) -> int:
-        return 1 if self.pad_is_eos else 0
+        if self.pad_is_eos:
+            return self.eos_token_id
+        return VOCAB_SIZE - 1 if self.eos_is_zero else 0
+
+    @property
+    def ordinary(self) -> range:
+        """The token ids that are neither pad nor EOS, whichever of its kind the probe is."""
+        return range(2, VOCAB_SIZE - 1 if self.eos_is_zero else VOCAB_SIZE)
 
     @property
     def folder(self) -> str:
@@ -150,19 +175,25 @@ def class_of(probe: Probe) -> str:
 
 def generation_config_of(probe: Probe) -> dict[str, Any]:
     """What `generation_config.json` of a causal LM holds."""
-    return {"eos_token_id": probe.eos_token_id, "pad_token_id": probe.pad_token_id, "do_sample": False}
+    ids = {"eos_token_id": _eos_of(probe), "pad_token_id": probe.pad_token_id}
+    return {**ids, **GENERATION_CONFIGS[probe.generation]}
+
+
+def options_of(probe: Probe) -> dict[str, Any]:
+    """What the config of a probe says of its sizes, its dropout and its special tokens."""
+    options = {**CONFIGS[probe.architecture], **(DROPOUT[probe.architecture] if probe.dropout else {})}
+    options |= {"pad_token_id": probe.pad_token_id, "eos_token_id": _eos_of(probe)}
+    return options | ({"bos_token_id": 0} if probe.eos_is_zero else {})
+
+
+def _eos_of(probe: Probe) -> int | list[int]:
+    """What a config says of EOS: one id, or a list of them."""
+    return [probe.eos_token_id, 3] if probe.eos_is_zero else probe.eos_token_id
 
 
 def config_of(probe: Probe) -> Any:
     """The transformers config of a probe."""
-    extra = DROPOUT[probe.architecture] if probe.dropout else {}
-    config = transformers.AutoConfig.for_model(
-        probe.architecture,
-        **{**CONFIGS[probe.architecture], **extra},
-        pad_token_id=probe.pad_token_id,
-        eos_token_id=probe.eos_token_id,
-        architectures=[class_of(probe)],
-    )
+    config = transformers.AutoConfig.for_model(probe.architecture, **options_of(probe), architectures=[class_of(probe)])
     if probe.head_name is not None:
         config.num_labels = 1
         config.mean, config.std = probe.mean, probe.std

@@ -362,6 +362,7 @@ class Textbook(Adapter):
         return module.eval()
 
     def generate(self, actor, prompts):
+        actor.generation_config = transformers.GenerationConfig()  # else the checkpoint's options are obeyed
         ends = {"eos_token_id": list(prompts.stop_token_ids) or None, "pad_token_id": prompts.pad_token_id}
         more = {"max_new_tokens": prompts.max_new_tokens, "do_sample": False}
         return actor.generate(prompts.input_ids, attention_mask=prompts.attention_mask, **ends, **more)
@@ -371,6 +372,21 @@ class Textbook(Adapter):
 
     def restore(self, kind, checkpoint, folder):
         return replace(checkpoint, path=str(folder)).module()
+
+
+@twin
+class LeastLength(Textbook):
+    """No response is shorter than two tokens: until then no token that ends one is taken."""
+
+    def generate(self, actor, prompts):
+        actor.generation_config = transformers.GenerationConfig(
+            eos_token_id=list(prompts.stop_token_ids) or None,
+            pad_token_id=prompts.pad_token_id,
+            max_new_tokens=prompts.max_new_tokens,
+            min_new_tokens=min(2, prompts.max_new_tokens),
+            do_sample=False,
+        )
+        return actor.generate(prompts.input_ids, attention_mask=prompts.attention_mask)
 
 
 @twin

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
 from rlhf_conformance.oracle.batch import PACKS, RECTANGLES
 from rlhf_conformance.oracle.layouts import Presentation, Sample
-from rlhf_conformance.oracle.probes import VOCAB_SIZE, Probe
+from rlhf_conformance.oracle.probes import GENERATION_CONFIGS, Probe
+
+if TYPE_CHECKING:
+    from rlhf_conformance.judging.subject import Subject
+
+POSITIONS = ("llama", "gpt2")
+"""Backbones with positions of either kind, rotary and learned: what hides in one shows in the other."""
+USUAL = Probe()
+
+Choice = TypeVar("Choice")
 
 for _kind in (Presentation, Probe, Sample):
     stored(_kind)
@@ -42,7 +52,7 @@ class Asked:
 
     head: bool = False
     layouts: Sequence[str] = RECTANGLES + PACKS
-    architectures: Sequence[str] = ("llama", "gpt2")
+    architectures: Sequence[str] = POSITIONS
     temperatures: Sequence[float] = (1.0,)
     min_samples: int = 1
     ends: str = "any"  # "any", or "cut": no response ends in EOS
@@ -55,6 +65,11 @@ class Asked:
 def offered(adapter: Adapter, layouts: Sequence[str]) -> list[str]:
     """Those of `layouts` that the adapter declares."""
     return [layout for layout in layouts if layout in adapter.layouts]
+
+
+def loadable(adapter: Adapter, architectures: Sequence[str] = POSITIONS) -> list[str]:
+    """Those of `architectures` that the adapter loads; all that it loads where it loads none of them."""
+    return [a for a in architectures if a in adapter.architectures] or list(adapter.architectures)
 
 
 SAMPLES, LENGTH = 4, 6
@@ -74,7 +89,7 @@ def _model_case(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
     pad_is_eos = head.chance(1, 2)
     probe = replace(
         asked.probe,
-        architecture=head.of([a for a in asked.architectures if a in adapter.architectures]),
+        architecture=head.of(loadable(adapter, asked.architectures)),
         head_name=adapter.head_names[0] if asked.head else None,
         pad_is_eos=pad_is_eos if asked.pad_is_eos is None else asked.pad_is_eos,
     )
@@ -94,9 +109,11 @@ def _sample(picks: Picks, adapter: Adapter, asked: Asked, probe: Probe) -> Sampl
     in_response = [pad] if pad_allowed and pad != eos else []
 
     ends = picks.chance(1, 2)
-    prompt = _tokens(picks.part(1 + 2 * LENGTH), 1, 3, in_prompt)
-    response = _tokens(picks.part(1 + 2 * LENGTH), 1, 4, in_response)
-    where, first = picks.below(max(1, len(prompt) - 1)), _plain(picks)
+    prompt = _tokens(picks.part(1 + 2 * LENGTH), 1, 3, in_prompt, probe)
+    response = _tokens(picks.part(1 + 2 * LENGTH), 1, 4, in_response, probe)
+    where, first = picks.below(max(1, len(prompt) - 1)), picks.of(probe.ordinary)
+    if eos != pad and picks.chance(1, 4):
+        first = eos
     if asked.prompt_eos:
         prompt.insert(where if len(prompt) > 1 else 1, eos)
         prompt = [first, *prompt]
@@ -105,16 +122,11 @@ def _sample(picks: Picks, adapter: Adapter, asked: Asked, probe: Probe) -> Sampl
     return Sample(tuple(prompt), tuple(response))
 
 
-def _plain(picks: Picks) -> int:
-    """A token that is neither pad nor EOS."""
-    return 2 + picks.below(VOCAB_SIZE - 2)
-
-
-def _tokens(picks: Picks, k: int, n: int, specials: Sequence[int] = ()) -> list[int]:
+def _tokens(picks: Picks, k: int, n: int, specials: Sequence[int] = (), probe: Probe = USUAL) -> list[int]:
     """One to six tokens, k in n of them among the `specials`, where there are any."""
     length = 1 + picks.below(LENGTH)
     drawn = [(picks.chance(k, n), picks.part(1)) for _ in range(length)]
-    return [token.of(specials) if special and specials else _plain(token) for special, token in drawn]
+    return [token.of(specials) if special and specials else token.of(probe.ordinary) for special, token in drawn]
 
 
 def padded_more(adapter: Adapter, asked: Asked) -> Picked[ModelCase]:
@@ -137,7 +149,7 @@ def garbage_under_mask(adapter: Adapter, asked: Asked) -> Picked[ModelCase]:
 
 
 def _garbage_under_mask(case: ModelCase, picks: Picks) -> ModelCase:
-    garbage = tuple(_plain(picks) for _ in range(1 + picks.below(5)))
+    garbage = tuple(picks.of(USUAL.ordinary) for _ in range(1 + picks.below(5)))
     return case.shown(replace(case.how, garbage=garbage))
 
 
@@ -256,23 +268,85 @@ class PromptCase:
         return len(self.prompts), sum(len(prompt) for prompt in self.prompts)
 
 
-def prompts(adapter: Adapter, *, more_stops: bool | None = None) -> Picked[PromptCase]:
-    """One to four prompts of one to six tokens, continued by up to five; with `more_stops`, which None leaves open, not
-    the EOS alone ends a row."""
+PROMPT_PICKS = 12 + SAMPLES * (1 + 2 * LENGTH) + 17
 
-    def build(picks: Picks) -> PromptCase:
-        either, pad_is_eos, architecture = picks.chance(1, 2), picks.chance(1, 2), picks.of(list(adapter.architectures))
-        max_new_tokens, present = 1 + picks.below(5), picks.some(SAMPLES, 1)
-        probe = Probe(architecture, pad_is_eos=pad_is_eos)
-        slots = [picks.part(1 + 2 * LENGTH) for _ in range(SAMPLES)]
-        rows = tuple(tuple(_tokens(slots[i], 0, 1)) for i in present)
-        if not (either if more_stops is None else more_stops):
-            ids: tuple[int, ...] = (probe.eos_token_id,)
-        elif adapter.stop_ids == "one":
-            ids = (_plain(picks),)
-        else:
-            wanted = 4 + picks.below(13)
-            ids = (probe.eos_token_id, *dict.fromkeys(_plain(picks) for _ in range(wanted)))
-        return PromptCase(probe, rows, max_new_tokens, ids)
 
-    return Picked(8 + SAMPLES * (1 + 2 * LENGTH) + 17, build)
+@dataclass(frozen=True)
+class AskedOfPrompts:
+    """What a strategy of prompts is asked for.
+
+    more_stops  not the EOS alone ends a row, and among what does is an id that a row will meet, as a drawn one seldom
+                is; None: now and then
+    stops       how many ids more are drawn then
+    least       rows
+    shortest    the least max_new_tokens, of which the largest is 5
+    """
+
+    more_stops: bool | None = None
+    stops: Sequence[int] = range(4, 17)
+    least: int = 1
+    shortest: int = 1
+
+
+def prompts(subject: Subject, asked: AskedOfPrompts = AskedOfPrompts()) -> Picked[PromptCase]:
+    """One to four prompts of one to six tokens, continued by up to five."""
+    return Picked(PROMPT_PICKS, lambda picks: _prompt_case(picks, subject, asked))
+
+
+def _prompt_case(picks: Picks, subject: Subject, asked: AskedOfPrompts) -> PromptCase:
+    head, adapter = picks.part(12), subject.adapter
+    either, pad_is_eos = head.chance(1, 2), head.chance(1, 2)
+    architecture = head.of(loadable(adapter))
+    max_new_tokens, present = asked.shortest + head.below(6 - asked.shortest), head.some(SAMPLES, asked.least)
+    probe = Probe(architecture, pad_is_eos=pad_is_eos, eos_is_zero=head.chance(1, 4))
+    twice, several = head.chance(1, 4), either if asked.more_stops is None else asked.more_stops
+    slots = [picks.part(1 + 2 * LENGTH) for _ in range(SAMPLES)]
+    ids: tuple[int, ...] = (probe.eos_token_id,)
+    if several and adapter.stop_ids != "one":
+        wanted = picks.of(asked.stops)
+        ids += tuple(dict.fromkeys(picks.of(probe.ordinary) for _ in range(wanted)))
+    pad = probe.pad_token_id
+    specials = [*ids, pad] if adapter.takes_attention_mask else [token for token in ids if token != pad]
+    rows = [_prompt(slots[i], probe, specials) for i in present]
+    if twice:
+        rows[-1] = rows[0]
+    if several:
+        met = subject.truth.greedy(probe, rows[len(ids) % len(rows)], max_new_tokens, (probe.eos_token_id,))
+        token = met[(len(met) - 1) // 2]
+        ids = (token,) if adapter.stop_ids == "one" else tuple(dict.fromkeys((*ids, token)))
+    return PromptCase(probe, tuple(rows), max_new_tokens, ids)
+
+
+def _prompt(picks: Picks, probe: Probe, specials: Sequence[int]) -> tuple[int, ...]:
+    """A prompt may begin with any id but the pad's, also with one that ends a response."""
+    first, *rest = _tokens(picks, 1, 4, specials, probe)
+    return (probe.ordinary[0] if first == probe.pad_token_id else first, *rest)
+
+
+@stored
+@dataclass(frozen=True)
+class ConfiguredCase:
+    """Prompts, and which of `GENERATION_CONFIGS` are put beside the weights, one after the other."""
+
+    case: PromptCase
+    generation: tuple[str, ...]
+
+    def beside(self, name: str) -> PromptCase:
+        """The same prompts for a checkpoint with this generation config."""
+        return replace(self.case, probe=replace(self.case.probe, generation=name))
+
+
+def configured(subject: Subject) -> Picked[ConfiguredCase]:
+    """Nearly always with all of the configs, so that one case is enough to see any of them obeyed."""
+    names = [name for name in GENERATION_CONFIGS if name != Probe().generation]
+
+    def configure(case: PromptCase, picks: Picks) -> ConfiguredCase:
+        return ConfiguredCase(case, nearly_all(picks, names))
+
+    return prompts(subject, AskedOfPrompts(True, range(1), least=2, shortest=5)).with_more(len(names), configure)
+
+
+def nearly_all(picks: Picks, choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    """All of the choices but for one in 256 of each; in the simplest case the first alone."""
+    taken = tuple(choice for choice in choices if picks.chance(255, 256))
+    return taken or tuple(choices[:1])

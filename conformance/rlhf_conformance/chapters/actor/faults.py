@@ -1,4 +1,4 @@
-"""Liars about the actor: which position scores which action, what the model sees, gradients, generation, saving."""
+"""Liars about the actor: which position scores which action, what the model sees, gradients, saving."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters._models.bending import (
     LAYOUT_CHAPTERS,
     copied,
-    first_where,
     logits,
     positions_of,
     read,
@@ -565,165 +564,6 @@ class AttentionDropoutForgotten(Reference):
         for name, module in actor.model.named_modules():
             module.train("attn" in name)
         return actor
-
-
-# --- generation ----------------------------------------------------------------------------------------------------
-
-
-@fault("actor.generate", bug="forward-without-mask", also=("actor.",))
-class GenerateWithoutMask(Reference):
-    """Generation gets the padded prompts without their mask."""
-
-    def generate(self, actor, prompts):
-        return super().generate(actor, replace(prompts, attention_mask=torch.ones_like(prompts.attention_mask)))
-
-
-@fault("actor.generate", bug="positions-ignore-left-pad")
-class GeneratePositionsByColumn(Reference):
-    """Generation masks the pads but counts them in the positions."""
-
-    def generate(self, actor, prompts):
-        rows, mask = prompts.input_ids, prompts.attention_mask
-        for _ in range(prompts.max_new_tokens):
-            positions = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
-            new = actor(rows, attention_mask=mask, position_ids=positions).logits[:, -1:].argmax(-1)
-            rows, mask = torch.cat([rows, new], 1), torch.cat([mask, torch.ones_like(new)], 1)
-        return rows
-
-
-@fault("actor.generate")
-class GenerateSamples(Reference):
-    """Tokens are drawn where greedy ones were asked for."""
-
-    def generate(self, actor, prompts):
-        return actor.generate(
-            prompts.input_ids,
-            prompts.attention_mask,
-            max_new_tokens=prompts.max_new_tokens,
-            stop_token_ids=prompts.stop_token_ids,
-            pad_token_id=prompts.pad_token_id,
-            do_sample=True,
-        )
-
-
-@fault("actor.generate")
-class GenerateNeverRepeats(Reference):
-    """A token that stands in the row already is not chosen again, as generation_config.json may ask."""
-
-    def generate(self, actor, prompts):
-        rows, mask = prompts.input_ids, prompts.attention_mask
-        for _ in range(prompts.max_new_tokens):
-            last = actor(rows, attention_mask=mask).logits[:, -1]
-            new = last.scatter(1, rows, -torch.inf).argmax(-1, keepdim=True)
-            rows, mask = torch.cat([rows, new], 1), torch.cat([mask, torch.ones_like(new)], 1)
-        return rows
-
-
-@fault("actor.generate")
-class GenerateForgetsFirstPromptToken(Reference):
-    """The first real token of each prompt is masked out."""
-
-    def generate(self, actor, prompts):
-        mask = prompts.attention_mask
-        late = mask.scatter(1, first_where(mask > 0)[:, None], 0)
-        return super().generate(actor, replace(prompts, attention_mask=torch.where(late.sum(-1, True) > 0, late, mask)))
-
-
-@fault("actor.generate-layout")
-class GenerateStopsWithFirstRow(Reference):
-    """The whole batch stops when its first row does."""
-
-    def generate(self, actor, prompts):
-        rows, width = super().generate(actor, prompts), prompts.input_ids.shape[1]
-        stopped = torch.isin(rows[:, width:], torch.tensor(prompts.stop_token_ids)).any(0)
-        return rows[:, : width + int(stopped.long().argmax()) + 1] if stopped.any() else rows
-
-
-@fault("actor.generate-layout")
-class GenerateRunsOnAfterStop(Reference):
-    """A row that has stopped goes on with text."""
-
-    def generate(self, actor, prompts):
-        return super().generate(actor, replace(prompts, stop_token_ids=()))
-
-
-@fault("actor.generate-layout", bug="one-eos-id")
-class GenerateKnowsOneStop(Reference):
-    """Only the first id of the stop set ends a row."""
-
-    def generate(self, actor, prompts):
-        return super().generate(actor, replace(prompts, stop_token_ids=prompts.stop_token_ids[:1]))
-
-
-@fault("actor.generate")
-class GenerateOverwritesStop(Reference):
-    """The stop token is replaced by the pad id."""
-
-    def generate(self, actor, prompts):
-        rows, width = super().generate(actor, prompts), prompts.input_ids.shape[1]
-        response = rows[:, width:]
-        stops = torch.isin(response, torch.tensor(prompts.stop_token_ids, dtype=torch.long))
-        return torch.cat([rows[:, :width], response.masked_fill(stops, prompts.pad_token_id)], 1)
-
-
-@fault("actor.generate", bug="eos-overwrites-truncated")
-class GenerateEndsInStop(Reference):
-    """A row that reached max_new_tokens gets a stop token for its last one."""
-
-    def generate(self, actor, prompts):
-        rows = super().generate(actor, prompts)
-        if not prompts.stop_token_ids or rows.shape[1] - prompts.input_ids.shape[1] < prompts.max_new_tokens:
-            return rows
-        stop = torch.full_like(rows[:, -1:], prompts.stop_token_ids[0])
-        open_end = ~torch.isin(rows[:, prompts.input_ids.shape[1] :], torch.tensor(prompts.stop_token_ids)).any(1)
-        return torch.cat([rows[:, :-1], stop.where(open_end[:, None], rows[:, -1:])], 1)
-
-
-@fault("actor.generate-layout")
-class GenerateOneTokenTooMany(Reference):
-    """max_new_tokens + 1 tokens."""
-
-    def generate(self, actor, prompts):
-        return super().generate(actor, replace(prompts, max_new_tokens=prompts.max_new_tokens + 1))
-
-
-@fault("actor.generate-layout")
-class GenerateOneTokenTooFew(Reference):
-    """max_new_tokens - 1 tokens, as where the limit counts the step that is never taken."""
-
-    def generate(self, actor, prompts):
-        return super().generate(actor, replace(prompts, max_new_tokens=max(1, prompts.max_new_tokens - 1)))
-
-
-@fault("actor.generate-layout")
-class GenerateFillsWithStop(Reference):
-    """A finished row repeats its stop token."""
-
-    def generate(self, actor, prompts):
-        rows, width = super().generate(actor, prompts).clone(), prompts.input_ids.shape[1]
-        for row in rows:
-            stops = torch.isin(row[width:], torch.tensor(prompts.stop_token_ids, dtype=torch.long)).nonzero()
-            if len(stops):
-                row[width + int(stops[0]) :] = row[width + int(stops[0])].clone()
-        return rows
-
-
-@fault("actor.generate-layout")
-class GenerateFillsWithZero(Reference):
-    """A finished row is filled with id 0, whatever the pad id."""
-
-    def generate(self, actor, prompts):
-        return super().generate(actor, replace(prompts, pad_token_id=0))
-
-
-@fault("actor.generate-layout")
-class GenerateMovesPrompts(Reference):
-    """Left pads are taken out and put at the end of the row."""
-
-    def generate(self, actor, prompts):
-        rows = super().generate(actor, prompts)
-        pads = (prompts.attention_mask == 0).sum(-1).tolist()
-        return torch.stack([row.roll(-pad) for row, pad in zip(rows, pads, strict=True)])
 
 
 # --- saving --------------------------------------------------------------------------------------------------------

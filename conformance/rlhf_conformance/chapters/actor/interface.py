@@ -35,6 +35,8 @@ class GeneratedRows(Kind):
         answer = super().checked(method, value, given, device, label)
         if answer.shape[1] <= width:
             raise WiringError(method, describe(value), f"token rows ({rows}, more than {width})")
+        if int(answer.min()) < 0 or int(answer.max()) >= VOCAB_SIZE:
+            raise WiringError(method, f"ids up to {int(answer.max())}", f"token ids from 0 to {VOCAB_SIZE - 1}")
         return answer
 
 
@@ -44,9 +46,6 @@ _LOG_PROBS = Readout("log-prob", False, lambda z, t: (z / t).log_softmax(-1), st
 class Actor(Models):
     """Log-probs of the actions, entropy, raw output, generation."""
 
-    entropy_gradient: Annotated[
-        bool, "False if the entropy is a metric only, which the trainer computes without a gradient"
-    ] = True
     output_logits: Annotated[
         str,
         OneOf(("raw", "scaled")),
