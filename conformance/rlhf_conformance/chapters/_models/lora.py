@@ -68,7 +68,7 @@ def _layers(model: Any) -> dict[int, Any]:
 
 
 def _scale(layer: Any, adapter: str, name: str) -> tuple[float, bool]:
-    """The scale s of a layer's product, 0 while the adapter is not in use; and whether its weight is stored (in, out)."""
+    """The scale s of a layer's product, 0 while the adapter is not in use; whether its weight is stored (in, out)."""
     scaling = getattr(layer, "scaling", None)
     if isinstance(scaling, Mapping):
         scaling = scaling.get(adapter)

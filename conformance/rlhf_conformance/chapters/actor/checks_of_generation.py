@@ -84,8 +84,12 @@ def _of_a_logit(subject: Subject, probe: Probe, tokens: Sequence[int]) -> float:
 
 @check("actor.generate-greedy", needs=GENERATE, cases=lambda s: prompts(s), effort=5)
 def generate_greedy(subject: Subject, case: PromptCase) -> Questions:
-    """Judged on the row as it was generated, so that one token that rounding decides leaves the next to be judged."""
-    call = generated(subject, case)
+    yield from greedily(subject, case, generated(subject, case))
+
+
+def greedily(subject: Subject, case: PromptCase, call: Call, when: str = "", **more: Any) -> Questions:
+    """Is each token the one with the highest logit of the subject's truth? Judged on the row as it was generated, so
+    that one token that rounding decides leaves the next to be judged."""
     rows = (yield call).value.tolist()
     width = max(len(prompt) for prompt in case.prompts)
     withheld = {*case.stop_token_ids, case.probe.pad_token_id}
@@ -98,12 +102,13 @@ def generate_greedy(subject: Subject, case: PromptCase) -> Questions:
             return [z[token] for z, token in zip(logits, answer.tolist()[row][width:], strict=False)]
 
         yield Question(
-            f"logit of the token that was taken, beside the highest, in the continuation of prompt {row}",
+            f"logit of the token that was taken, beside the highest, in the continuation of prompt {row}{when}",
             call,
             [_highest(z, token, withheld) for z, token in zip(logits, response, strict=True)],
             2 * _of_a_logit(subject, case.probe, tokens),
             reading=selected(taken),
             place=lambda index, response=response: f"generated token {index[0]}, id {response[index[0]]}",  # type: ignore[misc]
+            **more,
         )
 
 
