@@ -39,9 +39,9 @@ def packed_action_values(
     """The values of the actions of each sequence of a pack: ``(N,) -> (T_1,), (T_2,), ...``.
 
     Raises ValueError where a sequence has no token before its first action: that has no state in this row, and the cell
-    before it belongs to the neighbor. The example, behind a sequence of two tokens:
+    before it belongs to the neighbor. The example, behind a sequence "Hi there" of two tokens:
 
-    >>> row = [0.6, 0.9, 0.1, 0.2, 0.3, 0.2, 0.4, 0.7, 0.5, 0.8]  # Hi there | The capital of France is Paris is beautiful
+    >>> row = [0.6, 0.9, 0.1, 0.2, 0.3, 0.2, 0.4, 0.7, 0.5, 0.8]
     >>> packed_action_values(row, lengths=[2, 8], response_lengths=[1, 3])
     [[0.6], [0.4, 0.7, 0.5]]
 
