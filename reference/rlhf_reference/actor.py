@@ -70,7 +70,8 @@ class Actor(nn.Module):
         """Log-probs of the actions, in nats, fp32 or better, with a graph.
 
         Padded rows (input_ids and attention_mask (B, L); position_ids follow from the mask):
-            num_actions = T             (B, T), of the last T tokens of each row; 0 on pads
+            num_actions = T             (B, T), of the last T tokens of each row; 0 on pads, and at a row's first real
+                                        token, which no state predicts
             num_actions = (n_1, ...)    (B, max n), of the last n_i real tokens of row i, from the left; 0 after them
         Pack (input_ids (1, N), no mask, and position_ids that restart or sequence_lengths):
             num_actions = (n_1, ...)    (1, sum n), of the last n_i tokens of each sequence; lengths are needed only

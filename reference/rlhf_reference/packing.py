@@ -67,13 +67,16 @@ def pack_sequences(
     """Pack 1-D token tensors, in their order.
 
     sequences        1-D integer tensors, each of at least one token
-    num_actions      actions at the end of each
+    num_actions      actions at the end of each; at least one token before them, the prompt
     pad_to_multiple  N becomes a multiple of it; the padding holds `pad_token_id`
-    raises           ValueError on an empty list or an empty sequence
+    raises           ValueError on an empty list, an empty sequence, or one without a prompt
     """
     lengths = tuple(len(sequence) for sequence in sequences)
     if not lengths or min(lengths) == 0:
         raise ValueError(f"a pack needs sequences of at least one token, not lengths {lengths}")
+    counts = tuple(num_actions) if num_actions is not None else (0,) * len(lengths)
+    for length, count in zip(lengths, counts, strict=True):
+        _check_prompt(length, count)
     tail = -sum(lengths) % pad_to_multiple
     padding = sequences[0].new_full((tail,), pad_token_id)
     labels = [_next_tokens(sequence) for sequence in sequences]
@@ -82,7 +85,7 @@ def pack_sequences(
         position_ids=packed_position_ids([*lengths, tail], device=sequences[0].device),
         labels=torch.cat([*labels, torch.full_like(padding, IGNORED_LABEL)]).unsqueeze(0),
         lengths=lengths,
-        num_actions=tuple(num_actions) if num_actions is not None else (0,) * len(lengths),
+        num_actions=counts,
     )
 
 
@@ -105,11 +108,18 @@ def action_state_positions(
     if len(num_actions) > len(lengths):
         raise ValueError(f"{len(num_actions)} action counts for {len(lengths)} sequences")
     for length, count in zip(lengths, num_actions, strict=False):
-        if not 0 <= count < length:
-            raise ValueError(f"{count} actions do not fit {length} tokens: each needs a state before it")
+        _check_prompt(length, count)
         end += length
         columns.append(torch.arange(end - 1 - count, end - 1, device=device))
     return torch.cat(columns)
+
+
+def _check_prompt(length: int, actions: int) -> None:
+    """What stands before a sequence of a pack is its neighbor, and no state of its own."""
+    if not 0 <= actions < length:
+        raise ValueError(
+            f"{actions} actions do not fit {length} tokens: each needs a state before it, the first one a prompt"
+        )
 
 
 def shard(pack: PackedBatch, shards: int) -> Shards:

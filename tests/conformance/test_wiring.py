@@ -90,19 +90,27 @@ def is_right(kind: Any, name: str) -> bool:
     return False
 
 
+PAIR = tuple(field.name for field in fields(wiring.WithOutput))
+
+
 def parts_of(name: str) -> list[str]:
     """The parts of a method's answer; the empty string where it is one tensor."""
     answer = METHODS[name].answer
+    if isinstance(answer, wiring.Beside):
+        return list(PAIR)
     return list(answer.parts) if isinstance(answer, wiring.Record) else [""]
 
 
 def kind_of(name: str, part: str) -> Any:
     answer = METHODS[name].answer
+    if isinstance(answer, wiring.Beside):
+        return getattr(answer, part)
     return answer.parts[part] if part else answer
 
 
 def is_required(name: str, part: str) -> bool:
-    return not part or part in METHODS[name].answer.required
+    answer = METHODS[name].answer
+    return not part or isinstance(answer, wiring.Beside) or part in answer.required
 
 
 TABLE = [
@@ -145,6 +153,9 @@ def in_part(part: str, change: Callable[[torch.Tensor], Any]) -> Callable[[Any],
     """The change to one part of an answer, or to all of it; of a list, to each tensor of it."""
 
     def changed(answer: Any) -> Any:
+        if part in PAIR:
+            at = PAIR.index(part)
+            return (*answer[:at], in_part("", change)(answer[at]), *answer[at + 1 :])
         if part:
             made = [value for value in vars(answer).values() if value is not None]
             value = next((v for v in (getattr(answer, part),) if v is not None), made[0])  # as the first that is made

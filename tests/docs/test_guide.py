@@ -51,6 +51,22 @@ def test_the_log_prob_adapter_is_green(python):
     assert report.verdict == "CONFORMANT"
 
 
+def test_the_adapter_that_returns_outputs_and_takes_modules_is_green(python):
+    """Its trainer has the interface of the reference, whose adapter loads the models here."""
+    import rlhf_reference
+    from rlhf_conformance.adapters.reference import Reference
+
+    shown = adapter_of(python("log_probs_with_output"), types.SimpleNamespace(Actor=rlhf_reference.Actor))
+
+    class Shown(shown, Reference):
+        layouts = ("padded", "left")
+
+    only = ["actor.with", "actor.from", "reward.with", "critic.with"]
+    report = check(Shown(), profile="smoke", only=only)
+    assert report.verdict == "CONFORMANT"
+    assert len(report.results) == 8
+
+
 def test_the_guide_shows_the_whole_adapter_of_the_example(python, examples):
     code = python("class PlainTrainer")
     assert (examples / "whole_trainer.py").read_text(encoding="utf-8").endswith(code)

@@ -93,6 +93,24 @@ def test_the_output_comes_with_the_log_probs_on_request(gpt2: ref.Actor, batch: 
     assert output.logits.shape == (*rows.input_ids.shape, 48)
 
 
+def test_the_logits_beside_log_probs_are_not_divided_by_the_temperature(
+    gpt2: ref.Actor, batch: ref.RaggedBatch
+) -> None:
+    rows = batch.pad(0)
+    arguments = rows.input_ids, rows.num_actions, rows.attention_mask
+    outputs = [ref.Actor(gpt2.model, temperature=t)(*arguments, return_output=True)[1].logits for t in (1.0, 0.5)]
+    assert torch.equal(*outputs)
+
+
+def test_a_module_is_used_as_it_is_and_not_copied(checkpoints: dict[str, Path]) -> None:
+    module = transformers.AutoModelForCausalLM.from_pretrained(checkpoints["gpt2"]).bfloat16().train()
+    actor = ref.Actor(module)
+    assert {x.data_ptr() for x in actor.parameters()} == {x.data_ptr() for x in module.parameters()}
+    assert {x.dtype for x in actor.parameters()} == {torch.bfloat16}
+    assert not module.training
+    assert all(part.p == 0 for part in module.modules() if isinstance(part, torch.nn.Dropout))
+
+
 def test_shards_of_a_pack_give_the_log_probs_of_the_pack(gpt2: ref.Actor, batch: ref.RaggedBatch) -> None:
     pack = batch.pack(pad_to_multiple=4)
     shards = ref.shard(pack, 4)

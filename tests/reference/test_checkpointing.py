@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import rlhf_reference as ref
+from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.oracle.probes import Probe, ProbeStore
 
 INPUT = torch.tensor([[5, 1, 9, 7, 30, 2], [8, 8, 3, 1, 4, 6]])
 KINDS = ("Actor", "RewardModel", "CriticModel")
@@ -107,3 +109,14 @@ def test_generation_leaves_every_module_in_its_mode(make: Callable[..., Any]) ->
     actor.generate(INPUT, torch.ones_like(INPUT), max_new_tokens=1, stop_token_ids=[], pad_token_id=0)
     assert actor.training
     assert not any(module.training for module in actor.model.modules())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_adapter_recomputes_where_its_mode_says_so(checkpointing: bool, tmp_path: Path) -> None:
+    """Layers are recomputed in train mode alone, in which it has to be by then."""
+    adapter = Reference(checkpointing=checkpointing)
+    checkpoint = ProbeStore(tmp_path).checkpoint(Probe(), dtype=torch.float32, device="cpu")
+    for actor in (adapter.load_actor(checkpoint), adapter.wrap_actor(checkpoint.module(), checkpoint)):
+        runs = layers_run(actor)
+        ask(actor).sum().backward()
+        assert len(runs) == 1 + checkpointing

@@ -335,3 +335,26 @@ def test_cuda_gives_what_the_cpu_gives(with_head: Callable[..., Path], architect
     options = {"dtype": torch.float64, "lora": ref.LoraOptions()}
     on_gpu = kind(with_head(architecture), device="cuda", **options)(INPUT.cuda())
     torch.testing.assert_close(on_gpu.cpu(), kind(with_head(architecture), **options)(INPUT), atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@KINDS
+def test_the_output_comes_with_the_answers_on_request(
+    kind: Any, layout: str, with_head: Callable[..., Path], batch: ref.RaggedBatch
+) -> None:
+    """The head says on its hidden states what the model answers."""
+    model = kind(with_head("gpt2"), dtype=torch.float64)
+    if layout.startswith("packed"):
+        pack = batch.pack(pad_to_multiple=7 if layout == "packed-tail" else 1)
+        rows, asked = pack, {"position_ids": pack.position_ids, "sequence_lengths": pack.lengths}
+    else:
+        rows = batch.pad(0, layout)
+        asked = {"attention_mask": rows.attention_mask}
+    if kind is ref.CriticModel:
+        asked["num_actions"] = rows.num_actions
+    answers, output = model(rows.input_ids, **asked, return_output=True)
+    assert torch.equal(answers, model(rows.input_ids, **asked))
+    assert output.last_hidden_state.shape == (*rows.input_ids.shape, 32)
+    scores = output.last_hidden_state @ model.head.weight[0]
+    distances = (scores.reshape(-1, 1) - answers.reshape(1, -1)).abs().amin(0)
+    assert (distances[answers.reshape(-1) != 0] < 1e-12).all()

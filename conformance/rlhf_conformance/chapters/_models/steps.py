@@ -21,6 +21,7 @@ NUMBERS = 40
 
 
 @steps_of("action_log_probs", "action_entropy", "action_values", "rewards")
+@steps_of("log_probs_with_output", "action_values_with_output", "rewards_with_output")
 def model_steps(evidence: Evidence, comparison: Comparison) -> tuple[Step, ...]:
     """Where the answers are compared with those of each sequence alone."""
     answered, question = comparison.answers[-1], comparison.question
@@ -28,7 +29,7 @@ def model_steps(evidence: Evidence, comparison: Comparison) -> tuple[Step, ...]:
     assert question is not None
     assert readout is not None
     case: ModelCase | None = answered.about
-    if case is None or isinstance(question.expected, Against):
+    if case is None or isinstance(question.expected, Against) or question.reading.field:
         return ()
     if len(comparison.indices) != sum(len(readout.due(len(s.prompt), len(s))) for s in case.samples):
         return ()

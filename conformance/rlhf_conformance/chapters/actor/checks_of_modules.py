@@ -65,6 +65,7 @@ def _asks(subject: Subject, case: ModelCase, actor: Any, truth: Any, plain: Any,
         log_probs,
         budgets.model_output(flat, flat_plain, largest, subject.dtype, case.temperature),
         place=sample_action,
+        beside={"module": "the checkpoint's weights, each moved by -1/64, 0 or 1/64 as `move_weights` draws it"},
     )
 
 
