@@ -421,6 +421,15 @@ SEQUENCES = [
         lambda c: any(s.response[-1] == c.pad_token_id not in c.stop_token_ids for s in c.samples),
         0.1,
     ),
+    ("a long prompt in every case", "sequences.attention-span", lambda c: c.prompt_length == 1, 0.05),
+    (
+        "sampled pads apart from each other",
+        "sequences.sampled-pad",
+        lambda c: any(
+            (c.pad_token_id,) * 2 == s.response[i : i + 2] for s in c.samples for i in range(len(s.response))
+        ),
+        0.1,
+    ),
     ("no sampled pad", "sequences.sampled-pad", lambda c: any(c.pad_token_id in s.response for s in c.samples), 0.6),
 ]
 
@@ -461,4 +470,6 @@ EMPTY = [
 def test_pack_cases_leave():
     holds_often("packing.boundary", PACKS)
     holds_often("packing.empty-sequence", EMPTY)
-    holds_often("packing.tokens", [("several sequences", lambda c: len(c.sequences) == 1, 0.1)])
+    for slug in ("packing.tokens", "packing.boundary", "positions.restart"):
+        holds_often(slug, [("several sequences", lambda c: len(c.sequences) == 1, 0.08)])
+    assert min(sum(map(len, case.sequences)) for case in drawn("packing.boundary")) >= 2

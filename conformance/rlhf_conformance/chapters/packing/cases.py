@@ -25,14 +25,15 @@ class PackCase:
         return len(self.sequences), sum(len(s) for s in self.sequences)
 
 
-def packs(least: int = 2) -> Picked[PackCase]:
-    """Two to four sequences of one to six tokens; with 1 for `least`, one alone now and then."""
+def packs(alone: int = 1) -> Picked[PackCase]:
+    """Two to four sequences of one to six tokens; now and then a single one, of so many tokens at least as `alone`."""
 
     def build(picks: Picks) -> PackCase:
         slots = [picks.part(1 + WIDTH) for _ in range(SEQUENCES)]
-        alone = picks.chance(1, 6) and least == 1
-        rows = slots[:1] if alone else [slots[i] for i in picks.some(SEQUENCES, 2)]
-        return PackCase(tuple(tuple(row.below(IDS) for _ in range(1 + row.below(WIDTH))) for row in rows))
+        single = picks.chance(1, 6)
+        rows, least = (slots[:1], alone) if single else ([slots[i] for i in picks.some(SEQUENCES, 2)], 1)
+        lengths = [least + row.below(WIDTH + 1 - least) for row in rows]
+        return PackCase(tuple(tuple(row.below(IDS) for _ in range(n)) for row, n in zip(rows, lengths, strict=True)))
 
     return Picked(1 + SEQUENCES + SEQUENCES * (1 + WIDTH), build)
 

@@ -27,7 +27,7 @@ def marks_labels(adapter: Adapter) -> str | None:
     return 'packed_labels = "unmarked": the pack does not say which of its labels are scored'
 
 
-@check("packing.tokens", needs=PACK, cases=lambda s: packs(1))
+@check("packing.tokens", needs=PACK, cases=lambda s: packs())
 def tokens(subject: Subject, case: PackCase) -> Questions:
     yield asks_tokens(call(subject, case), case)
 
@@ -39,7 +39,7 @@ def asks_tokens(asked: Call, case: PackCase) -> Question:
     return Question("token ids of the pack", asked, flat, reading=reading, place=pack_position)
 
 
-@check("packing.boundary", needs=PACK, requires=(marks_labels,), cases=lambda s: packs())
+@check("packing.boundary", needs=PACK, requires=(marks_labels,), cases=lambda s: packs(alone=2))
 def boundary(subject: Subject, case: PackCase) -> Questions:
     asked = call(subject, case)
     yield from asks_labels(asked, (yield asked), case, subject.adapter.packed_labels)

@@ -72,6 +72,15 @@ class RestartAtFirstBoundaryOnly(Reference):
         return replace(answer, position_ids=columns.where(columns < first, columns - first)[None])
 
 
+@fault("positions.restart")
+class LoneSequenceFromOne(Reference):
+    "A pack of one sequence is taken for a padded row, and counted from 1."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        return answer if len(sequences) > 1 else replace(answer, position_ids=answer.position_ids + 1)
+
+
 # --- tokens -------------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +178,15 @@ class LastLabelWraps(Reference):
         labels = answer.labels.clone()
         labels[0, -1] = answer.input_ids[0, 0]
         return replace(answer, labels=labels)
+
+
+@fault("packing.boundary")
+class LoneSequenceWraps(Reference):
+    "A pack of one sequence has no boundary: its last token is scored on its first."
+
+    def pack_sequences(self, sequences):
+        answer = super().pack_sequences(sequences)
+        return answer if len(sequences) > 1 else replace(answer, labels=answer.input_ids.roll(-1, dims=1))
 
 
 @fault("packing.boundary")

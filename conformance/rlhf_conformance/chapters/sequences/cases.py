@@ -96,12 +96,14 @@ def _generated(picks: Picks, shape: GeneratedShape) -> GeneratedCase:
     width = least + head.below(WIDTH + 1 - least)
     # A square hides one wrong axis and shows another.
     square, present, cut = head.chance(1, 4), head.some(4, 1), head.below(256)
+    short = head.chance(1, 8) and not shape.prompt_ends_in_stop  # all prompts have one token
     slots = [picks.part(ROW_PICKS) for _ in range(ROWS)]
     rows = slots[:width] if square else [slots[i] for i in present]
     samples = []
     for i, row in enumerate(rows):
         chosen = i == cut % len(rows)
         prompt = _prompt(row.part(6 + 2 * PROMPT), shape, stops, pad)
+        prompt = prompt[:1] if short else prompt
         if shape.by_length:
             samples.append(Sample(prompt, _aborted(row, shape, stops, pad, width, chosen)))
         else:
@@ -153,7 +155,11 @@ def _response(
     length = least + picks.below(width - least + 1)
     body = [picks.of(plain) for _ in range(width if is_cut else length - 1)]
     if shape.sampled_pad:  # anywhere but at the end, where only lengths could tell it from padding
-        body[hole.below(len(body) - 1 if is_cut else len(body))] = pad
+        end = len(body) - 1 if is_cut else len(body)
+        first = hole.below(end)
+        for place in (first, first + 1)[: 1 + picks.below(2)]:  # one pad, or two behind one another
+            if place < end:
+                body[place] = pad
     return tuple(body) if is_cut else (*body, stop)
 
 

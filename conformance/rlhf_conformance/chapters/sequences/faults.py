@@ -68,6 +68,17 @@ class PromptAttendedWhole(Reference):
 
 
 @fault("sequences.attention-span")
+class PromptOfOneTokenMissing(Reference):
+    "Prompts of one token are taken for empty ones: `prompt_length > 1` guards what makes their mask."
+
+    def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id):
+        mask = prompt_mask if prompt_length > 1 else torch.zeros_like(prompt_mask)
+        answer = super().process_sequences(sequences, prompt_length, prompt_mask, stop_ids, pad_id)
+        attention = torch.cat([mask, answer.attention_mask[:, prompt_length:]], 1)
+        return replace(answer, attention_mask=attention) if prompt_length == 1 else answer
+
+
+@fault("sequences.attention-span")
 class PromptBeginsAtPlainToken(Reference):
     "The prompt is taken to begin at its first token that is neither pad nor EOS, as if no text began with EOS."
 
@@ -390,6 +401,19 @@ class SampledPadEndsTruncated(Reference):
         before = (sequences[:, prompt_length:] == pad_id).cumsum(1) == 0
         kept = before | ~cut_off(sequences, prompt_length, stop_ids)
         return with_response(answer, prompt_length, answer.action_mask & kept)
+
+
+@fault("sequences.sampled-pad")
+class TwoSampledPadsEnd(Reference):
+    "Two pad ids behind one another are taken for the padding behind a response."
+
+    def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id):
+        answer = super().process_sequences(sequences, prompt_length, prompt_mask, stop_ids, pad_id)
+        pads = sequences[:, prompt_length:] == pad_id
+        if pad_id in stop_ids:
+            return answer
+        begins = pads & torch.nn.functional.pad(pads[:, 1:], (0, 1))
+        return with_response(answer, prompt_length, answer.action_mask & (begins.cumsum(1) == 0))
 
 
 @fault("sequences.stop-set", bug="one-eos-id")
