@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import rlhf_reference as ref
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlhf_conformance.oracle.batch import Batch
+    from rlhf_conformance.oracle.probes import Checkpoint
 
 LAYOUT_CHAPTERS = ("packing.", "positions.")
 """Chapters that ask the actor for log-probs as well, and so fail along with it."""
@@ -28,6 +31,80 @@ class WithLora(Reference):
 def by_column(batch: Batch) -> Tensor:
     """Positions of padded rows that count the pads."""
     return torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
+
+
+class WithNewHeads(Reference):
+    """The reference, whose reward model and critic are given a new head where the checkpoint has none."""
+
+    reward_new_head = critic_new_head = True
+
+    def load_reward_model(self, checkpoint):
+        return ref.RewardModel(
+            checkpoint.path, normalize=checkpoint.normalize, init_head=True, **self._options(checkpoint)
+        )
+
+    def load_critic(self, checkpoint):
+        return ref.CriticModel(
+            checkpoint.path, normalize=checkpoint.normalize, init_head=True, **self._options(checkpoint)
+        )
+
+
+def lacks_head(checkpoint: Checkpoint) -> bool:
+    """Whether there is no scalar head in the file of a checkpoint."""
+    from safetensors import safe_open
+
+    with safe_open(f"{checkpoint.path}/model.safetensors", framework="pt") as file:
+        return f"{checkpoint.head_name}.weight" not in file.keys()  # noqa: SIM118
+
+
+def redrawn(model: Any) -> Any:
+    """A regression model whose head is drawn anew in each forward pass."""
+    scores = model.scores
+
+    def other(inputs: Any) -> Tensor:
+        held = model.head.weight.data
+        model.head.weight.data = torch.randn_like(held)
+        try:
+            return scores(inputs)
+        finally:
+            model.head.weight.data = held
+
+    model.scores = other
+    return model
+
+
+@contextlib.contextmanager
+def shown_by_column(model: Any, batch: Batch, wrong: bool, **more: Any) -> Iterator[None]:
+    """Where `wrong`, the backbone of a regression model is given padded rows with the positions of their columns, and
+    with `more` in place of what it should be given."""
+
+    def count_pads(_: Any, args: Any, options: Any) -> Any:
+        return args, {**options, "position_ids": by_column(batch), **more}
+
+    if not wrong or batch.is_packed:
+        yield
+        return
+    hook = model.backbone.register_forward_pre_hook(count_pads, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def copied_head(model: Any) -> Any:
+    """A regression model whose scores come from a copy of its head that is taken now; the gradient is the head's."""
+    first, scores = model.head.weight.detach().clone(), model.scores
+
+    def stale(inputs: Any) -> Tensor:
+        now, right = model.head.weight.data, scores(inputs)
+        model.head.weight.data = first
+        with torch.no_grad():
+            old = scores(inputs)
+        model.head.weight.data = now
+        return right + (old - right).detach()
+
+    model.scores = stale
+    return model
 
 
 def read(batch: Batch, per_token: Tensor, shift: int = 0) -> list[Tensor]:

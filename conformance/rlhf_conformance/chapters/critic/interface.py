@@ -23,6 +23,10 @@ class Critic(Models):
         False
     )
 
+    critic_new_head: Annotated[
+        bool, "True if a critic whose checkpoint has no head is given a new one on purpose; else it is to be refused"
+    ] = False
+
     @method(Model(), loads=True, prepares=True)
     def load_critic(self, checkpoint: Checkpoint) -> Any:
         """A critic (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`."""

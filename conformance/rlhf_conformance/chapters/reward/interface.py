@@ -22,6 +22,10 @@ class Reward(Models):
         False
     )
 
+    reward_new_head: Annotated[
+        bool, "True if a reward model whose checkpoint has no head is given a new one on purpose; else it is to be refused"
+    ] = False
+
     @method(Model(), loads=True, prepares=True)
     def load_reward_model(self, checkpoint: Checkpoint) -> Any:
         """A reward model (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`."""
