@@ -274,5 +274,6 @@ def test_an_entropy_that_is_a_metric_is_not_asked_for_a_gradient():
 
 def test_a_new_head_is_no_missing_one():
     adapter = twins()["new-heads"]()
-    assert "critic_new_head = True" in attempt(adapter, "critic.missing-head").result.reason
-    assert "critic_new_head is not declared" in attempt(Reference(), "critic.new-head").result.reason
+    assert 'critic_new_head = "always"' in attempt(adapter, "critic.missing-head").result.reason
+    adapter.critic_new_head = False
+    assert "critic_new_head is not declared" in attempt(adapter, "critic.new-head").result.reason

@@ -15,6 +15,7 @@ class Reference(Adapter):
     ignored_label = "zero"
     head_names = ("score", "value_head", "v_head")
     reward_normalization = critic_normalization = True
+    reward_new_head = critic_new_head = "asked"
     aggregations = ("token-mean", "sequence-mean")
     dual_clip = global_count = True
     count_empty_rows = False
@@ -92,15 +93,19 @@ class Reference(Adapter):
             pad_token_id=prompts.pad_token_id,
         )
 
+    def _regression(self, checkpoint: Any) -> dict[str, Any]:
+        asked = {"normalize": checkpoint.normalize, "init_head": checkpoint.new_head}
+        return {**asked, **self._options(checkpoint)}
+
     def load_reward_model(self, checkpoint):
-        return ref.RewardModel(checkpoint.path, normalize=checkpoint.normalize, **self._options(checkpoint))
+        return ref.RewardModel(checkpoint.path, **self._regression(checkpoint))
 
     def rewards(self, reward_model, batch):
         ids, options = self._inputs(batch)
         return reward_model(ids, **options)
 
     def load_critic(self, checkpoint):
-        return ref.CriticModel(checkpoint.path, normalize=checkpoint.normalize, **self._options(checkpoint))
+        return ref.CriticModel(checkpoint.path, **self._regression(checkpoint))
 
     def action_values(self, critic, batch):
         ids, options = self._inputs(batch)

@@ -62,6 +62,7 @@ class Probe:
     head_scale    the head's weights are multiplied by this: large rewards
     mean, std     written to the config for normalizing trainers
     headless      the scalar head is left out of the file: a checkpoint that must be refused
+    new_head      the trainer is asked to draw a head, which the file lacks
     """
 
     architecture: str = "llama"
@@ -72,6 +73,7 @@ class Probe:
     mean: float = 0.0
     std: float = 1.0
     headless: bool = False
+    new_head: bool = False
 
     @property
     def eos_token_id(self) -> int:
@@ -100,6 +102,7 @@ class Checkpoint:
     temperature     for scoring actions
     normalize       whether rewards or values are to be normalized by `mean` and `std` (also in the config, under
                     these names)
+    new_head        the file has no head, and a new one is asked for
     """
 
     path: str
@@ -113,6 +116,7 @@ class Checkpoint:
     normalize: bool = False
     mean: float = 0.0
     std: float = 1.0
+    new_head: bool = False
 
     def module(self) -> Any:
         """The checkpoint as a fresh module of transformers, for trainers that are handed one.
@@ -231,4 +235,5 @@ class ProbeStore:
             normalize=normalize,
             mean=probe.mean,
             std=probe.std,
+            new_head=probe.new_head,
         )

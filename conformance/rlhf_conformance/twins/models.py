@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-import rlhf_reference as ref
 from rlhf_conformance._lazy import torch, transformers
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
@@ -253,19 +252,12 @@ class LoraWithDropout(LoraModels):
 
 @twin
 class NewHeads(_Models):
-    """A checkpoint without a head gets a new one on purpose."""
+    """A checkpoint without a head gets a new one, asked for or not."""
 
-    reward_new_head = critic_new_head = True
+    reward_new_head = critic_new_head = "always"
 
-    def load_reward_model(self, checkpoint):
-        return ref.RewardModel(
-            checkpoint.path, normalize=checkpoint.normalize, init_head=True, **self._options(checkpoint)
-        )
-
-    def load_critic(self, checkpoint):
-        return ref.CriticModel(
-            checkpoint.path, normalize=checkpoint.normalize, init_head=True, **self._options(checkpoint)
-        )
+    def _regression(self, checkpoint):
+        return {**super()._regression(checkpoint), "init_head": True}
 
 
 @twin

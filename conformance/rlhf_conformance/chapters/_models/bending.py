@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import rlhf_reference as ref
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlhf_conformance.oracle.batch import Batch
-    from rlhf_conformance.oracle.probes import Checkpoint
 
 LAYOUT_CHAPTERS = ("packing.", "positions.")
 """Chapters that ask the actor for log-probs as well, and so fail along with it."""
@@ -31,30 +29,6 @@ class WithLora(Reference):
 def by_column(batch: Batch) -> Tensor:
     """Positions of padded rows that count the pads."""
     return torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
-
-
-class WithNewHeads(Reference):
-    """The reference, whose reward model and critic are given a new head where the checkpoint has none."""
-
-    reward_new_head = critic_new_head = True
-
-    def load_reward_model(self, checkpoint):
-        return ref.RewardModel(
-            checkpoint.path, normalize=checkpoint.normalize, init_head=True, **self._options(checkpoint)
-        )
-
-    def load_critic(self, checkpoint):
-        return ref.CriticModel(
-            checkpoint.path, normalize=checkpoint.normalize, init_head=True, **self._options(checkpoint)
-        )
-
-
-def lacks_head(checkpoint: Checkpoint) -> bool:
-    """Whether there is no scalar head in the file of a checkpoint."""
-    from safetensors import safe_open
-
-    with safe_open(f"{checkpoint.path}/model.safetensors", framework="pt") as file:
-        return f"{checkpoint.head_name}.weight" not in file.keys()  # noqa: SIM118
 
 
 def redrawn(model: Any) -> Any:

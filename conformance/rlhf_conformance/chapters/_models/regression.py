@@ -75,14 +75,14 @@ def missing_head(role: Role) -> Template:
             actual="a model with random weights for head",
         )
 
-    return Template(check, role.needs, _headless, (asks_for_no_new_head(role),), single=True)
+    return Template(check, role.needs, _headless, (refuses_a_missing_head(role),), single=True)
 
 
 def new_head(role: Role) -> Template:
     """The answers of a model that was given a new head are those of the checkpoint's backbone under just that head."""
 
     def check(subject: Subject, case: Probe) -> Questions:
-        small, whole = _small(subject, case), replace(case, headless=False)
+        small, whole = _small(subject, case), replace(case, headless=False, new_head=False)
         weights = Weights.of(subject, role.loaded(small))
         head = weights.drawn_head()
         yield Fact(
@@ -104,20 +104,21 @@ def new_head(role: Role) -> Template:
             what=f"{role.what} under the new head",
         )
 
-    return Template(check, role.needs, _headless, (asks_for_a_new_head(role),))
+    def cases(subject: Subject) -> Any:
+        return _headless(subject).map(lambda probe: replace(probe, new_head=True))
+
+    return Template(check, role.needs, cases, (asks_for_a_new_head(role),), effort=10)
 
 
 def asks_for_a_new_head(role: Role) -> Requirement:
-    return lambda adapter: None if _draws(role, adapter) else f"{role.chapter}_new_head is not declared"
+    said = f"{role.chapter}_new_head is not declared"
+    return lambda adapter: None if getattr(adapter, f"{role.chapter}_new_head") else said
 
 
-def asks_for_no_new_head(role: Role) -> Requirement:
-    said = f"{role.chapter}_new_head = True: a checkpoint without a head gets a new one"
-    return lambda adapter: said if _draws(role, adapter) else None
-
-
-def _draws(role: Role, adapter: Adapter) -> bool:
-    return bool(getattr(adapter, f"{role.chapter}_new_head"))
+def refuses_a_missing_head(role: Role) -> Requirement:
+    name, value = f"{role.chapter}_new_head", "always"
+    said = f'{name} = "{value}": a checkpoint without a head gets a new one'
+    return lambda adapter: said if getattr(adapter, name) == value else None
 
 
 def _small(subject: Subject, probe: Probe) -> ModelCase:

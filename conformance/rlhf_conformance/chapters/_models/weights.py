@@ -84,7 +84,7 @@ class Weights:
 
     def drawn_head(self) -> Tensors | None:
         """The weight of a head that the checkpoint lacks, under the name that it would have; None if there is none."""
-        whole = self.subject.truth.weights(replace(self.probe, headless=False))
+        whole = self.subject.truth.weights(replace(self.probe, headless=False, new_head=False))
         mapped = self.subject.uncopied("checkpoint_weights", self.model, self.leaves())
         pairs = match_by_name(mapped, whole)
         return next(({name: mapped[mine].detach()} for mine, name in pairs if len(mapped[mine]) == 1), None)

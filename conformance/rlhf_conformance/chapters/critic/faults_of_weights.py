@@ -6,7 +6,7 @@ import copy
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._models.bending import WithLora, WithNewHeads, copied_head, lacks_head, redrawn, shown_by_column
+from rlhf_conformance.chapters._models.bending import WithLora, copied_head, redrawn, shown_by_column
 from rlhf_conformance.faults import fault
 
 PACKS = ("packing.critic",)
@@ -117,20 +117,20 @@ class CriticBackboneCopied(Reference):
 
 
 @fault("critic.new-head")
-class NewCriticHeadUnset(WithNewHeads):
+class NewCriticHeadUnset(Reference):
     """A new head is allocated, and holds whatever was in memory."""
 
     def load_critic(self, checkpoint):
         model = super().load_critic(checkpoint)
-        if lacks_head(checkpoint):
+        if checkpoint.new_head:
             model.head.weight.data = torch.empty_like(model.head.weight)
         return model
 
 
 @fault("critic.new-head")
-class NewCriticHeadDrawnAgain(WithNewHeads):
+class NewCriticHeadDrawnAgain(Reference):
     """A new head is drawn anew in each forward pass, and the one that is trained is another."""
 
     def load_critic(self, checkpoint):
         model = super().load_critic(checkpoint)
-        return redrawn(model) if lacks_head(checkpoint) else model
+        return redrawn(model) if checkpoint.new_head else model

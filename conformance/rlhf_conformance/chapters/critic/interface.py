@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rlhf_conformance.chapters._models.interface import Models
 from rlhf_conformance.judging.wiring import Actions, Cells, Model
-from rlhf_conformance.methods import Readout, as_it_is, every_position, method, states
+from rlhf_conformance.methods import OneOf, Readout, as_it_is, every_position, method, states
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,12 +24,16 @@ class Critic(Models):
     )
 
     critic_new_head: Annotated[
-        bool, "True if a critic whose checkpoint has no head is given a new one on purpose; else it is to be refused"
+        Any,
+        OneOf((False, "asked", "always")),
+        'whether a critic can be given a new head, for a checkpoint without one: "asked", where `checkpoint.new_head` '
+        'is True; "always", so that such a checkpoint is never refused',
     ] = False
 
     @method(Model(), loads=True, prepares=True)
     def load_critic(self, checkpoint: Checkpoint) -> Any:
-        """A critic (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`."""
+        """A critic (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`, with a
+        new head if `checkpoint.new_head`."""
         raise NotImplementedError
 
     @method(Actions(), model="load_critic", readout=Readout("value", True, as_it_is, states, whole="values"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._models.bending import WithLora, WithNewHeads, copied_head, lacks_head, redrawn, shown_by_column
+from rlhf_conformance.chapters._models.bending import WithLora, copied_head, redrawn, shown_by_column
 from rlhf_conformance.faults import fault
 
 PACKS = ("packing.reward",)
@@ -107,20 +107,20 @@ class RewardsRemembered(Reference):
 
 
 @fault("reward.new-head")
-class NewRewardHeadUnset(WithNewHeads):
+class NewRewardHeadUnset(Reference):
     """A new head is allocated, and holds whatever was in memory."""
 
     def load_reward_model(self, checkpoint):
         model = super().load_reward_model(checkpoint)
-        if lacks_head(checkpoint):
+        if checkpoint.new_head:
             model.head.weight.data = torch.empty_like(model.head.weight)
         return model
 
 
 @fault("reward.new-head")
-class NewRewardHeadDrawnAgain(WithNewHeads):
+class NewRewardHeadDrawnAgain(Reference):
     """A new head is drawn anew in each forward pass, and the one that is trained is another."""
 
     def load_reward_model(self, checkpoint):
         model = super().load_reward_model(checkpoint)
-        return redrawn(model) if lacks_head(checkpoint) else model
+        return redrawn(model) if checkpoint.new_head else model

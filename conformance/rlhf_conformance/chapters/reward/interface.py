@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rlhf_conformance.chapters._models.interface import Models
 from rlhf_conformance.judging.wiring import Model, PerSample
-from rlhf_conformance.methods import Readout, as_it_is, method
+from rlhf_conformance.methods import OneOf, Readout, as_it_is, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,12 +23,16 @@ class Reward(Models):
     )
 
     reward_new_head: Annotated[
-        bool, "True if a reward model whose checkpoint has no head is given a new one on purpose; else it is to be refused"
+        Any,
+        OneOf((False, "asked", "always")),
+        'whether a reward model can be given a new head, for a checkpoint without one: "asked", where `checkpoint.new_head` '
+        'is True; "always", so that such a checkpoint is never refused',
     ] = False
 
     @method(Model(), loads=True, prepares=True)
     def load_reward_model(self, checkpoint: Checkpoint) -> Any:
-        """A reward model (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`."""
+        """A reward model (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`, with a
+        new head if `checkpoint.new_head`."""
         raise NotImplementedError
 
     @method(
