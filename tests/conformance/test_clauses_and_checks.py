@@ -109,7 +109,10 @@ MODELS = ("actor", "reward", "critic")
 PACKS_WITHOUT_A_MODEL = {"packing.tokens", "packing.boundary", "packing.empty-sequence"}
 # What each declaration rules out when it says no.
 RULED_OUT = [
-    ("temperature", False, {"log-probs.temperature", "actor.temperature"}),
+    ("temperature", False, {f"{chapter}.temperature" for chapter in ("log-probs", *MODELS)}),
+    ("entropy_gradient", False, {"actor.entropy-gradient"}),
+    ("reward_new_head", False, {"reward.new-head"}),
+    ("critic_new_head", "always", {"critic.missing-head"}),
     ("ignored_label", None, {"log-probs.ignored-label"}),
     ("stop_ids", "one", {"sequences.stop-set"}),
     ("dual_clip", False, {"policy-loss.dual-clip", "policy-loss.dual-clip-sign"}),

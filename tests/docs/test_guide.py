@@ -82,6 +82,20 @@ def test_a_mode_changes_what_is_declared(python):
     assert declarations(adapter(packing=True))["packs_internally"]
 
 
+def test_the_map_of_weights_of_the_guide_is_right(python):
+    from proof.trying import attempt
+    from rlhf_conformance.twins import twins
+
+    mapped = adapter_of(python("def checkpoint_weights"), sys.modules[Adapter.__module__]).checkpoint_weights
+
+    class Fused(twins()["fused-projections"]):
+        def checkpoint_weights(self, model, tensors):
+            return mapped(self, model.model, tensors)
+
+    assert attempt(Fused(), "actor.gradient").result.verdict == "pass"
+    assert attempt(Fused(), "actor.follows-weights").result.verdict == "pass"
+
+
 def test_the_test_file_of_the_guide_makes_suites(python, monkeypatch):
     import whole_trainer
 

@@ -16,6 +16,7 @@ class Reference(Adapter):
     entropy_gradient = True
     head_names = ("score", "value_head", "v_head")
     reward_normalization = critic_normalization = True
+    reward_new_head = critic_new_head = "asked"
     aggregations = ("token-mean", "sequence-mean")
     dual_clip = global_count = True
     count_empty_rows = False
@@ -118,9 +119,12 @@ class Reference(Adapter):
             pad_token_id=prompts.pad_token_id,
         )
 
+    def _regression(self, checkpoint: Any) -> dict[str, Any]:
+        asked = {"normalize": checkpoint.normalize, "init_head": checkpoint.new_head}
+        return {**asked, **self._options(checkpoint)}
+
     def load_reward_model(self, checkpoint):
-        model = ref.RewardModel(checkpoint.path, normalize=checkpoint.normalize, **self._options(checkpoint))
-        return self._ready(model)
+        return self._ready(ref.RewardModel(checkpoint.path, **self._regression(checkpoint)))
 
     def rewards(self, reward_model, batch):
         ids, options = self._inputs(batch)
@@ -132,8 +136,7 @@ class Reference(Adapter):
         return rewards, output.last_hidden_state.reshape(*batch.input_ids.shape, -1)
 
     def load_critic(self, checkpoint):
-        model = ref.CriticModel(checkpoint.path, normalize=checkpoint.normalize, **self._options(checkpoint))
-        return self._ready(model)
+        return self._ready(ref.CriticModel(checkpoint.path, **self._regression(checkpoint)))
 
     def action_values(self, critic, batch):
         ids, options = self._inputs(batch)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
+from rlhf_conformance._lazy import torch
+from rlhf_conformance.adapter import METHODS
 from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template
-from rlhf_conformance.judging.questions import ANSWER, Against, Call, Fact, Question, Reading
+from rlhf_conformance.judging.questions import ANSWER, Against, Answered, Call, Fact, Place, Question, Reading
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
+from rlhf_conformance.oracle.batch import Batch, Prompts
 
 Calls = Callable[[Subject, Any], Sequence[tuple[Call, Reading]]]
 """(subject, case) -> the calls that are made, each with how its numbers are read."""
@@ -18,15 +22,21 @@ def inputs_unwritten(
     calls: Calls, needs: Sequence[str], cases: Cases, *requires: Requirement, effort: int = 1
 ) -> Template:
     def check(subject: Subject, case: Any) -> Questions:
-        written: list[str] = []
         for call, _ in calls(subject, case):
-            written += (yield call).record.written
-        yield Fact(
-            not written,
-            f"inputs of {needs[-1]} after the call",
-            expected="as they were before",
-            actual="written: " + ", ".join(written),
-        )
+            answered = yield call
+            yield Question(
+                f"inputs of {call.method} after the call",
+                call,
+                [numbers for _, numbers in _tensors(answered.given, METHODS[call.method].arguments)],
+                reading=Reading(_left),
+                place=_place(answered),
+            )
+            yield Fact(
+                not answered.record.written,
+                f"inputs of {call.method} after the call",
+                expected="as they were before, in shape and in dtype",
+                actual="written: " + ", ".join(answered.record.written),
+            )
 
     return Template(check, tuple(needs), cases, requires, effort)
 
@@ -55,6 +65,31 @@ def side_effects(calls: Calls, needs: Sequence[str], cases: Cases, *requires: Re
             )
 
     return Template(check, tuple(needs), cases, requires, effort)
+
+
+def _left(subject: Subject, answers: Sequence[Answered]) -> Any:
+    """All numbers that the last call left of its inputs."""
+    answered = answers[-1]
+    return [numbers for _, numbers in _tensors(answered.record.left, METHODS[answered.method].arguments)]
+
+
+def _place(answered: Answered) -> Place:
+    names = [name for name, _ in _tensors(answered.given, METHODS[answered.method].arguments)]
+    return lambda index: f"{names[index[0]]}{list(index[1:]) or ''}" if index else ""
+
+
+def _tensors(given: Sequence[Any], names: Sequence[str]) -> list[tuple[str, torch.Tensor]]:
+    """The tensors among some arguments, in lists and in batches as well, by names that say where."""
+    found: list[tuple[str, torch.Tensor]] = []
+    for name, value in zip(names, given, strict=True):
+        if isinstance(value, torch.Tensor):
+            found.append((name, value.detach()))
+        elif isinstance(value, list):
+            found += _tensors(value, [f"{name}[{i}]" for i in range(len(value))])
+        elif isinstance(value, Batch | Prompts):
+            parts = [field.name for field in fields(value)]
+            found += _tensors([getattr(value, part) for part in parts], [f"{name}.{part}" for part in parts])
+    return found
 
 
 def plainly(call: Callable[[Subject, Any], Call], reading: Reading = ANSWER) -> Calls:

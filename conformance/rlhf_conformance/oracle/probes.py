@@ -78,6 +78,7 @@ class Probe:
     headless      the scalar head is left out of the file: a checkpoint that must be refused
     generation    which of `GENERATION_CONFIGS` stands in generation_config.json
     eos_is_zero   EOS and BOS are id 0, the config lists a second EOS, and the pad id is the last of the vocabulary
+    new_head      the trainer is asked to draw a head, which the file lacks
     """
 
     architecture: str = "llama"
@@ -90,6 +91,7 @@ class Probe:
     headless: bool = False
     generation: str = "neutral"
     eos_is_zero: bool = False
+    new_head: bool = False
 
     @property
     def eos_token_id(self) -> int:
@@ -125,6 +127,7 @@ class Checkpoint:
     temperature     for scoring actions
     normalize       whether rewards or values are to be normalized by `mean` and `std` (also in the config, under
                     these names)
+    new_head        the file has no head, and a new one is asked for
     """
 
     path: str
@@ -138,6 +141,7 @@ class Checkpoint:
     normalize: bool = False
     mean: float = 0.0
     std: float = 1.0
+    new_head: bool = False
 
     def module(self) -> Any:
         """The checkpoint as a fresh module of transformers, for trainers that are handed one.
@@ -262,4 +266,5 @@ class ProbeStore:
             normalize=normalize,
             mean=probe.mean,
             std=probe.std,
+            new_head=probe.new_head,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -204,6 +205,127 @@ class GradientCheckpointing(_Models):
 
     def __init__(self):
         super().__init__(checkpointing=True)
+
+
+@twin
+class LoraCheckpointed(LoraModels):
+    """Adapters of LoRA under reentrant checkpointing, over embeddings whose output is made to need a gradient."""
+
+    def _checkpointed(self, owner, model):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+        model.enable_input_require_grads()
+        return owner
+
+    def load_actor(self, checkpoint):
+        actor = super().load_actor(checkpoint)
+        return self._checkpointed(actor, actor.model)
+
+    def load_reward_model(self, checkpoint):
+        model = super().load_reward_model(checkpoint)
+        return self._checkpointed(model, model.backbone)
+
+    def load_critic(self, checkpoint):
+        critic = super().load_critic(checkpoint)
+        return self._checkpointed(critic, critic.backbone)
+
+
+@twin
+class LoraWithDropout(LoraModels):
+    """Adapters of LoRA with a dropout of their own, which train mode draws."""
+
+    def _with_dropout(self, model):
+        for module in model.modules():
+            if hasattr(module, "lora_dropout"):
+                module.lora_dropout["default"] = torch.nn.Dropout(0.3)
+        return model.eval()
+
+    def load_actor(self, checkpoint):
+        return self._with_dropout(super().load_actor(checkpoint))
+
+    def load_reward_model(self, checkpoint):
+        return self._with_dropout(super().load_reward_model(checkpoint))
+
+    def load_critic(self, checkpoint):
+        return self._with_dropout(super().load_critic(checkpoint))
+
+
+@twin
+class NewHeads(_Models):
+    """A checkpoint without a head gets a new one, asked for or not."""
+
+    reward_new_head = critic_new_head = "always"
+
+    def _regression(self, checkpoint):
+        return {**super()._regression(checkpoint), "init_head": True}
+
+
+@twin
+class EngineOfItsOwn(_Models):
+    """Generation runs on a copy of the weights, which is brought up to date after each step."""
+
+    def load_actor(self, checkpoint):
+        actor = super().load_actor(checkpoint)
+        actor.engine = [copy.deepcopy(actor)]
+        return actor
+
+    def weights_moved(self, model):
+        for engine in getattr(model, "engine", ()):
+            engine.load_state_dict(model.state_dict())
+
+    def generate(self, actor, prompts):
+        return super().generate(actor.engine[0] if hasattr(actor, "engine") else actor, prompts)
+
+
+def rotary_order(rows, heads):
+    """Where the rows of a rotary projection go if the two halves of each head are stored one by one."""
+    return torch.arange(rows).view(heads, 2, -1).transpose(1, 2).reshape(-1)
+
+
+@twin
+class FusedProjections(_Models):
+    """Queries, keys and values have one weight, whose rotary rows lie in another order than in the checkpoint."""
+
+    architectures = ("llama",)
+    load_reward_model, rewards = Adapter.load_reward_model, Adapter.rewards
+    load_critic, action_values, values = Adapter.load_critic, Adapter.action_values, Adapter.values
+    save, restore = Adapter.save, Adapter.restore
+
+    def load_actor(self, checkpoint):
+        actor = super().load_actor(checkpoint)
+        heads, groups = actor.model.config.num_attention_heads, actor.model.config.num_key_value_heads
+        for layer in actor.model.model.layers:
+            attention = layer.self_attn
+            q, k, v = (getattr(attention, f"{part}_proj").weight.detach() for part in "qkv")
+            stored = [q[rotary_order(len(q), heads)], k[rotary_order(len(k), groups)], v]
+            attention.qkv = torch.nn.Linear(q.shape[1], sum(map(len, stored)), bias=False, dtype=q.dtype)
+            attention.qkv.weight = torch.nn.Parameter(torch.cat(stored))
+            for part, rows in zip("qkv", self._split(len(q), len(k), heads, groups), strict=True):
+                setattr(attention, f"{part}_proj", rows_of(attention.qkv, rows.to(q.device)))
+        return actor
+
+    def _split(self, q, k, heads, groups):
+        """Which rows of the fused weight are queries, keys and values, in the checkpoint's order."""
+        wide, narrow = rotary_order(q, heads).argsort(), rotary_order(k, groups).argsort()
+        return wide, q + narrow, q + k + torch.arange(k)
+
+    def checkpoint_weights(self, model, tensors):
+        heads, groups = model.model.config.num_attention_heads, model.model.config.num_key_value_heads
+        found = {}
+        for name, tensor in tensors.items():
+            if not name.endswith("self_attn.qkv.weight"):
+                found[name] = tensor
+                continue
+            one = len(tensor) // (heads + 2 * groups)
+            for part, rows in zip("qkv", self._split(one * heads, one * groups, heads, groups), strict=True):
+                found[name.replace(".qkv.", f".{part}_proj.")] = tensor[rows]
+        return found
+
+
+def rows_of(fused, rows):
+    """A projection that has no weight of its own: some rows of a fused one."""
+    module = torch.nn.Identity()
+    module.forward = lambda x: torch.nn.functional.linear(x, fused.weight[rows])
+    return module
 
 
 def autocast(name):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,56 @@ class WithLora(Reference):
 def by_column(batch: Batch) -> Tensor:
     """Positions of padded rows that count the pads."""
     return torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
+
+
+def redrawn(model: Any) -> Any:
+    """A regression model whose head is drawn anew in each forward pass."""
+    scores = model.scores
+
+    def other(inputs: Any) -> Tensor:
+        held = model.head.weight.data
+        model.head.weight.data = torch.randn_like(held)
+        try:
+            return scores(inputs)
+        finally:
+            model.head.weight.data = held
+
+    model.scores = other
+    return model
+
+
+@contextlib.contextmanager
+def shown_by_column(model: Any, batch: Batch, wrong: bool, **more: Any) -> Iterator[None]:
+    """Where `wrong`, the backbone of a regression model is given padded rows with the positions of their columns, and
+    with `more` in place of what it should be given."""
+
+    def count_pads(_: Any, args: Any, options: Any) -> Any:
+        return args, {**options, "position_ids": by_column(batch), **more}
+
+    if not wrong or batch.is_packed:
+        yield
+        return
+    hook = model.backbone.register_forward_pre_hook(count_pads, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def copied_head(model: Any) -> Any:
+    """A regression model whose scores come from a copy of its head that is taken now; the gradient is the head's."""
+    first, scores = model.head.weight.detach().clone(), model.scores
+
+    def stale(inputs: Any) -> Tensor:
+        now, right = model.head.weight.data, scores(inputs)
+        model.head.weight.data = first
+        with torch.no_grad():
+            old = scores(inputs)
+        model.head.weight.data = now
+        return right + (old - right).detach()
+
+    model.scores = stale
+    return model
 
 
 def read(batch: Batch, per_token: Tensor, shift: int = 0) -> list[Tensor]:

@@ -10,11 +10,13 @@ from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.chapters._models.cases import ModelCase, model_cases, with_statistics
 from rlhf_conformance.chapters._models.roles import Role
 from rlhf_conformance.chapters._models.templates import template, truth_of
+from rlhf_conformance.chapters._models.weights import Weights
 from rlhf_conformance.judging.checks import Questions, Requirement, Template
 from rlhf_conformance.judging.picks import Picked
-from rlhf_conformance.judging.questions import Call, Question, Refused
+from rlhf_conformance.judging.questions import Call, Fact, Question, Refused
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
+from rlhf_conformance.oracle.layouts import Presentation, Sample
 from rlhf_conformance.oracle.probes import Probe
 
 
@@ -63,16 +65,65 @@ def head_name(role: Role) -> Template:
 
 
 def missing_head(role: Role) -> Template:
-    """Checkpoints without their head."""
+    """Checkpoints without their head, each after the same one with it."""
 
     def check(subject: Subject, case: Probe) -> Questions:
+        yield role.asks_truth(subject, _small(subject, replace(case, headless=False)))
         yield Refused(
             Call(role.load, (subject.checkpoint(case),)),
             f"{role.load} of a checkpoint without a head",
             actual="a model with random weights for head",
         )
 
-    return Template(check, role.needs, _headless, single=True)
+    return Template(check, role.needs, _headless, (refuses_a_missing_head(role),), single=True)
+
+
+def new_head(role: Role) -> Template:
+    """The answers of a model that was given a new head are those of the checkpoint's backbone under just that head."""
+
+    def check(subject: Subject, case: Probe) -> Questions:
+        small, whole = _small(subject, case), replace(case, headless=False, new_head=False)
+        weights = Weights.of(subject, role.loaded(small))
+        head = weights.drawn_head()
+        yield Fact(
+            head is not None,
+            "parameters of the model",
+            expected="one for the new head, of shape (1, hidden): override Adapter.parameters",
+            actual=", ".join(list(weights.parameters)[-3:]),
+        )
+        assert head is not None
+        yield Fact(  # else whatever comes of it is as good
+            all(bool(weight.isfinite().all()) for weight in head.values()),
+            "the new head (what is allocated while loading and never set is NaN)",
+            expected="finite weights",
+            actual="NaN or infinite ones",
+        )
+        now = replace(subject, truth=subject.truth.with_weights(whole, head))
+        yield replace(
+            role.asks_truth(now, replace(small, probe=whole), "", role.call(subject, small)),
+            what=f"{role.what} under the new head",
+        )
+
+    def cases(subject: Subject) -> Any:
+        return _headless(subject).map(lambda probe: replace(probe, new_head=True))
+
+    return Template(check, role.needs, cases, (asks_for_a_new_head(role),), effort=10)
+
+
+def asks_for_a_new_head(role: Role) -> Requirement:
+    said = f"{role.chapter}_new_head is not declared"
+    return lambda adapter: None if getattr(adapter, f"{role.chapter}_new_head") else said
+
+
+def refuses_a_missing_head(role: Role) -> Requirement:
+    name, value = f"{role.chapter}_new_head", "always"
+    said = f'{name} = "{value}": a checkpoint without a head gets a new one'
+    return lambda adapter: said if getattr(adapter, name) == value else None
+
+
+def _small(subject: Subject, probe: Probe) -> ModelCase:
+    how = Presentation(subject.adapter.layouts[0])
+    return ModelCase(probe, (Sample((5, 9), (7, 11, 3)), Sample((8,), (4,))), how)
 
 
 def _headless(subject: Subject) -> Any:

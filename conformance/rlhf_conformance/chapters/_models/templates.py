@@ -20,6 +20,7 @@ from rlhf_conformance.chapters._models.cases import (
     edited,
     garbage_under_mask,
     model_cases,
+    offered,
     padded_more,
     weighted,
     with_masked_cells,
@@ -231,7 +232,7 @@ def train_mode(role: Role) -> Template:
         call = yield from _call_in_mode(role, subject, case, True)
         yield role.asks_truth(subject, case, f"{role.what} in train mode, without dropout in the checkpoint", call)
 
-    return template(role, check, lambda s: model_cases(s.adapter, role.any_temperature(s.adapter)), effort=4)
+    return template(role, check, _company(role), effort=4)
 
 
 def no_grad(role: Role) -> Template:
@@ -241,7 +242,20 @@ def no_grad(role: Role) -> Template:
         call = role.call(subject, case, grad=False)
         yield role.asks_truth(subject, case, f"{role.what} under no_grad, layout {case.how.layout!r}", call)
 
-    return template(role, check, lambda s: model_cases(s.adapter, role.any_temperature(s.adapter)))
+    return template(role, check, _company(role))
+
+
+def _company(role: Role) -> Cases:
+    """Any case, or one with more padding than it needs: what another way through the model most often forgets."""
+
+    def cases(subject: Subject) -> Any:
+        asked = role.any_temperature(subject.adapter)
+        anything = model_cases(subject.adapter, asked)
+        if not offered(subject.adapter, RECTANGLES):
+            return anything
+        return anything | padded_more(subject.adapter, replace(asked, layouts=RECTANGLES))
+
+    return cases
 
 
 def follows_weights(role: Role) -> Template:

@@ -82,6 +82,13 @@ class Weights:
         mapped = self.subject.uncopied("checkpoint_weights", self.model, dict(leaves))
         return {name: mapped[mine] for mine, name in match_by_name(mapped, self.truth)}
 
+    def drawn_head(self) -> Tensors | None:
+        """The weight of a head that the checkpoint lacks, under the name that it would have; None if there is none."""
+        whole = self.subject.truth.weights(replace(self.probe, headless=False, new_head=False))
+        mapped = self.subject.uncopied("checkpoint_weights", self.model, self.leaves())
+        pairs = match_by_name(mapped, whole)
+        return next(({name: mapped[mine].detach()} for mine, name in pairs if len(mapped[mine]) == 1), None)
+
     def covered(self, found: Tensors) -> Fact:
         """Is every weight of the checkpoint among what was found? With adapters those that are frozen may be left
         out."""

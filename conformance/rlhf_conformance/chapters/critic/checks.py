@@ -11,7 +11,15 @@ from rlhf_conformance.chapters._models.cases import ModelCase, model_cases
 from rlhf_conformance.chapters._models.roles import CRITIC, asks_model
 from rlhf_conformance.chapters._temperatures import temperature_declared
 from rlhf_conformance.judging.checks import Questions, check, offers_layout, use
-from rlhf_conformance.judging.questions import Answered, NotReturned, Question, Reading, Shaped, sample_position
+from rlhf_conformance.judging.questions import (
+    Answered,
+    NotReturned,
+    Question,
+    Reading,
+    Shaped,
+    sample_position,
+    selected,
+)
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
 
@@ -30,6 +38,7 @@ use("critic.side-effects", templates.side_effects(CRITIC))
 use("critic.normalization", regression.normalization(CRITIC, False, True))
 use("critic.head-name", regression.head_name(CRITIC))
 use("critic.missing-head", regression.missing_head(CRITIC))
+use("critic.new-head", regression.new_head(CRITIC))
 
 
 def critic_cases(subject: Subject) -> Any:
@@ -38,7 +47,9 @@ def critic_cases(subject: Subject) -> Any:
 
 @check("critic.shape", needs=CRITIC.needs, cases=critic_cases, effort=CRITIC.effort)
 def shape(subject: Subject, case: ModelCase) -> Questions:
-    yield Shaped(CRITIC.call(subject, case), "shape of the values", expected="one number for each action")
+    call, counts = CRITIC.call(subject, case), [[len(s.response)] for s in case.samples]
+    yield Shaped(call, "shape of the values", expected="one number for each action")
+    yield Question("shape of the values", call, counts, reading=selected(lambda rows: [list(r.shape) for r in rows]))
 
 
 @check("critic.raw-output", needs=("load_critic", "values"), cases=critic_cases, effort=CRITIC.effort)

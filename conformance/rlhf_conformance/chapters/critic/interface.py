@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rlhf_conformance.chapters._models.interface import SCORES_OR_HIDDEN_STATES, Models
 from rlhf_conformance.judging.wiring import Actions, Beside, Cells, Model
-from rlhf_conformance.methods import Readout, as_it_is, every_position, method, states
+from rlhf_conformance.methods import OneOf, Readout, as_it_is, every_position, method, states
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +26,17 @@ class Critic(Models):
         False
     )
 
+    critic_new_head: Annotated[
+        Any,
+        OneOf((False, "asked", "always")),
+        'whether a critic can be given a new head, for a checkpoint without one: "asked", where `checkpoint.new_head` '
+        'is True; "always", so that such a checkpoint is never refused',
+    ] = False
+
     @method(Model(), loads=True, prepares=True)
     def load_critic(self, checkpoint: Checkpoint) -> Any:
-        """A critic (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`."""
+        """A critic (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`, with a
+        new head if `checkpoint.new_head`."""
         raise NotImplementedError
 
     @method(Actions(), model="load_critic", readout=_VALUES)

@@ -9,7 +9,7 @@ from rlhf_conformance.chapters._models.cases import ModelCase, model_cases
 from rlhf_conformance.chapters._models.roles import REWARD
 from rlhf_conformance.chapters._temperatures import temperature_declared
 from rlhf_conformance.judging.checks import Questions, check, use
-from rlhf_conformance.judging.questions import Shaped
+from rlhf_conformance.judging.questions import Question, Reading, Shaped
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle.probes import Probe
 
@@ -34,6 +34,7 @@ use("reward.normalization", regression.normalization(REWARD, False))
 use("reward.normalization-train", regression.normalization(REWARD, True, normalized=False))
 use("reward.head-name", regression.head_name(REWARD))
 use("reward.missing-head", regression.missing_head(REWARD))
+use("reward.new-head", regression.new_head(REWARD))
 
 
 def without_padding(case: ModelCase) -> ModelCase:
@@ -62,4 +63,8 @@ use(
 )
 def one_per_sequence(subject: Subject, case: ModelCase) -> Questions:
     """The shape is checked before anything else sees the answer; here it is the clause."""
-    yield Shaped(REWARD.call(subject, case), "shape of the rewards", expected=f"({len(case.samples)},)")
+    call, count = REWARD.call(subject, case), len(case.samples)
+    yield Shaped(call, "shape of the rewards", expected=f"({count},)")
+    yield Question(
+        "shape of the rewards", call, [count], reading=Reading(lambda _, answers: list(answers[-1].raw.shape))
+    )

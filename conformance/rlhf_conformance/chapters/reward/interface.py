@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rlhf_conformance.chapters._models.interface import SCORES_OR_HIDDEN_STATES, Models
 from rlhf_conformance.judging.wiring import Beside, Model, PerSample
-from rlhf_conformance.methods import Readout, as_it_is, method
+from rlhf_conformance.methods import OneOf, Readout, as_it_is, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +25,17 @@ class Reward(Models):
         False
     )
 
+    reward_new_head: Annotated[
+        Any,
+        OneOf((False, "asked", "always")),
+        'whether a reward model can be given a new head, for a checkpoint without one: "asked", where `checkpoint.new_head` '
+        'is True; "always", so that such a checkpoint is never refused',
+    ] = False
+
     @method(Model(), loads=True, prepares=True)
     def load_reward_model(self, checkpoint: Checkpoint) -> Any:
-        """A reward model (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`."""
+        """A reward model (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`, with a
+        new head if `checkpoint.new_head`."""
         raise NotImplementedError
 
     @method(
