@@ -125,7 +125,7 @@ class LogProbTemperatureAtLeastOne(Reference):
 
 
 @fault("log-probs.temperature")
-class TemperatureAtLeastATenth(Reference):
+class TemperatureAtLeastOneTenth(Reference):
     "Temperatures below 0.1 are taken as greedy ones, and so as 1."
 
     def token_log_probs(self, logits, labels, temperature):
