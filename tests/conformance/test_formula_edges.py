@@ -118,7 +118,18 @@ def test_a_confident_label_in_half_precision_is_asked_in_every_run(drawn, asked)
         assert asked(wrong, "log-probs.gradient", dtype).verdict == FAIL
 
 
-@pytest.mark.parametrize("name", ["kl-metric-sign", "gradient-halved", "gradient-without-ratio", "half-dropped"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kl-metric-sign",
+        "gradient-halved",
+        "gradient-without-ratio",
+        "half-dropped",
+        "entropy-unscaled-under-no-grad",
+        "entropy-in-bits",
+        "entropy-gradient-of-temperature-one",
+    ],
+)
 def test_what_is_wrong_in_float32_is_wrong_in_bfloat16(name, asked):
     fault = faults()[name]
     assert asked(fault.adapter(), fault.clause, "bfloat16").verdict == FAIL
@@ -178,3 +189,12 @@ def test_numbers_are_compared(slug, tmp_path):
     check = checks()[slug]
     judge.try_case(check, subject, check.cases(subject).case(b""))
     assert [comparison for comparison in judge.record if comparison.expected]
+
+
+def test_positions_of_another_kind_of_number_are_the_adapters_affair(asked):
+    class Flags(Reference):
+        def position_ids(self, attention_mask):
+            return super().position_ids(attention_mask).bool()
+
+    assert asked(Flags(), "positions.pads").verdict == PASS
+    assert asked(Flags(), "positions.cumsum").verdict == FAIL

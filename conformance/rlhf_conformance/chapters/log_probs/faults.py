@@ -556,7 +556,17 @@ class TemperatureOfScoringOnly(Reference):
         return value_of(super().token_log_probs(logits, labels, 1.0), gradient_of=right)
 
 
-@fault("log-probs.no-grad")
+@fault("log-probs.entropy-no-grad")
+class EntropyOfTrainingInHalf(Reference):
+    "The path with a graph takes the entropy of the logits rounded to bfloat16, to save their memory."
+
+    def token_entropy(self, logits, temperature):
+        right = super().token_entropy(logits, temperature)
+        rounded = super().token_entropy(logits.detach().bfloat16(), temperature).to(right.dtype)
+        return value_of(rounded, gradient_of=right) if right.requires_grad else right
+
+
+@fault("log-probs.entropy-no-grad")
 class EntropyUnscaledUnderNoGrad(Reference):
     "Under no_grad the entropy is that of temperature 1."
 
