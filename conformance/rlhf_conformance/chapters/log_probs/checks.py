@@ -165,6 +165,19 @@ def temperature(subject: Subject, case: LogitsCase) -> Questions:
     yield asks_log_probs(subject, case, f"log-prob of the label at temperature {case.temperature}")
 
 
+@check("log-probs.strides", needs=LOG_PROBS, cases=lambda s: logits_cases(dtype_name(s)), effort=2)
+def strides(subject: Subject, case: LogitsCase) -> Questions:
+    """Handed over by themselves: a copy of a slice is contiguous."""
+    logits, labels = _logits(subject, case, False), subject.tensor(case.labels)
+    sliced = torch.cat([logits, logits[:, :1]], 1)[:, :-1], torch.cat([labels[:, :1], labels], 1)[:, 1:]
+    turned = tuple(x.transpose(0, 1).contiguous().transpose(0, 1) for x in (logits, labels))
+    for how, given in {"a slice [:, :-1]": sliced, "a transposed tensor": turned}.items():
+        call = Call(
+            "token_log_probs", (*given, case.temperature), copies=False, recipes=lambda: case.recipes, about=case
+        )
+        yield asks_log_probs(subject, case, f"log-prob from logits that are {how}", call)
+
+
 @check(
     "log-probs.float32",
     needs=LOG_PROBS,
@@ -253,6 +266,7 @@ WAYS = {
     "log-probs.no-grad",
     needs=LOG_PROBS,
     cases=lambda s: logits_cases(dtype_name(s), temperatures=known_temperatures(s.adapter)),
+    effort=2,
 )
 def no_grad(subject: Subject, case: LogitsCase) -> Questions:
     for way, how in WAYS.items():
@@ -272,6 +286,7 @@ def entropy(subject: Subject, case: LogitsCase) -> Questions:
     "log-probs.entropy-no-grad",
     needs=ENTROPY,
     cases=lambda s: logits_cases(at_least_float32(s), temperatures=(1.0, *TEMPERATURES)),
+    effort=2,
 )
 def entropy_no_grad(subject: Subject, case: LogitsCase) -> Questions:
     for way, how in WAYS.items():
@@ -327,7 +342,9 @@ def entropy_graph(subject: Subject, case: LogitsCase) -> Questions:
     )
 
 
-@check("log-probs.entropy-gradient", needs=ENTROPY, requires=(is_more_than_logged,), cases=entropy_gradient_cases)
+@check(
+    "log-probs.entropy-gradient", needs=ENTROPY, requires=(is_more_than_logged,), cases=entropy_gradient_cases, effort=2
+)
 def entropy_gradient(subject: Subject, case: LogitsCase) -> Questions:
     call = entropy_call(subject, case, leaf=True)
     has_graph = (yield call).value.requires_grad

@@ -214,6 +214,16 @@ class NothingPastThousand(Reference):
         return super().token_log_probs(logits, labels, temperature).where(kept, 0.0)
 
 
+@fault("log-probs.strides")
+class StridesTakenForGranted(Reference):
+    "The kernel walks through memory as if the logits were contiguous; of a slice it reads other positions."
+
+    def token_log_probs(self, logits, labels, temperature):
+        _, length, vocabulary = logits.shape
+        walked = logits.as_strided(logits.shape, (length * vocabulary, vocabulary, 1))
+        return super().token_log_probs(walked, labels, temperature)
+
+
 @fault("log-probs.stable")
 class LogOfSoftmax(Reference):
     "The logarithm of the softmax: minus infinity as soon as a probability underflows."
