@@ -88,7 +88,8 @@ Allowance = Callable[[Sequence[float], Sequence[float], float, Any], list[float]
 def allowed_gradient(case: LogitsCase, truth: list[Any], temperature: float, allowance: Allowance) -> list[Any]:
     """Of 1, 2, 3, ... times a gradient: none at an id that is ruled out."""
     logits, dtype = case.logits.double().tolist(), case.logits.dtype
-    found, weight = [], 0.0
+    found: list[list[list[float]]] = []
+    weight = 0.0
     for row, gradients in zip(logits, truth, strict=True):
         found.append([])
         for z, gradient in zip(row, gradients, strict=True):
