@@ -77,7 +77,7 @@ UNLOADABLE = [
     Row("loading.py:StringForTuple", (), USAGE, ("aggregations = 'token-mean': wanted a tuple", "('token-mean',)")),
     Row("loading.py:UnknownLayout", (), USAGE, ("'diagonal' is not one of 'padded', 'left'",)),
     Row("loading.py:NumberForTuple", (), USAGE, ("NumberForTuple.layouts = 3: wanted a tuple",)),
-    Row("loading.py:WordForFlag", (), USAGE, ("dual_clip = 'yes': wanted True or False",)),
+    Row("loading.py:WordForFlag", (), USAGE, ("global_count = 'yes': wanted True or False",)),
     Row("loading.py:MisspeltMethod", (), USAGE, ("token_logprobs is unknown", "is 'token_log_probs' meant?")),
     Row("loading.py:MisspeltDeclaration", (), USAGE, ("aggregation is unknown", "is 'aggregations' meant?")),
     Row("fault:no-such-fault", (), USAGE, ("there is no fault 'no-such-fault'",)),

@@ -66,7 +66,7 @@ class NumberForTuple(Modes):
 class WordForFlag(Modes):
     """Declares a word where True or False is due."""
 
-    dual_clip = "yes"
+    global_count = "yes"
 
 
 class MisspeltMethod(Adapter):

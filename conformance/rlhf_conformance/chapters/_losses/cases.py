@@ -263,7 +263,7 @@ def _policy_token(picks: Picks, dtype: torch.dtype, options: PolicyLossOptions, 
     advantage = exactly(sign * picks.of(advantages), dtype)
     log_ratio = picks.of(_log_ratios(zone, options))
     if zone == "far":  # where no bound holds the ratio: up for A < 0, down for A > 0
-        log_ratio = math.copysign(min(log_ratio, 8.0 if dtype == torch.float16 else 18.0), -sign)
+        log_ratio = math.copysign(min(log_ratio, 7.0 if dtype == torch.float16 else 18.0), -sign)
     old = -base - max(0.0, log_ratio)
     step = 0.02 if zone != "overflow" else 0.0
     for attempt in range(40):

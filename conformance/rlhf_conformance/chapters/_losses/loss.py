@@ -310,7 +310,7 @@ def micro_batches(loss: Loss) -> Template:
             yield loss.asks_gradient(subject, whole, calls, reading=GRADIENTS)
 
     cases = lambda s: split(loss.builder(s, unequal_rows=True, min_rows=2))  # noqa: E731
-    return loss.template(check, cases, has_global_count)
+    return loss.template(check, cases, has_global_count, effort=3)
 
 
 def empty_rows_counted(loss: Loss) -> Template:

@@ -36,12 +36,18 @@ from rlhf_conformance.oracle import budgets
 LOG_PROBS = ("token_log_probs",)
 ENTROPY = ("token_entropy",)
 HALF_DTYPES = ("bfloat16", "float16")
-EDGES = (1, 2, 0.05, 20.0)
-"""Temperatures that are whole numbers, and those that leave one id, or all alike."""
+EDGES = (2, 0.05, 20.0)
+"""A temperature that is a whole number, and those that leave one id, or all alike."""
 
 
 def dtype_name(subject: Subject) -> str:
     return str(subject.dtype).removeprefix("torch.")
+
+
+def at_least_float32(subject: Subject) -> str:
+    """The dtype of logits of which entropies are asked, where half precision is the matter of a clause of its own: it
+    may be computed in half, and the bound on its rounding there is larger than an entropy."""
+    return dtype_name(subject) if budgets.is_fine(subject.dtype) else "float32"
 
 
 # --- calls, truth and allowances ------------------------------------------------------------------------------------
@@ -82,7 +88,8 @@ Allowance = Callable[[Sequence[float], Sequence[float], float, Any], list[float]
 def allowed_gradient(case: LogitsCase, truth: list[Any], temperature: float, allowance: Allowance) -> list[Any]:
     """Of 1, 2, 3, ... times a gradient: none at an id that is ruled out."""
     logits, dtype = case.logits.double().tolist(), case.logits.dtype
-    found, weight = [], 0.0
+    found: list[list[list[float]]] = []
+    weight = 0.0
     for row, gradients in zip(logits, truth, strict=True):
         found.append([])
         for z, gradient in zip(row, gradients, strict=True):
@@ -144,7 +151,7 @@ def in_float32(answered: Any, what: str) -> Fact:
 # --- checks ---------------------------------------------------------------------------------------------------------
 
 
-@check("log-probs.definition", needs=LOG_PROBS, cases=lambda s: logits_cases(dtype_name(s)))
+@check("log-probs.definition", needs=LOG_PROBS, cases=lambda s: logits_cases(dtype_name(s), temperatures=(1.0, 1)))
 def definition(subject: Subject, case: LogitsCase) -> Questions:
     yield asks_log_probs(subject, case, "log-prob of the label")
 
@@ -157,6 +164,19 @@ def definition(subject: Subject, case: LogitsCase) -> Questions:
 )
 def temperature(subject: Subject, case: LogitsCase) -> Questions:
     yield asks_log_probs(subject, case, f"log-prob of the label at temperature {case.temperature}")
+
+
+@check("log-probs.strides", needs=LOG_PROBS, cases=lambda s: logits_cases(dtype_name(s)), effort=2)
+def strides(subject: Subject, case: LogitsCase) -> Questions:
+    """Handed over by themselves: a copy of a slice is contiguous."""
+    logits, labels = _logits(subject, case, False), subject.tensor(case.labels)
+    sliced = torch.cat([logits, logits[:, :1]], 1)[:, :-1], torch.cat([labels[:, :1], labels], 1)[:, 1:]
+    turned = tuple(x.transpose(0, 1).contiguous().transpose(0, 1) for x in (logits, labels))
+    for how, given in {"a slice [:, :-1]": sliced, "a transposed tensor": turned}.items():
+        call = Call(
+            "token_log_probs", (*given, case.temperature), copies=False, recipes=lambda: case.recipes, about=case
+        )
+        yield asks_log_probs(subject, case, f"log-prob from logits that are {how}", call)
 
 
 @check(
@@ -247,21 +267,31 @@ WAYS = {
     "log-probs.no-grad",
     needs=LOG_PROBS,
     cases=lambda s: logits_cases(dtype_name(s), temperatures=known_temperatures(s.adapter)),
+    effort=2,
 )
 def no_grad(subject: Subject, case: LogitsCase) -> Questions:
     for way, how in WAYS.items():
         yield asks_log_probs(subject, case, f"log-prob {way}", log_probs_call(subject, case, **how))
-        if "token_entropy" in subject.provided:
-            yield asks_entropies(subject, case, f"entropy {way}", entropy_call(subject, case, **how))
 
 
 @check(
     "log-probs.entropy",
     needs=ENTROPY,
-    cases=lambda s: logits_cases(dtype_name(s), temperatures=(1.0, *TEMPERATURES, *EDGES)),
+    cases=lambda s: logits_cases(at_least_float32(s), temperatures=(1.0, *TEMPERATURES, *EDGES)),
 )
 def entropy(subject: Subject, case: LogitsCase) -> Questions:
     yield asks_entropies(subject, case, "entropy")
+
+
+@check(
+    "log-probs.entropy-no-grad",
+    needs=ENTROPY,
+    cases=lambda s: logits_cases(at_least_float32(s), temperatures=(1.0, *TEMPERATURES)),
+    effort=2,
+)
+def entropy_no_grad(subject: Subject, case: LogitsCase) -> Questions:
+    for way, how in WAYS.items():
+        yield asks_entropies(subject, case, f"entropy {way}", entropy_call(subject, case, **how))
 
 
 @check(
@@ -295,7 +325,7 @@ is_more_than_logged = lambda adapter: (  # noqa: E731
 
 def entropy_gradient_cases(subject: Subject) -> Picked[LogitsCase]:
     """Spreads at which all ids count, and those at which some probabilities underflow."""
-    return logits_cases(dtype_name(subject), temperatures=(1.0, *TEMPERATURES), scales=(1.0, 2.0, 4.0, 300.0))
+    return logits_cases(at_least_float32(subject), temperatures=(1.0, *TEMPERATURES), scales=(1.0, 2.0, 4.0, 300.0))
 
 
 @check(
@@ -313,7 +343,9 @@ def entropy_graph(subject: Subject, case: LogitsCase) -> Questions:
     )
 
 
-@check("log-probs.entropy-gradient", needs=ENTROPY, requires=(is_more_than_logged,), cases=entropy_gradient_cases)
+@check(
+    "log-probs.entropy-gradient", needs=ENTROPY, requires=(is_more_than_logged,), cases=entropy_gradient_cases, effort=2
+)
 def entropy_gradient(subject: Subject, case: LogitsCase) -> Questions:
     call = entropy_call(subject, case, leaf=True)
     has_graph = (yield call).value.requires_grad
@@ -323,7 +355,9 @@ def entropy_gradient(subject: Subject, case: LogitsCase) -> Questions:
     yield asks_entropy_gradient(subject, case, call)
 
 
-@check("log-probs.entropy-masked-logits", needs=ENTROPY, cases=lambda s: logits_cases(dtype_name(s), ruled_out=True))
+@check(
+    "log-probs.entropy-masked-logits", needs=ENTROPY, cases=lambda s: logits_cases(at_least_float32(s), ruled_out=True)
+)
 def entropy_masked_logits(subject: Subject, case: LogitsCase) -> Questions:
     call = entropy_call(subject, case, leaf=True)
     yield asks_entropies(subject, case, "entropy, where some ids are ruled out", call)

@@ -125,7 +125,7 @@ class LogProbTemperatureAtLeastOne(Reference):
 
 
 @fault("log-probs.temperature")
-class TemperatureAtLeastATenth(Reference):
+class TemperatureAtLeastOneTenth(Reference):
     "Temperatures below 0.1 are taken as greedy ones, and so as 1."
 
     def token_log_probs(self, logits, labels, temperature):
@@ -212,6 +212,16 @@ class NothingPastThousand(Reference):
     def token_log_probs(self, logits, labels, temperature):
         kept = torch.arange(labels.shape[1], device=labels.device) < 1024
         return super().token_log_probs(logits, labels, temperature).where(kept, 0.0)
+
+
+@fault("log-probs.strides")
+class StridesTakenForGranted(Reference):
+    "The kernel walks through memory as if the logits were contiguous; of a slice it reads other positions."
+
+    def token_log_probs(self, logits, labels, temperature):
+        _, length, vocabulary = logits.shape
+        walked = logits.as_strided(logits.shape, (length * vocabulary, vocabulary, 1))
+        return super().token_log_probs(walked, labels, temperature)
 
 
 @fault("log-probs.stable")
@@ -556,7 +566,17 @@ class TemperatureOfScoringOnly(Reference):
         return value_of(super().token_log_probs(logits, labels, 1.0), gradient_of=right)
 
 
-@fault("log-probs.no-grad")
+@fault("log-probs.entropy-no-grad")
+class EntropyOfTrainingInHalf(Reference):
+    "The path with a graph takes the entropy of the logits rounded to bfloat16, to save their memory."
+
+    def token_entropy(self, logits, temperature):
+        right = super().token_entropy(logits, temperature)
+        rounded = super().token_entropy(logits.detach().bfloat16(), temperature).to(right.dtype)
+        return value_of(rounded, gradient_of=right) if right.requires_grad else right
+
+
+@fault("log-probs.entropy-no-grad")
 class EntropyUnscaledUnderNoGrad(Reference):
     "Under no_grad the entropy is that of temperature 1."
 

@@ -43,7 +43,8 @@ def pads(subject: Subject, case: MaskCase) -> Questions:
     last = max(2, len(case.masks[0])) - 1
 
     def outside(answer: Any) -> Any:
-        return (answer - answer.clamp(0, last)).abs()
+        positions = answer.long()
+        return (positions - positions.clamp(0, last)).abs()
 
     yield Question(
         f"how far each position, pads included, lies outside of 0 .. {last}, a table of positions for the row",
