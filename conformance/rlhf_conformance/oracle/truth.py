@@ -150,6 +150,7 @@ class Alone:
     def __call__(self, tokens: Sequence[int]) -> torch.Tensor:
         ids = torch.tensor([list(tokens)], device=self.device)
         positions = torch.arange(len(tokens), device=self.device)[None]
-        hidden = self.module.base_model(input_ids=ids, position_ids=positions, use_cache=False)[0]
-        head = self.module.lm_head if hasattr(self.module, "lm_head") else self.module.score
-        return head(hidden)[0]
+        given = {"input_ids": ids, "position_ids": positions, "use_cache": False}
+        if hasattr(self.module, "score"):
+            return self.module.score(self.module.base_model(**given)[0])[0]
+        return self.module(**given).logits[0]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rlhf_conformance.oracle.probes import Checkpoint
 
 LAYOUTS = ("padded", "left", "right", "packed", "packed-tail", "sharded")
-ARCHITECTURES = ("llama", "gpt2")
+ARCHITECTURES = ("llama", "gpt2", "qwen2", "mistral", "gemma3_text", "granite", "phi")
 
 
 class Models:
@@ -38,7 +38,8 @@ class Models:
     architectures: Annotated[
         Sequence[str],
         SomeOf(ARCHITECTURES),
-        'probe backbones that it can load: "llama" (rotary), "gpt2" (learned positions)',
+        'probe backbones that it can load, by the `model_type` of their config: most clauses draw "llama" (rotary) and '
+        '"gpt2" (learned positions), `actor.backbones`, `reward.backbones` and `critic.backbones` all that are named',
     ] = ARCHITECTURES
     head_names: Annotated[Sequence[str], SomeOf(), "names under which a checkpoint may hold the scalar head"] = (
         "score",
