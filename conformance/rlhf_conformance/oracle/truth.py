@@ -34,6 +34,13 @@ class Truth:
     device: str
     _models: dict[Any, Any] = field(default_factory=dict)
     _outputs: dict[Any, Rows] = field(default_factory=dict)
+    _others: dict[torch.dtype, Truth] = field(default_factory=dict)
+
+    def in_dtype(self, dtype: torch.dtype) -> Truth:
+        """The same with plain answers in another dtype, for models that are not loaded in the run's."""
+        if dtype is self.dtype:
+            return self
+        return self._others.setdefault(dtype, Truth(self.store, dtype, self.device))
 
     def logits(self, probe: Probe, tokens: Sequence[int], *, plain: bool = False) -> Rows:
         """(L, V) logits of a causal LM; with `plain`, in the dtype and on the device under test."""

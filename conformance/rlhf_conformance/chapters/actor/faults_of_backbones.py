@@ -1,4 +1,4 @@
-"""Liars about what a checkpoint's own model does beside a plain transformer."""
+"""Liars about what a checkpoint's own model does beside a plain transformer, and about models in half precision."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from rlhf_conformance._lazy import torch, transformers
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters._models import backbones
+from rlhf_conformance.chapters._models.bending import read, responses
 from rlhf_conformance.faults import fault
 
 
@@ -121,3 +122,47 @@ class ActorInTheDtypeOfTheFile(Reference):
     def load_actor(self, checkpoint):
         said = getattr(transformers.AutoConfig.from_pretrained(checkpoint.path), "dtype", None)
         return super().load_actor(replace(checkpoint, dtype=said) if said is torch.bfloat16 else checkpoint)
+
+
+# --- half precision -------------------------------------------------------------------------------------------------
+
+
+@fault("actor.float32", bug="low-precision-log-prob")
+class LogProbsStoredInBfloat(Reference):
+    """Log-probs of a model in bfloat16 are right, and stored in bfloat16."""
+
+    def action_log_probs(self, actor, batch):
+        return [row.to(actor.model.dtype) for row in batch.actions_to_ragged(super().action_log_probs(actor, batch))]
+
+
+@fault("actor.float32", bug="low-precision-log-prob")
+class SoftmaxInTheModelsDtype(Reference):
+    """log_softmax is taken in the model's dtype, and its answer made float32 afterwards."""
+
+    def action_log_probs(self, actor, batch):
+        z = self.logits(actor, batch)
+        if z.dtype != torch.bfloat16:
+            return super().action_log_probs(actor, batch)
+        pairs = zip(read(batch, z / batch.temperature), responses(batch), strict=True)
+        return [row.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].float() for row, tokens in pairs]
+
+
+@fault("actor.float32", bug="low-precision-log-prob")
+class NormalizerInTheModelsDtype(Reference):
+    """The log of the sum of exponentials is taken in the model's dtype, the difference in float32."""
+
+    def action_log_probs(self, actor, batch):
+        z = self.logits(actor, batch)
+        if z.dtype != torch.bfloat16:
+            return super().action_log_probs(actor, batch)
+        pairs = zip(read(batch, z / batch.temperature), responses(batch), strict=True)
+        return [row.gather(-1, tokens[:, None])[:, 0].float() - row.logsumexp(-1).float() for row, tokens in pairs]
+
+
+@fault("actor.float32")
+class EntropyInTheModelsDtype(Reference):
+    """The entropy of a model in bfloat16 is rounded to bfloat16."""
+
+    def action_entropy(self, actor, batch):
+        rows = batch.actions_to_ragged(super().action_entropy(actor, batch))
+        return [row.to(actor.model.dtype).float() for row in rows]
