@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,17 +92,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def strategy_subject() -> Callable[..., Any]:
-    """What a strategy needs of a subject: an adapter that declares everything unless told otherwise, and a dtype."""
-    import torch
-
+def strategy_subject(store: Any) -> Callable[..., Any]:
+    """A subject whose adapter declares everything unless told otherwise, of which strategies draw."""
     from rlhf_conformance.adapters.reference import Reference
+    from rlhf_conformance.judging.subject import Subject
 
     def make(dtype: str = "float32", **declared: Any) -> Any:
         adapter = Reference()
         for name, value in declared.items():
             setattr(adapter, name, value)
-        return SimpleNamespace(adapter=adapter, dtype=getattr(torch, dtype), device="cpu")
+        return Subject.make(adapter, device="cpu", dtype=dtype, store=store)
 
     return make
 

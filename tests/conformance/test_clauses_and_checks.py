@@ -34,6 +34,8 @@ DRAWN = (
     "actor.temperature",
     "actor.garbage-under-mask",
     "actor.generate",
+    "actor.generate-config",
+    "actor.backbones",
     "actor.gradient",
     "reward.pad-equals-eos",
     "reward.normalization",
@@ -190,10 +192,11 @@ PRINT_CASES = """
 import hashlib, sys
 sys.path.insert(0, sys.argv[1])
 from conformance.test_clauses_and_checks import DRAWN, cases_of
-from types import SimpleNamespace
-import torch
+from pathlib import Path
 from rlhf_conformance.adapters.reference import Reference
-subject = SimpleNamespace(adapter=Reference(), dtype=torch.float32, device="cpu")
+from rlhf_conformance.judging.subject import Subject
+from rlhf_conformance.oracle.probes import ProbeStore
+subject = Subject.make(Reference(), device="cpu", dtype="float32", store=ProbeStore(Path("probes")))
 for slug in DRAWN:
     print(slug, hashlib.sha256(repr(cases_of(slug, subject, "smoke")).encode()).hexdigest())
 """

@@ -11,6 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -30,14 +32,13 @@ SAMPLES = 120
 @cache
 def drawn(slug: str, count: int = SAMPLES) -> Sequence[Any]:
     """Cases of a clause, drawn as for a reference that declares everything."""
-    from types import SimpleNamespace
-
-    import torch
-
     from rlhf_conformance.adapters.reference import Reference
+    from rlhf_conformance.judging.subject import Subject
+    from rlhf_conformance.oracle.probes import ProbeStore
 
-    subject: Any = SimpleNamespace(adapter=Reference(), dtype=torch.float32, device="cpu")
-    return evidence.drawn(checks()[slug], subject, count, seed=20240607)
+    with TemporaryDirectory() as folder:
+        subject = Subject.make(Reference(), device="cpu", dtype="float32", store=ProbeStore(Path(folder)))
+        return evidence.drawn(checks()[slug], subject, count, seed=20240607)
 
 
 Event = Callable[[Any], bool]
@@ -296,6 +297,32 @@ OTHER_MODEL_CLAUSES = [
     ("temperatures above one", "actor.temperature", lambda c: c.temperature < 1, 0.3),
     ("prompts of one length", "actor.generate", lambda c: len({len(p) for p in c.prompts}) > 1, 0.2),
     ("a stop that is never met", "actor.generate-layout", lambda c: len(c.stop_token_ids) > 1, 0.5),
+    ("one prompt", "actor.generate", lambda c: len(c.prompts) > 1, 1.0),
+    ("one step", "actor.generate", lambda c: c.max_new_tokens > 1, 0.6),
+    ("no prompt twice", "actor.generate", lambda c: len(set(c.prompts)) < len(c.prompts), 0.1),
+    ("an EOS that is not 0", "actor.generate", lambda c: c.probe.eos_token_id == 0 == c.stop_token_ids[0], 0.1),
+    (
+        "no stop token in a prompt",
+        "actor.generate",
+        lambda c: any(set(prompt) & set(c.stop_token_ids) for prompt in c.prompts),
+        0.3,
+    ),
+    (
+        "no stop token at the start of a prompt",
+        "actor.generate",
+        lambda c: any(prompt[0] in c.stop_token_ids for prompt in c.prompts),
+        0.1,
+    ),
+    (
+        "an EOS that no prompt begins with",
+        "actor.log-probs",
+        lambda c: any(s.prompt[0] == c.probe.eos_token_id for s in c.samples),
+        0.1,
+    ),
+    ("one backbone", "actor.backbones", lambda c: len({p.architecture for p in c.probes}) == 7, 0.9),
+    ("outputs of their own", "actor.backbones", lambda c: any(p.tied for p in c.probes), 0.9),
+    ("one kind of file", "reward.backbones", lambda c: len({p.on_disk for p in c.probes}) == 3, 0.9),
+    ("one generation config", "actor.generate-config", lambda c: len(c.generation) > 3, 0.9),
     (
         "no pad in the prompt",
         "reward.pad-equals-eos",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlhf_conformance.chapters._models import backbones
+from rlhf_conformance.chapters._models.cases import WITHOUT_CLASSIFIER
+from rlhf_conformance.oracle import probe_files
 from rlhf_conformance.oracle.layouts import Sample
-from rlhf_conformance.oracle.probes import HIDDEN_SIZE, VOCAB_SIZE, Probe, ProbeStore, build
+from rlhf_conformance.oracle.probes import CONFIGS, HIDDEN_SIZE, VOCAB_SIZE, Probe, ProbeStore, build
 from rlhf_conformance.oracle.truth import Truth
 
 from .plain_models import hidden_states
@@ -75,6 +79,77 @@ def test_a_headless_probe_lacks_its_head_and_nothing_else(architecture, store):
 def test_a_head_of_another_name_is_the_same_head(architecture, store):
     a, b = (weights_of(store, Probe(architecture, head_name=name))[f"{name}.weight"] for name in ("score", "v_head"))
     assert torch.equal(a, b)
+
+
+BACKBONES = [Probe(a, head) for a in CONFIGS for head in (None, "score") if head is None or a not in WITHOUT_CLASSIFIER]
+BACKBONES += [Probe("llama", tied=True), Probe("gpt2", tied=True), Probe("llama", eos_is_zero=True, pad_is_eos=True)]
+
+
+@pytest.mark.parametrize("probe", BACKBONES, ids=lambda p: p.folder)
+def test_the_names_and_shapes_that_a_script_writes_are_those_of_the_file(probe, store):
+    wanted = {name: tuple(tensor.shape) for name, tensor in weights_of(store, probe).items()}
+    head = {} if probe.head_name is None else {f"{probe.head_name}.weight": (1, HIDDEN_SIZE)}
+    assert {**probe_files.shapes(probe), **head} == wanted
+
+
+@pytest.mark.parametrize("probe", BACKBONES, ids=lambda p: p.folder)
+def test_the_config_that_a_script_writes_is_read_like_that_of_the_file(probe, store, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(probe_files.config(probe)))
+    written, own = (AutoConfig.from_pretrained(folder).to_dict() for folder in (tmp_path, store.path(probe)))
+    versions = {"transformers_version", "dtype", "_name_or_path"}
+    assert {k: v for k, v in written.items() if k not in versions} == {
+        k: v for k, v in own.items() if k not in versions
+    }
+
+
+@pytest.mark.parametrize("probe", BACKBONES, ids=lambda p: p.folder)
+def test_a_backbone_is_loaded_with_nothing_missing(probe, store):
+    module = store.checkpoint(probe, dtype=torch.float32, device="cpu").module()
+    kind = AutoModelForCausalLM if probe.head_name is None else AutoModelForSequenceClassification
+    _, info = kind.from_pretrained(store.path(probe), output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    if probe.head_name is None:
+        output, embedding = module.get_output_embeddings().weight, module.get_input_embeddings().weight
+        assert (output is embedding) == probe.is_tied
+
+
+@pytest.mark.parametrize("on_disk", ["bfloat16", "shards"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_another_file_holds_the_same_weights(architecture, on_disk, store):
+    one, other = (
+        store.checkpoint(Probe(architecture, on_disk=kind), dtype=torch.float32, device="cpu").module().state_dict()
+        for kind in ("float32", on_disk)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# What a fast path may forget of a backbone, and how the model looks without it.
+FORGOTTEN = {
+    "gemma3_text": lambda m: setattr(m.config, "final_logit_softcapping", None),
+    "granite": lambda m: setattr(m.config, "logits_scaling", 1.0),
+    "phi": lambda m: m.lm_head.bias.data.zero_(),
+    "mistral": backbones.without_window,
+    "qwen2": backbones.without_input_biases,
+}
+
+
+@pytest.mark.parametrize("architecture", FORGOTTEN)
+def test_what_a_backbone_has_beside_a_plain_transformer_is_in_the_truth(architecture, store, truth):
+    probe = Probe(architecture)
+    module = store.checkpoint(probe, dtype=torch.float64, device="cpu").module()
+    right = torch.tensor(truth.logits(probe, TOKENS), dtype=torch.float64)
+    ids = torch.tensor([TOKENS])
+    with torch.no_grad():
+        torch.testing.assert_close(module(ids, use_cache=False).logits[0], right, rtol=1e-4, atol=1e-4)
+        FORGOTTEN[architecture](module)
+        without = module(ids, use_cache=False).logits[0].log_softmax(-1)
+    assert float((without - right.log_softmax(-1)).abs().max()) > 0.05
+
+
+def test_an_eos_of_zero_is_in_the_config_beside_a_second_one(store):
+    config = store.checkpoint(Probe(eos_is_zero=True), dtype=torch.float32, device="cpu").module().config
+    assert (config.eos_token_id, config.bos_token_id, config.pad_token_id) == ([0, 3], 0, VOCAB_SIZE - 1)
 
 
 def test_different_probes_lie_in_different_folders():
@@ -237,6 +312,13 @@ def test_greedy_is_the_largest_logit_until_a_stop(architecture, truth):
         last = truth.logits(probe, prompt + free[:i])[-1]
         assert last[token] == max(last)
     assert truth.greedy(probe, prompt, 5, (free[0],)) == free[:1]
+
+
+def test_plain_answers_can_be_had_in_another_dtype(truth):
+    half = truth.in_dtype(torch.bfloat16)
+    assert half.logits(Probe(), TOKENS) == truth.logits(Probe(), TOKENS)
+    assert half.logits(Probe(), TOKENS, plain=True) != truth.logits(Probe(), TOKENS, plain=True)
+    assert truth.in_dtype(torch.float32) is truth
 
 
 def test_plain_answers_are_those_of_the_dtype_under_test(store):

@@ -358,6 +358,27 @@ def test_models_are_loaded_once_a_clause():
     assert len(loads) == 3
 
 
+def test_a_model_is_loaded_in_the_dtype_that_a_call_asks_for(store):
+    subject = Subject.make(Reference(), device="cpu", dtype="float32", store=store)
+    assert subject.model("load_actor", Probe(), dtype="bfloat16").model.dtype is torch.bfloat16
+    assert subject.model("load_actor", Probe()).model.dtype is torch.float32
+
+
+def test_a_backbone_that_is_not_loaded_is_named_with_what_to_declare(store):
+    def load_actor(checkpoint):
+        raise KeyError(checkpoint.architecture)
+
+    subject = subject_of(load_actor=load_actor)
+    subject.store = store
+    with pytest.raises(AdapterError, match=r"the probe is a granite: .* left out of `architectures`"):
+        subject.load("load_actor", Probe("granite"))
+
+
+def test_a_generated_id_beyond_the_vocabulary_is_refused():
+    with pytest.raises(WiringError, match="token ids from 0 to"):
+        ask_generate(torch.tensor([[5, 6, 4711]]))
+
+
 def test_memory_that_a_trainer_never_sets_is_nan_after_loading(store):
     class Unset(Reference):
         def load_critic(self, checkpoint):

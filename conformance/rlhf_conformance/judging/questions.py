@@ -39,6 +39,7 @@ class Loaded:
     """A model among the arguments of a call, loaded when the call is made and remembered within the clause.
 
     fresh       it is loaded anew, whoever has loaded it before
+    dtype       the name of the dtype that it is loaded in; None: the one of the run
     training    the mode that it is switched to first; None: as it was loaded
     """
 
@@ -48,6 +49,7 @@ class Loaded:
     normalize: bool = False
     training: bool | None = None
     fresh: bool = False
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

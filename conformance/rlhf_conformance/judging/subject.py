@@ -81,7 +81,7 @@ class Subject:
         return replace(answered, given=call.given, call=call)
 
     def _loaded(self, wanted: Loaded) -> Any:
-        asked = (wanted.load, wanted.probe, wanted.temperature, wanted.normalize)
+        asked = (wanted.load, wanted.probe, wanted.temperature, wanted.normalize, wanted.dtype)
         model = self.load(*asked) if wanted.fresh else self.model(*asked)
         if wanted.training is not None:
             self.uncopied("set_training", model, wanted.training)
@@ -195,18 +195,33 @@ class Subject:
 
     # --- models --------------------------------------------------------------------------------------------------
 
-    def checkpoint(self, probe: Probe, temperature: float = 1.0, normalize: bool = False) -> Checkpoint:
+    def checkpoint(
+        self, probe: Probe, temperature: float = 1.0, normalize: bool = False, dtype: str | None = None
+    ) -> Checkpoint:
+        wanted = self.dtype if dtype is None else getattr(torch, dtype)
         return self.store.checkpoint(
-            probe, dtype=self.dtype, device=self.device, temperature=temperature, normalize=normalize
+            probe, dtype=wanted, device=self.device, temperature=temperature, normalize=normalize
         )
 
-    def load(self, method: str, probe: Probe, temperature: float = 1.0, normalize: bool = False) -> Any:
-        """A freshly loaded model."""
-        return self.call(method, self.checkpoint(probe, temperature, normalize))
+    def load(
+        self, method: str, probe: Probe, temperature: float = 1.0, normalize: bool = False, dtype: str | None = None
+    ) -> Any:
+        """A freshly loaded model. An AdapterError says what to declare where it is the backbone that is not loaded."""
+        checkpoint = self.checkpoint(probe, temperature, normalize, dtype)
+        try:
+            return self.call(method, checkpoint)
+        except AdapterError as error:
+            named = (
+                f"the probe is a {probe.architecture}: what the trainer does not load is left out of `architectures`"
+            )
+            error.args = (f"{error}; {named}",)
+            raise
 
-    def model(self, method: str, probe: Probe, temperature: float = 1.0, normalize: bool = False) -> Any:
+    def model(
+        self, method: str, probe: Probe, temperature: float = 1.0, normalize: bool = False, dtype: str | None = None
+    ) -> Any:
         """A loaded model, remembered within the clause."""
-        key = (method, probe, temperature, normalize)
+        key = (method, probe, temperature, normalize, dtype)
         if key not in self._models:
             self._models[key] = self.load(*key)
         return self._models[key]

@@ -198,6 +198,18 @@ def kept_in(number: float, half: torch.dtype) -> float:
     return 32 * unit(half) * max(1.0, abs(number))
 
 
+COARSE_BITS = 12
+"""Significant bits that no half has more of (float16 has 11), and a sum of float32's has once in four thousand."""
+COARSE_SHARE = 0.5
+"""Of three numbers or more, the share that may be coarse by chance: two of three are once in five million times."""
+
+
+def is_coarse(number: float) -> bool:
+    """Whether a number is one that a half could hold."""
+    mantissa, _ = math.frexp(number)
+    return (mantissa * 2.0**COARSE_BITS).is_integer()
+
+
 def clip_fraction(dtype: torch.dtype) -> float:
     """Of a share: a count that is exact, and one division."""
     return 8 * unit(dtype)

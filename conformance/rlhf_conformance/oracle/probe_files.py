@@ -13,6 +13,8 @@ def config(probe: Probe) -> dict[str, Any]:
     """The probe's `config.json`, without what transformers adds of its own version."""
     found: dict[str, Any] = {"model_type": probe.architecture, "architectures": [class_of(probe)]}
     found |= options_of(probe)
+    if probe.on_disk == "bfloat16":
+        found["torch_dtype"] = "bfloat16"
     if probe.head_name is not None:
         found |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "mean": probe.mean, "std": probe.std}
     return found
@@ -21,9 +23,22 @@ def config(probe: Probe) -> dict[str, Any]:
 def shapes(probe: Probe) -> Shapes:
     """The names and the shapes of the probe's weights, its scalar head left out."""
     sizes = CONFIGS[probe.architecture]
-    found = (_llama_shapes if probe.architecture == "llama" else _gpt2_shapes)(sizes)
-    if probe.head_name is None:
+    found = {"gpt2": _gpt2_shapes, "phi": _phi_shapes}.get(probe.architecture, _llama_shapes)(sizes)
+    if probe.architecture == "qwen2":
+        keys = found["model.layers.0.self_attn.k_proj.weight"][0]
+        for layer in range(sizes["num_hidden_layers"]):
+            for part, wide in (("q", HIDDEN_SIZE), ("k", keys), ("v", keys)):
+                found[f"model.layers.{layer}.self_attn.{part}_proj.bias"] = (wide,)
+    if probe.architecture == "gemma3_text":
+        for layer in range(sizes["num_hidden_layers"]):
+            for part in ("pre", "post"):
+                found[f"model.layers.{layer}.{part}_feedforward_layernorm.weight"] = (HIDDEN_SIZE,)
+            for part in ("q", "k"):
+                found[f"model.layers.{layer}.self_attn.{part}_norm.weight"] = (sizes["head_dim"],)
+    if probe.head_name is None and not probe.is_tied:
         found["lm_head.weight"] = (VOCAB_SIZE, HIDDEN_SIZE)
+    if probe.head_name is None and probe.architecture == "phi":
+        found["lm_head.bias"] = (VOCAB_SIZE,)
     return found
 
 
@@ -45,6 +60,19 @@ def _llama_shapes(sizes: dict[str, Any]) -> Shapes:
             f"{name}.mlp.down_proj.weight": (hidden, inner),
         }
     return {**found, "model.norm.weight": (hidden,)}
+
+
+def _phi_shapes(sizes: dict[str, Any]) -> Shapes:
+    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
+    found: Shapes = {"model.embed_tokens.weight": (sizes["vocab_size"], hidden)}
+    linear = [(f"self_attn.{part}", hidden, hidden) for part in ("q_proj", "k_proj", "v_proj", "dense")]
+    linear += [("mlp.fc1", inner, hidden), ("mlp.fc2", hidden, inner)]
+    for layer in range(sizes["num_hidden_layers"]):
+        name = f"model.layers.{layer}"
+        found |= {f"{name}.input_layernorm.weight": (hidden,), f"{name}.input_layernorm.bias": (hidden,)}
+        for part, tall, wide in linear:
+            found |= {f"{name}.{part}.weight": (tall, wide), f"{name}.{part}.bias": (tall,)}
+    return {**found, "model.final_layernorm.weight": (hidden,), "model.final_layernorm.bias": (hidden,)}
 
 
 def _gpt2_shapes(sizes: dict[str, Any]) -> Shapes:

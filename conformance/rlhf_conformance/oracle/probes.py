@@ -48,7 +48,37 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "bos_token_id": 2,
     },
 }
+_LLAMA = CONFIGS["llama"]
+CONFIGS |= {
+    "qwen2": _LLAMA,
+    "mistral": {**_LLAMA, "sliding_window": 3},
+    "gemma3_text": {  # Gemma 2 also caps attention, which the kernels of torch cannot do
+        **_LLAMA,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 40,
+        "sliding_window": 3,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": None,
+        "tie_word_embeddings": True,
+    },
+    "granite": {
+        **_LLAMA,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 2.5,
+    },
+    "phi": {
+        **{key: value for key, value in _LLAMA.items() if key not in ("rms_norm_eps", "num_key_value_heads")},
+        "num_key_value_heads": 4,
+        "partial_rotary_factor": 0.5,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    },
+}
 DROPOUT = {"llama": {"attention_dropout": 0.5}, "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}}
+ON_DISK = ("float32", "bfloat16", "shards")
 GENERATION_CONFIGS: dict[str, dict[str, Any]] = {
     "neutral": {"do_sample": False},
     "penalties": {"do_sample": False, "repetition_penalty": 8.0, "no_repeat_ngram_size": 1},
@@ -63,7 +93,7 @@ GENERATION_CONFIGS: dict[str, dict[str, Any]] = {
     "beams": {"do_sample": False, "num_beams": 4, "length_penalty": -2.0},
 }
 """What generation_config.json says beside the ids, by name."""
-_CLASS_PREFIX = {"llama": "Llama", "gpt2": "GPT2"}
+_CLASS_PREFIX = {"gpt2": "GPT2", "gemma3_text": "Gemma3"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +109,8 @@ class Probe:
     generation    which of `GENERATION_CONFIGS` stands in generation_config.json
     eos_is_zero   EOS and BOS are id 0, the config lists a second EOS, and the pad id is the last of the vocabulary
     new_head      the trainer is asked to draw a head, which the file lacks
+    tied          the output layer is the input embedding, and is not in the file
+    on_disk       "float32", "bfloat16" (of weights and config), or "shards" (float32 in several files)
     """
 
     architecture: str = "llama"
@@ -92,6 +124,12 @@ class Probe:
     generation: str = "neutral"
     eos_is_zero: bool = False
     new_head: bool = False
+    tied: bool = False
+    on_disk: str = "float32"
+
+    @property
+    def is_tied(self) -> bool:
+        return self.tied or bool(CONFIGS[self.architecture]["tie_word_embeddings"])
 
     @property
     def eos_token_id(self) -> int:
@@ -173,7 +211,7 @@ def in_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
 def class_of(probe: Probe) -> str:
     """The class of transformers that a probe is saved as."""
     kind = "ForCausalLM" if probe.head_name is None else "ForSequenceClassification"
-    prefix = _CLASS_PREFIX[probe.architecture]
+    prefix = _CLASS_PREFIX.get(probe.architecture, probe.architecture.capitalize())
     return prefix + ("LMHeadModel" if (kind, prefix) == ("ForCausalLM", "GPT2") else kind)
 
 
@@ -186,6 +224,7 @@ def generation_config_of(probe: Probe) -> dict[str, Any]:
 def options_of(probe: Probe) -> dict[str, Any]:
     """What the config of a probe says of its sizes, its dropout and its special tokens."""
     options = {**CONFIGS[probe.architecture], **(DROPOUT[probe.architecture] if probe.dropout else {})}
+    options["tie_word_embeddings"] = probe.is_tied
     options |= {"pad_token_id": probe.pad_token_id, "eos_token_id": _eos_of(probe)}
     return options | ({"bos_token_id": 0} if probe.eos_is_zero else {})
 
@@ -211,16 +250,40 @@ def build(probe: Probe, folder: Path) -> None:
     with torch.device("meta"):  # only the names and the shapes of the weights
         skeleton = transformers.AutoModelForCausalLM.from_config(config_of(replace(probe, head_name=None)))
     weights = {name: _draw(name, tensor) for name, tensor in sorted(skeleton.state_dict().items())}
-    head = weights.pop("lm_head.weight")
-    if probe.head_name is None:
-        weights["lm_head.weight"] = head
-    elif not probe.headless:
+    if probe.is_tied or probe.head_name is not None:
+        del weights["lm_head.weight"]
+    if probe.head_name is not None:
+        weights.pop("lm_head.bias", None)
+    if probe.head_name is not None and not probe.headless:
         scaled = _draw("score", torch.empty(1, HIDDEN_SIZE)) * probe.head_scale
         weights[f"{probe.head_name}.weight"] = scaled.bfloat16().float()
-    config_of(probe).save_pretrained(folder)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = config_of(probe)
+    if probe.on_disk == "bfloat16":
+        config.dtype = "bfloat16"
+        weights = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    config.save_pretrained(folder)
+    if probe.on_disk == "shards":
+        _write_shards(weights, folder)
+    else:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     if probe.head_name is None:
         (folder / "generation_config.json").write_text(json.dumps(generation_config_of(probe)))
+
+
+def _write_shards(weights: dict[str, Any], folder: Path, count: int = 3) -> None:
+    """As transformers writes a large model: one file after the other, and an index of which weight is where."""
+    from safetensors.torch import save_file
+
+    names = list(weights)
+    where = {}
+    for number in range(count):
+        file = f"model-{number + 1:05}-of-{count:05}.safetensors"
+        own = names[number::count]
+        save_file({name: weights[name] for name in own}, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(own, file)
+    size = sum(tensor.nbytes for tensor in weights.values())
+    index = {"metadata": {"total_size": size}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def _draw(name: str, like: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,13 @@ class Truth:
     device: str
     _models: dict[Any, Any] = field(default_factory=dict)
     _outputs: dict[Any, Rows] = field(default_factory=dict)
+    _others: dict[torch.dtype, Truth] = field(default_factory=dict)
+
+    def in_dtype(self, dtype: torch.dtype) -> Truth:
+        """The same with plain answers in another dtype, for models that are not loaded in the run's."""
+        if dtype is self.dtype:
+            return self
+        return self._others.setdefault(dtype, Truth(self.store, dtype, self.device))
 
     def logits(self, probe: Probe, tokens: Sequence[int], *, plain: bool = False) -> Rows:
         """(L, V) logits of a causal LM; with `plain`, in the dtype and on the device under test."""
@@ -184,10 +191,14 @@ class Alone:
 
     def hidden(self, tokens: Sequence[int]) -> torch.Tensor:
         """(L, hidden) what the head reads."""
-        ids = torch.tensor([list(tokens)], device=self.device)
-        positions = torch.arange(len(tokens), device=self.device)[None]
-        return self.module.base_model(input_ids=ids, position_ids=positions, use_cache=False)[0][0]
+        return self.module.base_model(**self._inputs(tokens))[0][0]
 
     def __call__(self, tokens: Sequence[int]) -> torch.Tensor:
-        head = self.module.lm_head if hasattr(self.module, "lm_head") else self.module.score
-        return head(self.hidden(tokens))
+        if hasattr(self.module, "score"):
+            return self.module.score(self.hidden(tokens))
+        return self.module(**self._inputs(tokens)).logits[0]
+
+    def _inputs(self, tokens: Sequence[int]) -> dict[str, Any]:
+        ids = torch.tensor([list(tokens)], device=self.device)
+        positions = torch.arange(len(tokens), device=self.device)[None]
+        return {"input_ids": ids, "position_ids": positions, "use_cache": False}

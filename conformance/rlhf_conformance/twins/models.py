@@ -363,6 +363,7 @@ class AdditiveMask(_Models):
     """Packs go to transformers with a block-diagonal mask (1, 1, N, N), and with the cache left on."""
 
     layouts = PACKS
+    architectures = ("llama", "gpt2", "qwen2", "granite", "phi")  # a mask of its own takes the place of any window
 
     def _whole(self, backbone, batch):
         ids, options = self._inputs(batch)

@@ -11,7 +11,7 @@ from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
 from rlhf_conformance.oracle.batch import PACKS, RECTANGLES
 from rlhf_conformance.oracle.layouts import Presentation, Sample
-from rlhf_conformance.oracle.probes import GENERATION_CONFIGS, Probe
+from rlhf_conformance.oracle.probes import GENERATION_CONFIGS, ON_DISK, Probe
 
 if TYPE_CHECKING:
     from rlhf_conformance.judging.subject import Subject
@@ -60,6 +60,7 @@ class Asked:
     pad_is_eos: bool | None = None
     specials: bool = True  # the pad id may stand in prompts and responses, where the trainer takes a mask
     probe: Probe = Probe()
+    samples: int = 4  # at most
 
 
 def offered(adapter: Adapter, layouts: Sequence[str]) -> list[str]:
@@ -96,7 +97,8 @@ def _model_case(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
     how = Presentation(head.of(offered(adapter, asked.layouts)), tail=1 + head.below(4), shards=2 + head.below(2))
     temperature = head.of(asked.temperatures)
     slots = [picks.part(SAMPLE_PICKS) for _ in range(SAMPLES)]
-    samples = tuple(_sample(slots[i], adapter, asked, probe) for i in head.some(SAMPLES, asked.min_samples))
+    present = head.some(SAMPLES, asked.min_samples)[: asked.samples]
+    samples = tuple(_sample(slots[i], adapter, asked, probe) for i in present)
     return ModelCase(probe, samples, how, temperature)
 
 
@@ -250,6 +252,43 @@ def weighted(adapter: Adapter, asked: Asked, per_sample: bool) -> Picked[Weighte
 
 
 WEIGHTS = (1.0, -1.5, -0.7, 0.4, 2.2)
+
+
+@stored
+@dataclass(frozen=True)
+class BackboneCase:
+    """A case, and the probes that it is run through in place of its own, one after the other."""
+
+    case: ModelCase
+    probes: tuple[Probe, ...]
+
+    @property
+    def each(self) -> list[ModelCase]:
+        return [replace(self.case, probe=probe) for probe in self.probes]
+
+
+WITHOUT_CLASSIFIER = ("granite", "gemma3_text")
+"""Backbones that no version of transformers, or not every one, can put a scalar head on."""
+
+
+def on_backbones(adapter: Adapter, asked: Asked) -> Picked[BackboneCase]:
+    """Short samples on nearly all backbones that are declared, so that one case is enough to see any of them miscalled;
+    their special tokens and their files are now and then other ones."""
+    names = [a for a in adapter.architectures if not (asked.head and a in WITHOUT_CLASSIFIER)]
+    kinds = [Probe(name, tied=tied) for tied in (False, True) for name in names]
+    kinds = [probe for probe in kinds if not probe.tied or (probe.architecture in POSITIONS and not asked.head)]
+
+    def change(case: ModelCase, picks: Picks) -> BackboneCase:
+        turn = picks.below(len(ON_DISK))
+        probes = [
+            replace(case.probe, architecture=p.architecture, tied=p.tied, on_disk=ON_DISK[(turn + i) % len(ON_DISK)])
+            for i, p in enumerate(kinds)
+        ]
+        return BackboneCase(case, nearly_all(picks, probes))
+
+    eos = Probe(eos_is_zero=True)
+    some = model_cases(adapter, replace(asked, samples=2)) | model_cases(adapter, replace(asked, samples=2, probe=eos))
+    return some.with_more(1 + len(kinds), change)
 
 
 @stored

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rlhf_conformance.oracle.probes import Checkpoint
 
 LAYOUTS = (*RECTANGLES, *PACKS)
-ARCHITECTURES = ("llama", "gpt2")
+ARCHITECTURES = ("llama", "gpt2", "qwen2", "mistral", "gemma3_text", "granite", "phi")
 SCORES_OR_HIDDEN_STATES = Either((Cells(), Cells((None,))), "a score or a hidden state for every position")
 
 
@@ -43,7 +43,8 @@ class Models:
     architectures: Annotated[
         Sequence[str],
         SomeOf(ARCHITECTURES),
-        'probe backbones that it can load: "llama" (rotary), "gpt2" (learned positions)',
+        'probe backbones that it can load, by the `model_type` of their config: most clauses draw "llama" (rotary) and '
+        '"gpt2" (learned positions), `actor.backbones`, `reward.backbones` and `critic.backbones` all that are named',
     ] = ARCHITECTURES
     head_names: Annotated[Sequence[str], SomeOf(), "names under which a checkpoint may hold the scalar head"] = (
         "score",

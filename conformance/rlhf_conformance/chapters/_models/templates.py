@@ -13,6 +13,7 @@ from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.chapters import _side_effects
 from rlhf_conformance.chapters._models.cases import (
     RECTANGLES,
+    BackboneCase,
     EditedCase,
     ModelCase,
     PermutedCase,
@@ -21,6 +22,7 @@ from rlhf_conformance.chapters._models.cases import (
     garbage_under_mask,
     model_cases,
     offered,
+    on_backbones,
     padded_more,
     weighted,
     with_masked_cells,
@@ -54,6 +56,19 @@ def truth_of(role: Role, cases: Cases, *requires: Requirement) -> Template:
         yield role.asks_truth(subject, case)
 
     return template(role, check, cases, *requires)
+
+
+def backbones(role: Role) -> Template:
+    """The answers are those of the checkpoint's own model, whatever it does beside a plain transformer."""
+
+    def check(subject: Subject, case: BackboneCase) -> Questions:
+        for inner in case.each:
+            probe = inner.probe
+            tied = " with tied embeddings" if probe.is_tied else ""
+            file = "" if probe.on_disk == "float32" else f" from {probe.on_disk}"
+            yield role.asks_truth(subject, inner, f"{role.what} of {probe.architecture}{tied}{file}")
+
+    return template(role, check, lambda s: on_backbones(s.adapter, role.asked()), effort=30)
 
 
 # --- presented otherwise --------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from rlhf_conformance._lazy import torch
 from rlhf_conformance.chapters._models import templates
 from rlhf_conformance.chapters._models.cases import Asked, ModelCase, model_cases
 from rlhf_conformance.chapters._models.roles import ACTOR, ENTROPY, asks_model
@@ -13,9 +14,11 @@ from rlhf_conformance.chapters.log_probs.checks import is_more_than_logged
 from rlhf_conformance.judging.checks import Questions, check, use
 from rlhf_conformance.judging.questions import (
     Against,
+    Fact,
     Question,
     sample_action,
     sample_position,
+    selected,
 )
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
@@ -23,6 +26,7 @@ from rlhf_conformance.oracle.probes import Probe
 
 use("actor.log-probs", templates.truth_of(ACTOR, lambda s: model_cases(s.adapter)))
 use("actor.temperature", templates.truth(ACTOR, temperature_declared, temperatures=TEMPERATURES))
+use("actor.backbones", templates.backbones(ACTOR))
 use("actor.padding-invariance", templates.padding_invariance(ACTOR))
 use("actor.garbage-under-mask", templates.garbage(ACTOR))
 use("actor.batch-independence", templates.batch_independence(ACTOR))
@@ -74,3 +78,43 @@ def dropout_off(subject: Subject, case: ModelCase) -> Questions:
     )
     # One sample has no padding that could be to blame.
     yield ACTOR.asks_truth(subject, replace(case, samples=case.samples[:1]))
+
+
+@check("actor.float32", needs=ACTOR.needs, cases=lambda s: model_cases(s.adapter, Asked(min_samples=3)), effort=10)
+def float32(subject: Subject, case: ModelCase) -> Questions:
+    """The model is loaded in bfloat16, whatever the run's dtype."""
+    model, truth = ACTOR.loaded(case, dtype="bfloat16"), subject.truth.in_dtype(torch.bfloat16)
+    right, plain = ([ACTOR.truth(truth, case, s, p) for s in case.samples] for p in (False, True))
+    for method, what in (("action_log_probs", "log-prob"), ("action_entropy", "entropy")):
+        if method not in subject.provided:
+            continue
+        call = asks_model(method, subject, case, model)
+        answer = (yield call).value
+        dtypes = sorted({str(row.dtype).removeprefix("torch.") for row in answer})
+        yield Fact(
+            set(dtypes) <= {"float32", "float64"},
+            f"dtype of the {what}s of an actor in bfloat16",
+            expected="float32",
+            actual=", ".join(dtypes),
+        )
+        yield Question(
+            f"share of the {what}s of an actor in bfloat16 that are rounded as a half is",
+            call,
+            0.0,
+            budgets.COARSE_SHARE,
+            reading=selected(_share_of_coarse),
+        )
+    yield Question(
+        "log-prob of the action, by an actor in bfloat16",
+        asks_model("action_log_probs", subject, case, model),
+        right,
+        budgets.model_output(
+            sum(right, []), sum(plain, []), ACTOR.scale(subject, case), torch.bfloat16, case.temperature
+        ),
+        place=sample_action,
+    )
+
+
+def _share_of_coarse(rows: Any) -> float:
+    numbers = [x for row in rows for x in row.tolist()]
+    return sum(map(budgets.is_coarse, numbers)) / len(numbers)

@@ -118,7 +118,7 @@ def _highest(logits: list[float], token: int, withheld: set[int]) -> float:
     return max(z for i, z in enumerate(logits) if token in withheld or i not in withheld)
 
 
-@check("actor.generate-config", needs=GENERATE, cases=configured, effort=20)
+@check("actor.generate-config", needs=GENERATE, cases=configured, effort=15)
 def generate_config(subject: Subject, case: ConfiguredCase) -> Questions:
     """The same weights, and another generation_config.json beside them."""
     neutral = generated(subject, case.case)
