@@ -275,7 +275,7 @@ def _write_shards(weights: dict[str, Any], folder: Path, count: int = 3) -> None
     from safetensors.torch import save_file
 
     names = list(weights)
-    where = {}
+    where: dict[str, str] = {}
     for number in range(count):
         file = f"model-{number + 1:05}-of-{count:05}.safetensors"
         own = names[number::count]

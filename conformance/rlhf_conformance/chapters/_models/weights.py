@@ -145,8 +145,9 @@ def _model(subject: Subject, loaded: Loaded) -> Any:
 def pulled_back(found: Tensors, gradients: Mapping[str, Any], leaves: Tensors) -> Tensors:
     """The chain rule: from gradients with respect to the checkpoint's weights to those with respect to the leaves that
     the weights were made of."""
-    total = sum(((w * gradients[name].double().cpu()).sum() for name, w in found.items() if name in gradients), 0.0)
-    if not getattr(total, "requires_grad", False):
+    parts = [(w * gradients[name].double().cpu()).sum() for name, w in found.items() if name in gradients]
+    total = torch.stack(parts).sum() if parts else torch.zeros(())
+    if not total.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, retain_graph=True)
     return {n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(leaves.items(), grads, strict=True)}

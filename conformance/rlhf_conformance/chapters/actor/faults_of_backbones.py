@@ -77,8 +77,9 @@ class TiedOutputNotTied(_Changed):
 
     def change(self, model, checkpoint):
         if model.config.tie_word_embeddings:
-            weight = torch.randn(model.config.vocab_size, model.config.hidden_size, generator=torch.Generator())
-            layer = torch.nn.Linear(*weight.T.shape, bias=False, dtype=model.dtype, device=model.device)
+            vocabulary, hidden = model.config.vocab_size, model.config.hidden_size
+            weight = torch.randn(vocabulary, hidden, generator=torch.Generator())
+            layer = torch.nn.Linear(hidden, vocabulary, bias=False, dtype=model.dtype, device=model.device)
             layer.weight.data.copy_(weight / 6)
             model.set_output_embeddings(layer)
 
