@@ -242,7 +242,9 @@ def _policy_options(picks: Picks, adapter: Adapter, shape: LossShape) -> PolicyL
         low, high = (
             (edge_low, edge_low) if not unequal else ((low, edge_high), (edge_low, high), (edge_low, edge_high))[edge]
         )
-    has_dual, bound = picks.chance(1, 2), picks.of(DUAL_CLIP)
+    # Within the band trainers part: see the decision `dual-clip-within-the-band`.
+    bounds = [c for c in DUAL_CLIP if c > 1 + high + 0.04] or [2 * (1 + high)]
+    has_dual, bound = picks.chance(1, 2), picks.of(bounds)
     dual = has_dual and bool(adapter.dual_clip) if shape.dual is None else shape.dual
     if adapter.dual_clip == "always":
         dual = True

@@ -7,7 +7,7 @@ from typing import Any
 
 import rlhf_spec.reward
 from rlhf_conformance.adapter import Adapter
-from rlhf_conformance.chapters._models.cases import ModelCase, model_cases, with_statistics
+from rlhf_conformance.chapters._models.cases import ModelCase, loadable, model_cases, with_statistics
 from rlhf_conformance.chapters._models.roles import Role
 from rlhf_conformance.chapters._models.templates import template, truth_of
 from rlhf_conformance.chapters._models.weights import Weights
@@ -128,5 +128,5 @@ def _small(subject: Subject, probe: Probe) -> ModelCase:
 
 def _headless(subject: Subject) -> Any:
     adapter = subject.adapter
-    probes = [Probe(a, head_name=adapter.head_names[0], headless=True) for a in adapter.architectures]
+    probes = [Probe(a, head_name=adapter.head_names[0], headless=True) for a in loadable(adapter)]
     return Picked(1, lambda picks: picks.of(probes))

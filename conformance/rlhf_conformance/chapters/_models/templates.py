@@ -229,7 +229,7 @@ def _call_in_mode(role: Role, subject: Subject, case: ModelCase, training: bool)
     first, second = (role.call(subject, case, role.loaded(case, training=training), seed=seed) for seed in (1, 2))
     if not training:
         return first
-    once, again = _side_effects.flat((yield first).value), _side_effects.flat((yield second).value)
+    once, again = _side_effects.flat(main((yield first))), _side_effects.flat(main((yield second)))
     largest = max(map(abs, once), default=0.0)
     apart = max((abs(a - b) for a, b in zip(once, again, strict=True)), default=0.0)
     if apart <= budgets.repeated(largest, subject.dtype):

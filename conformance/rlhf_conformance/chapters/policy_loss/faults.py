@@ -186,15 +186,6 @@ class EpsAtMostOne(Reference):
 
 
 @fault("policy-loss.dual-clip")
-class DualClipAboveTheBand(Reference):
-    "A dual clip below 1 + clip_eps_high is taken for a slip and raised to it."
-
-    def policy_loss(self, new, old, advantages, mask, options):
-        c = options.dual_clip and max(options.dual_clip, 1 + options.clip_eps_high)
-        return super().policy_loss(new, old, advantages, mask, replace(options, dual_clip=c))
-
-
-@fault("policy-loss.dual-clip")
 class DualClipAtMostFive(Reference):
     "A dual clip above 5 is taken as 5."
 
