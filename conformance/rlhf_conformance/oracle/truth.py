@@ -89,8 +89,8 @@ class Truth:
         temperature: float = 1.0,
         plain: bool = False,
     ) -> dict[str, Any]:
-        """Gradient of the weighted sum of the answers ("log_probs", "entropies", "values" or "rewards") with respect to every
-        parameter that has one, by name: the sum over the sequences, each run alone."""
+        """Gradient of the weighted sum of the answers ("log_probs", "entropies", "values" or "rewards") with respect to
+        every parameter that has one, by name: the sum over the sequences, each run alone."""
         model = self._model(probe, plain)
         model.module.zero_grad(set_to_none=True)
         for sample, row in zip(samples, weights, strict=True):

@@ -37,8 +37,10 @@ def merged(model: Any, parameters: Mapping[str, Any], tensors: Mapping[str, Any]
             adapter = half["adapter"] or ""
             halves.setdefault((half["layer"], adapter), {})[half["half"].upper()] = (name, tensor, bool(half["kind"]))
         elif is_adapters(name):
-            raise TypeError(f"{name} is no matrix A or B of LoRA: say what it does to the weights of the checkpoint in "
-                            "Adapter.checkpoint_weights")
+            raise TypeError(
+                f"{name} is no matrix A or B of LoRA: say what it does to the weights of the checkpoint in "
+                "Adapter.checkpoint_weights"
+            )
         elif ".original_module." not in name or name.split(".original_module.")[0] not in saved:
             plain[_WRAPPERS.sub("", name)] = tensor
     if halves:
@@ -46,8 +48,10 @@ def merged(model: Any, parameters: Mapping[str, Any], tensors: Mapping[str, Any]
         for (layer, adapter), pair in halves.items():
             target = _WRAPPERS.sub("", f"{layer}.weight")
             if set(pair) != {"A", "B"} or target not in plain:
-                raise TypeError(f"{layer}: parameters() names no weight below LoRA's A and B, or only one of them; give "
-                                "all of them, or say what they do in Adapter.checkpoint_weights")
+                raise TypeError(
+                    f"{layer}: parameters() names no weight below LoRA's A and B, or only one of them; give "
+                    "all of them, or say what they do in Adapter.checkpoint_weights"
+                )
             (name, a, embeds), (_, b, _) = pair["A"], pair["B"]
             scale, transposed = _scale(layers.get(id(parameters[name])), adapter, layer)
             change = scale * (b @ a)
@@ -64,14 +68,16 @@ def _layers(model: Any) -> dict[int, Any]:
 
 
 def _scale(layer: Any, adapter: str, name: str) -> tuple[float, bool]:
-    """The scale s of a layer's product, 0 while the adapter is not in use; and whether its weight is stored (in, out)."""
+    """The scale s of a layer's product, 0 while the adapter is not in use; and whether its weight is (in, out)."""
     scaling = getattr(layer, "scaling", None)
     if isinstance(scaling, Mapping):
         scaling = scaling.get(adapter)
     elif scaling is None and layer is not None:
         scaling = layer.alpha / layer.rank
     if scaling is None:
-        raise TypeError(f"no scale of LoRA is found for {name}: say in Adapter.checkpoint_weights what its weight becomes")
+        raise TypeError(
+            f"no scale of LoRA is found for {name}: say in Adapter.checkpoint_weights what its weight becomes"
+        )
     active = getattr(layer, "active_adapters", None)
     used = not isinstance(active, list | tuple) or not adapter or adapter in active
     return (float(scaling) if used else 0.0), bool(getattr(layer, "fan_in_fan_out", False))

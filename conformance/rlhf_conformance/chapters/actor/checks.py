@@ -8,7 +8,7 @@ from typing import Any
 from rlhf_conformance.chapters._models import templates
 from rlhf_conformance.chapters._models.cases import Asked, ModelCase, PromptCase, model_cases, prompts
 from rlhf_conformance.chapters._models.roles import ACTOR, ENTROPY, asks_model
-from rlhf_conformance.chapters._temperatures import TEMPERATURES, known_temperatures, temperature_declared
+from rlhf_conformance.chapters._temperatures import TEMPERATURES, temperature_declared
 from rlhf_conformance.judging.checks import Questions, check, declares, use
 from rlhf_conformance.judging.questions import (
     Against,

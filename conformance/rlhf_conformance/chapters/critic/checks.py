@@ -11,7 +11,15 @@ from rlhf_conformance.chapters._models.cases import ModelCase, model_cases
 from rlhf_conformance.chapters._models.roles import CRITIC, asks_model
 from rlhf_conformance.chapters._temperatures import temperature_declared
 from rlhf_conformance.judging.checks import Questions, check, offers_layout, use
-from rlhf_conformance.judging.questions import Answered, NotReturned, Question, Reading, Shaped, sample_position, selected
+from rlhf_conformance.judging.questions import (
+    Answered,
+    NotReturned,
+    Question,
+    Reading,
+    Shaped,
+    sample_position,
+    selected,
+)
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
 

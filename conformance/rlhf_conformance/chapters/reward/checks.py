@@ -65,4 +65,6 @@ def one_per_sequence(subject: Subject, case: ModelCase) -> Questions:
     """The shape is checked before anything else sees the answer; here it is the clause."""
     call, count = REWARD.call(subject, case), len(case.samples)
     yield Shaped(call, "shape of the rewards", expected=f"({count},)")
-    yield Question("shape of the rewards", call, [count], reading=Reading(lambda _, answers: list(answers[-1].raw.shape)))
+    yield Question(
+        "shape of the rewards", call, [count], reading=Reading(lambda _, answers: list(answers[-1].raw.shape))
+    )

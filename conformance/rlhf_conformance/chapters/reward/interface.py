@@ -25,14 +25,14 @@ class Reward(Models):
     reward_new_head: Annotated[
         Any,
         OneOf((False, "asked", "always")),
-        'whether a reward model can be given a new head, for a checkpoint without one: "asked", where `checkpoint.new_head` '
-        'is True; "always", so that such a checkpoint is never refused',
+        'whether a reward model can be given a new head, for a checkpoint without one: "asked", where '
+        '`checkpoint.new_head` is True; "always", so that such a checkpoint is never refused',
     ] = False
 
     @method(Model(), loads=True, prepares=True)
     def load_reward_model(self, checkpoint: Checkpoint) -> Any:
-        """A reward model (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`, with a
-        new head if `checkpoint.new_head`."""
+        """A reward model (backbone and scalar head `checkpoint.head_name`), normalizing if `checkpoint.normalize`, with
+        a new head if `checkpoint.new_head`."""
         raise NotImplementedError
 
     @method(
