@@ -145,7 +145,9 @@ def _model(subject: Subject, loaded: Loaded) -> Any:
 def pulled_back(found: Tensors, gradients: Mapping[str, Any], leaves: Tensors) -> Tensors:
     """The chain rule: from gradients with respect to the checkpoint's weights to those with respect to the leaves that
     the weights were made of."""
-    total: Any = sum(((w * gradients[name].double().cpu()).sum() for name, w in found.items() if name in gradients), 0.0)
+    total: Any = sum(
+        ((w * gradients[name].double().cpu()).sum() for name, w in found.items() if name in gradients), 0.0
+    )
     if not getattr(total, "requires_grad", False):
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, retain_graph=True)
