@@ -277,3 +277,12 @@ def test_a_new_head_is_no_missing_one():
     assert 'critic_new_head = "always"' in attempt(adapter, "critic.missing-head").result.reason
     adapter.critic_new_head = False
     assert "critic_new_head is not declared" in attempt(adapter, "critic.new-head").result.reason
+
+
+def test_a_wrong_gradient_of_one_action_has_a_diagnosis():
+    from rlhf_conformance import check
+
+    result = check(faults()["actor-gradient-doubled"].adapter(), profile="smoke", only=["actor.gradient"]).result(
+        "actor.gradient"
+    )
+    assert "the diagnosis itself failed" not in result.failure.note

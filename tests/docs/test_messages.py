@@ -104,6 +104,14 @@ VERDICTS = {
         "critic.raw-output",
     ),
     "override Adapter.parameters": (wrapped, "actor.gradient"),
+    "map them with Adapter.checkpoint_weights": (
+        lambda: models(parameters=lambda right, *args: dict(list(right(*args).items())[:-1])),
+        "actor.gradient",
+    ),
+    "not what the checkpoint holds under that name": (
+        lambda: models(checkpoint_weights=lambda right, *args: {n: t.flip(0) for n, t in right(*args).items()}),
+        "actor.gradient",
+    ),
     "no graph: detached, or computed under no_grad": (
         lambda: models(action_log_probs=without_graph),
         "actor.gradient",

@@ -29,8 +29,8 @@ def model_steps(evidence: Evidence, comparison: Comparison) -> tuple[Step, ...]:
     assert question is not None
     assert readout is not None
     case: ModelCase | None = answered.about
-    if case is None or isinstance(question.expected, Against) or question.reading.field:
-        return ()
+    if case is None or isinstance(question.expected, Against) or question.reading.field or () in comparison.indices:
+        return ()  # a number alone is no answer to a sample, but a gradient's
     if len(comparison.indices) != sum(len(readout.due(len(s.prompt), len(s))) for s in case.samples):
         return ()
     order = sorted(range(len(comparison.indices)), key=lambda k: _agrees(comparison, k))

@@ -148,14 +148,15 @@ def permuted(role: Role, subject: Subject, case: PermutedCase) -> Questions:
 # --- the gradient ---------------------------------------------------------------------------------------------------
 
 
-def gradient(role: Role) -> Template:
+def gradient(role: Role, effort: int = 4) -> Template:
     """The gradient of the weighted answers with respect to every parameter, in train mode and in eval mode."""
-    return gradient_on(role, lambda s: weighted(s.adapter, role.any_temperature(s.adapter), role.per_sample))
+    cases = lambda s: weighted(s.adapter, role.any_temperature(s.adapter), role.per_sample)  # noqa: E731
+    return gradient_on(role, cases, effort=effort)
 
 
-def gradient_on(role: Role, cases: Cases, *requires: Requirement) -> Template:
+def gradient_on(role: Role, cases: Cases, *requires: Requirement, effort: int = 4) -> Template:
     """The same on other cases."""
-    return template(role, lambda subject, case: _gradient(role, subject, case), cases, *requires, effort=4)
+    return template(role, lambda subject, case: _gradient(role, subject, case), cases, *requires, effort=effort)
 
 
 def _gradient(role: Role, subject: Subject, case: WeightedCase) -> Questions:
@@ -289,7 +290,7 @@ def follows_weights(role: Role) -> Template:
                 hint=lambda _: weights.misplaced(start),
             )
 
-    return template(role, check, lambda s: model_cases(s.adapter, role.any_temperature(s.adapter)), effort=5)
+    return template(role, check, lambda s: model_cases(s.adapter, role.any_temperature(s.adapter)), effort=8)
 
 
 # --- saving ---------------------------------------------------------------------------------------------------------
