@@ -262,7 +262,8 @@ class EmptySequenceJoinsItsNeighbors(_Empties):
     "The boundary at an empty sequence is lost: those around it become one."
 
     def filled(self, sequences):
-        joined, after_empty = [], False
+        joined: list = []
+        after_empty = False
         for sequence in sequences:
             if len(sequence) and joined and after_empty:
                 joined[-1] = torch.cat([joined[-1], sequence])
