@@ -219,8 +219,11 @@ class Impostors:
         return self._made[kind]
 
     def can_be_asked(self, kind: type[Adapter], check: Check) -> bool:
-        """Whether a candidate takes what the check gives, an extra argument for one."""
-        return check.not_provided(self.of(kind).adapter) is None
+        """Whether a candidate can be made, and takes what the check gives: an extra argument, for one."""
+        try:
+            return check.not_provided(self.of(kind).adapter) is None
+        except Exception:  # its errors are its own affair
+            return False
 
     def _adapter(self, kind: type[Adapter]) -> Adapter:
         lacking = set(METHODS) - set(provided(self.subject.adapter))
