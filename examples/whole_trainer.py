@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 from losses_only import InHouse
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
 from rlhf_conformance import ProcessedSequences
 
@@ -118,8 +118,8 @@ class PlainTrainer(InHouse):
 
     def generate(self, actor, prompts):
         ends = {"eos_token_id": list(prompts.stop_token_ids) or None, "pad_token_id": prompts.pad_token_id}
-        rows = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
-        return actor.generate(**rows, **ends, max_new_tokens=prompts.max_new_tokens, do_sample=False)
+        actor.generation_config = GenerationConfig(**ends, max_new_tokens=prompts.max_new_tokens, do_sample=False)
+        return actor.generate(prompts.input_ids, attention_mask=prompts.attention_mask)
 
     def load_reward_model(self, checkpoint):
         options = {"dtype": checkpoint.dtype, "attn_implementation": self.attention}

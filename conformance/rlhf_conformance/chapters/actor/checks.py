@@ -80,11 +80,11 @@ def dropout_off(subject: Subject, case: ModelCase) -> Questions:
     yield ACTOR.asks_truth(subject, replace(case, samples=case.samples[:1]))
 
 
-@check("actor.float32", needs=ACTOR.needs, cases=lambda s: model_cases(s.adapter, Asked(min_samples=3)), effort=10)
+@check("actor.float32", needs=ACTOR.needs, cases=lambda s: model_cases(s.adapter, Asked(min_samples=3)), effort=20)
 def float32(subject: Subject, case: ModelCase) -> Questions:
     """The model is loaded in bfloat16, whatever the run's dtype."""
-    model, truth = ACTOR.loaded(case, dtype="bfloat16"), subject.truth.in_dtype(torch.bfloat16)
-    right, plain = ([ACTOR.truth(truth, case, s, p) for s in case.samples] for p in (False, True))
+    model, half = ACTOR.loaded(case, dtype="bfloat16"), subject.truth.in_dtype(torch.bfloat16)
+    right, plain = ACTOR.expected(subject, case), [ACTOR.truth(half, case, s, True) for s in case.samples]
     for method, what in (("action_log_probs", "log-prob"), ("action_entropy", "entropy")):
         if method not in subject.provided:
             continue

@@ -164,6 +164,9 @@ class NormalizerInTheModelsDtype(Reference):
 class EntropyInTheModelsDtype(Reference):
     """The entropy of a model in bfloat16 is rounded to bfloat16."""
 
+    def kept(self, actor, row):
+        return row.to(actor.model.dtype).float()
+
     def action_entropy(self, actor, batch):
         rows = batch.actions_to_ragged(super().action_entropy(actor, batch))
-        return [row.to(actor.model.dtype).float() for row in rows]
+        return [self.kept(actor, row) for row in rows]
