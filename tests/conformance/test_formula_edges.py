@@ -198,3 +198,11 @@ def test_positions_of_another_kind_of_number_are_the_adapters_affair(asked):
 
     assert asked(Flags(), "positions.pads").verdict == PASS
     assert asked(Flags(), "positions.cumsum").verdict == FAIL
+
+
+@pytest.mark.parametrize("slug", ["policy-loss.kl-metric", "value-loss.clip"])
+def test_inputs_in_float64_are_held_by_float32_too(slug, drawn):
+    """Else they are rounded on their way into a tensor, which no budget allows for."""
+    for case in drawn(slug, dtype="float64"):
+        for table in getattr(case, "case", case).tables:
+            assert torch.tensor(table, dtype=torch.float32).double().tolist() == [list(row) for row in table]
