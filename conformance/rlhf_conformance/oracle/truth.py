@@ -11,6 +11,7 @@ transformers computes norms and rotary tables in float32 whatever the dtype, hen
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,8 +121,11 @@ class Truth:
     def _model(self, probe: Probe, plain: bool) -> Alone:
         key = (probe, plain)
         if key not in self._models:
-            dtype, device = (self.dtype, self.device) if plain else (torch.float64, "cpu")
-            self._models[key] = Alone.load(self.store, probe, dtype, device)
+            if plain:  # a copy of the exact one, whose numbers were float32's: that is cheaper than to load it again
+                module = copy.deepcopy(self._model(probe, False).module)
+                self._models[key] = Alone(module.to(self.dtype).to(self.device), self.device)
+            else:
+                self._models[key] = Alone.load(self.store, probe, torch.float64, "cpu")
         return self._models[key]
 
 
