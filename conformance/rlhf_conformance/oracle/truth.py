@@ -140,8 +140,11 @@ class Truth:
     def _model(self, probe: Probe, plain: bool) -> Alone:
         key = (probe, plain)
         if key not in self._models:
-            dtype, device = (self.dtype, self.device) if plain else (torch.float64, "cpu")
-            self._models[key] = Alone.load(self.store, probe, dtype, device)
+            if plain:  # a copy of the exact one, whose numbers were float32's: that is cheaper than to load it again
+                module = copy.deepcopy(self._model(probe, False).module)
+                self._models[key] = Alone(module.to(self.dtype).to(self.device), self.device)
+            else:
+                self._models[key] = Alone.load(self.store, probe, torch.float64, "cpu")
         return self._models[key]
 
 
