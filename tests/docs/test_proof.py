@@ -46,11 +46,10 @@ def test_every_table_stands_in_a_document():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_twin_failed_over_two_hundred_thousand_examples(dtype):
-    numbers = json.loads(twins.NUMBERS.read_text())[dtype]
-    assert numbers["alarms"] == []
-    assert numbers["examples"] >= 200_000
-    assert numbers["twins"] == len(library())
-    assert max(numbers["margins"].values()) <= 1
+    found = twins.read()
+    assert twins.complaints(found, [dtype], 200_000) == []
+    assert set(found[dtype]) == set(library())
+    assert max(twins.margins(found[dtype]).values()) <= 1
 
 
 def test_nine_faults_in_ten_get_their_own_name_first_and_none_a_wrong_one():

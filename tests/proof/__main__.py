@@ -20,6 +20,8 @@ def main() -> int:
     faults.set_defaults(run=run_faults)
 
     twins = what.add_parser("twins", help="false alarms")
+    twins.add_argument("names", nargs="*", metavar="TWIN")
+    twins.add_argument("--missing", action="store_true", help="only twins that have no row yet")
     twins.add_argument("--examples", type=int, default=200_000, help="at least so many for each dtype")
     twins.add_argument("--dtype", nargs="*", default=["float32", "float64", "bfloat16"])
     twins.set_defaults(run=run_twins)
@@ -57,7 +59,8 @@ def run_faults(arguments: argparse.Namespace) -> int:
 def run_twins(arguments: argparse.Namespace) -> int:
     from . import twins
 
-    return twins.run(arguments.dtype, examples=arguments.examples, workers=arguments.workers)
+    more = {"examples": arguments.examples, "workers": arguments.workers, "missing": arguments.missing}
+    return twins.run(arguments.names, arguments.dtype, **more)
 
 
 def run_diagnoses(arguments: argparse.Namespace) -> int:
