@@ -25,7 +25,7 @@ def log_probs_of(logits, labels, temperature):
 def entropy_of(logits, temperature):
     """logits (B, T, V) -> entropy (B, T)."""
     log_p = (logits.float() / temperature).log_softmax(-1)
-    return -(log_p.exp() * log_p).sum(-1)
+    return -(log_p.exp() * log_p.masked_fill(log_p.isinf(), 0.0)).sum(-1)
 
 
 def positions_of(mask):

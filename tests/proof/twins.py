@@ -3,9 +3,9 @@ were tried.
 
     python -m tests.proof twins [--examples 200000] [--dtype float32 ...] [--missing] [TWIN ...]
 
-writes docs/proof/twins.json: for each dtype and twin the seeds, the examples, the alarms, and for each clause the largest
-error as a share of its budget. Every twin is tried with one seed; from then on those that are quick, which are about
-formulas. With names, or with --missing, only those rows are made anew.
+writes docs/proof/twins.json: for each dtype and twin the seeds, the examples, the alarms, and for each clause the
+largest error as a share of its budget. Every twin is tried with one seed; from then on those that are quick, which are
+about formulas. With names, or with --missing, only those rows are made anew.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -27,7 +27,7 @@ def inputs_unwritten(
             yield Question(
                 f"inputs of {call.method} after the call",
                 call,
-                [numbers for _, numbers in _tensors(answered.given, METHODS[call.method].arguments)],
+                [numbers for _, numbers in _tensors(METHODS[call.method].named(answered.given))],
                 reading=Reading(_left),
                 place=_place(answered),
             )
@@ -70,25 +70,24 @@ def side_effects(calls: Calls, needs: Sequence[str], cases: Cases, *requires: Re
 def _left(subject: Subject, answers: Sequence[Answered]) -> Any:
     """All numbers that the last call left of its inputs."""
     answered = answers[-1]
-    return [numbers for _, numbers in _tensors(answered.record.left, METHODS[answered.method].arguments)]
+    return [numbers for _, numbers in _tensors(METHODS[answered.method].named(answered.record.left))]
 
 
 def _place(answered: Answered) -> Place:
-    names = [name for name, _ in _tensors(answered.given, METHODS[answered.method].arguments)]
+    names = [name for name, _ in _tensors(METHODS[answered.method].named(answered.given))]
     return lambda index: f"{names[index[0]]}{list(index[1:]) or ''}" if index else ""
 
 
-def _tensors(given: Sequence[Any], names: Sequence[str]) -> list[tuple[str, torch.Tensor]]:
+def _tensors(named: Mapping[str, Any]) -> list[tuple[str, torch.Tensor]]:
     """The tensors among some arguments, in lists and in batches as well, by names that say where."""
     found: list[tuple[str, torch.Tensor]] = []
-    for name, value in zip(names, given, strict=True):
+    for name, value in named.items():
         if isinstance(value, torch.Tensor):
             found.append((name, value.detach()))
         elif isinstance(value, list):
-            found += _tensors(value, [f"{name}[{i}]" for i in range(len(value))])
+            found += _tensors({f"{name}[{i}]": item for i, item in enumerate(value)})
         elif isinstance(value, Batch | Prompts):
-            parts = [field.name for field in fields(value)]
-            found += _tensors([getattr(value, part) for part in parts], [f"{name}.{part}" for part in parts])
+            found += _tensors({f"{name}.{field.name}": getattr(value, field.name) for field in fields(value)})
     return found
 
 

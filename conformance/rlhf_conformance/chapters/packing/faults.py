@@ -550,8 +550,7 @@ class _ByColumns(Reference):
 
 @fault("packing.no-prompt")
 class FirstActionReadsItsNeighbor(_ByColumns):
-    """A sequence without a prompt is read from the column before it on, in the sequence before; the row's start is
-    minded."""
+    """A sequence without a prompt is read from the column before it on, in its neighbor; the row's start is minded."""
 
     action_values = Reference.action_values
 
