@@ -10,7 +10,7 @@ from rlhf_conformance.chapters._models.cases import BackboneCase, ModelCase
 from rlhf_conformance.diagnosis.evidence import drawn
 from rlhf_conformance.faults import faults
 from rlhf_conformance.judging.checks import checks
-from rlhf_conformance.judging.judge import ClauseFailure, Judge
+from rlhf_conformance.judging.judge import Judge, SeveralFailures
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
 from rlhf_conformance.oracle.layouts import Presentation, Sample
@@ -42,7 +42,7 @@ def on(*probes: Probe) -> BackboneCase:
 )
 def test_what_is_forgotten_is_seen_on_the_backbone_that_has_it_and_named(name, architecture, store):
     hold("actor.backbones", faults()[name].adapter(), store, on(Probe(), Probe("gpt2")))
-    with pytest.raises(ClauseFailure, match=f"log-prob of the action of {architecture}"):
+    with pytest.raises(SeveralFailures, match=f"log-prob of the action of {architecture}"):
         hold("actor.backbones", faults()[name].adapter(), store, on(Probe(), Probe(architecture)))
 
 
@@ -65,14 +65,14 @@ HALF = ModelCase(Probe(), SAMPLES, Presentation("padded"))
 
 
 def test_a_log_prob_in_bfloat16_is_seen_in_a_run_in_float32(store):
-    assert hold("actor.float32", Reference(), store, HALF).comparisons > len(SAMPLES)
-    with pytest.raises(ClauseFailure, match="expected float32, got bfloat16"):
+    assert hold("actor.float32", Reference(), store, HALF).numbers > len(SAMPLES)
+    with pytest.raises(SeveralFailures, match="expected float32, got bfloat16"):
         hold("actor.float32", faults()["log-probs-stored-in-bfloat"].adapter(), store, HALF)
 
 
 @pytest.mark.parametrize("name", ["softmax-in-the-models-dtype", "normalizer-in-the-models-dtype"])
 def test_a_softmax_in_bfloat16_is_seen_though_its_answer_is_float32(name, store):
-    with pytest.raises(ClauseFailure, match="rounded as a half is"):
+    with pytest.raises(SeveralFailures, match="rounded as a half is"):
         hold("actor.float32", faults()[name].adapter(), store, HALF)
 
 

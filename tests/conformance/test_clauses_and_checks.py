@@ -112,12 +112,15 @@ PACKS_WITHOUT_A_MODEL = {"packing.tokens", "packing.boundary", "packing.empty-se
 # What each declaration rules out when it says no.
 RULED_OUT = [
     ("temperature", False, {f"{chapter}.temperature" for chapter in ("log-probs", *MODELS)}),
-    ("entropy_gradient", False, {"actor.entropy-gradient"}),
+    (
+        "entropy_gradient",
+        False,
+        {"actor.entropy-gradient", "log-probs.entropy-gradient", "log-probs.entropy-graph"},
+    ),
     ("reward_new_head", False, {"reward.new-head"}),
     ("critic_new_head", "always", {"critic.missing-head"}),
     ("ignored_label", None, {"log-probs.ignored-label"}),
     ("stop_ids", "one", {"sequences.stop-set"}),
-    ("entropy_gradient", False, {"log-probs.entropy-gradient", "log-probs.entropy-graph"}),
     ("dual_clip", False, {"policy-loss.dual-clip", "policy-loss.dual-clip-sign"}),
     ("asymmetric_clip", False, {"policy-loss.asymmetric-clip"}),
     ("value_clip", False, {"value-loss.bounds-as-given", "value-loss.clip", "value-loss.clipped-gradient"}),

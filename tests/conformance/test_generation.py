@@ -9,7 +9,7 @@ from rlhf_conformance.chapters._models.cases import PromptCase
 from rlhf_conformance.diagnosis.evidence import drawn
 from rlhf_conformance.faults import faults
 from rlhf_conformance.judging.checks import checks
-from rlhf_conformance.judging.judge import ClauseFailure, Judge
+from rlhf_conformance.judging.judge import Judge, SeveralFailures
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle.probes import Probe
 from rlhf_conformance.twins import twins
@@ -43,7 +43,7 @@ def test_a_least_length_is_no_matter(slug, store):
         s.call("generate", s.model("load_actor", case.probe), prompts_of(case)).tolist() for s in (reference, longer)
     ]
     assert rows[0] != rows[1], "the least length matters here"
-    assert hold(slug, twin, store, case).comparisons > 0
+    assert hold(slug, twin, store, case).numbers > 0
 
 
 def prompts_of(case):
@@ -63,7 +63,7 @@ def prompts_of(case):
 def test_what_is_alike_in_company_and_alone_is_seen_beside_the_truth(name, store):
     case = stopping_at_once(store)
     hold("actor.generate", faults()[name].adapter(), store, case)
-    with pytest.raises(ClauseFailure, match="logit of the token that was taken"):
+    with pytest.raises(SeveralFailures, match="logit of the token that was taken"):
         hold("actor.generate-greedy", faults()[name].adapter(), store, case)
 
 
