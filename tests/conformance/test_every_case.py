@@ -93,7 +93,7 @@ def test_it_is_tried_again_on_its_stored_case(slug: str, store: Any):
     again = try_clause(slug, liar, PROFILES["gate"], 0, replayed=case).result
     assert again.verdict == tried.result.verdict
     assert again.failure is not None
-    assert again.failure.what == tried.result.failure.what
+    assert tried.result.failure.what in {failure.what for failure in (again.failure, *again.others)}
 
 
 def test_there_are_no_kinds_of_cases_that_no_check_draws(subject: Subject):

@@ -603,7 +603,7 @@ def test_harm_to_the_process_through_the_command(row, command, folder):
 
 
 def test_an_adapter_that_ends_every_process_that_imports_it_is_given_up(command, folder):
-    """All 131 clauses are asked for; a process for each of them would take minutes."""
+    """All clauses are asked for; a process for each of them would take minutes."""
     done = command("check", "import_dies.py:X", "--profile", "smoke", "-n", "1", cwd=folder, timeout=90)
     assert done.status in (USAGE, INCOMPLETE)
     assert "ended" in done.said
