@@ -87,13 +87,15 @@ def changed(kind: type[Adapter]) -> frozenset[str]:
     """The methods that a variant of the reference may answer otherwise than the reference does.
 
     A variant that changes something which several methods use (a helper, how models are loaded) may change all of them:
-    every method about models, or every formula if it changes formulas alone. A declaration changes no answer: it says
-    what is asked.
+    every method about models, or every formula if it changes formulas alone. What it does when it is made is such a
+    thing. A declaration changes no answer: it says what is asked; and a method that it does without answers nothing.
     """
     from rlhf_conformance.adapters.reference import Reference
 
     bases = kind.__mro__[: kind.__mro__.index(Reference)]
-    own = {name for base in bases for name in vars(base) if not name.startswith("__")} - {"name", *DECLARATIONS}
+    names = {name for base in bases for name in vars(base) if not name.startswith("__") or name == "__init__"}
+    missing = {name for name in METHODS if getattr(kind, name) is getattr(Adapter, name)}
+    own = names - {"name", *DECLARATIONS} - missing
     methods = own & set(METHODS)
     if own == methods and not any(METHODS[name].optional for name in methods):
         return frozenset(methods)

@@ -204,7 +204,8 @@ def test_all_of_the_skeleton_is_of_the_adapter(repository, loaded):
     (repository / "my_trainer.py").write_text("")
     offered = set(re.findall(r"    def (\w+)", adapter.read_text()))
     assert set(provided(loaded(repository))) == offered
-    later = {"pack_sequences", "action_entropy", "logits", "generate", "values", "save", "restore"}
+    later = {"pack_sequences", "action_entropy", "logits", "generate", "values", "save", "restore", "wrap_actor"}
+    later |= {"log_probs_with_output", "rewards_with_output", "action_values_with_output"}
     assert {name for name, row in METHODS.items() if not row.optional} - offered == later
 
 

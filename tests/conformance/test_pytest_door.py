@@ -85,9 +85,9 @@ def test_each_verdict_becomes_an_outcome(run_once):
         f"positions.{name}[cpu-float32]" for name in ("cumsum", "inputs-unwritten", "side-effects")
     }
     assert found["FAILED"] == {"packing.tokens[cpu-float32]"}
-    assert found["XFAIL"] == {"positions.pads[cpu-float32]"}
+    assert found["XFAIL"] == {"positions.pads[cpu-float32]", "packing.empty-sequence[cpu-float32]"}
     assert done.status == 1
-    assert re.search(r"1 failed, 3 passed, \d+ skipped, 1 xfailed", done.stdout)
+    assert re.search(r"1 failed, 3 passed, \d+ skipped, 2 xfailed", done.stdout)
 
 
 def test_a_failure_is_told_as_by_the_command(run_once):

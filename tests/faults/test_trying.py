@@ -13,6 +13,7 @@ from rlhf_conformance.judging.checks import checks
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.judging.trying import PROFILES, _explore, _Trial, seed_of
 from rlhf_conformance.oracle.probes import ProbeStore
+from rlhf_conformance.twins import twins
 
 
 @pytest.mark.parametrize("slug", checks())
@@ -38,3 +39,11 @@ def test_what_a_fault_touches():
     assert {slug.split(".")[0] for slug in touched(model)} <= {"critic", "packing", "positions"}
     assert "critic.state-before" in touched(model)
     assert touched(Reference) == []
+
+
+@pytest.mark.parametrize("name", twins())
+def test_a_twin_is_asked_what_it_does_otherwise(name):
+    """A variant that changes only how it is made changes all that is made so."""
+    kind = twins()[name]
+    asked = [checks()[slug] for slug in touched(kind)]
+    assert [check.slug for check in asked if check.not_provided(kind()) is None] != []

@@ -86,6 +86,7 @@ def complaints(found: Mapping[str, Mapping[str, Row]], dtypes: Sequence[str], ex
         rows = found.get(dtype, {})
         said += [f"{dtype}: {name} was not tried: run with --missing" for name in twins() if name not in rows]
         said += [f"{dtype}: {name}, {alarm}" for name, row in rows.items() for alarm in row["alarms"]]
+        said += [f"{dtype}: {name} was asked nothing" for name, row in rows.items() if not row["examples"]]
         total = sum(row["examples"] for row in rows.values())
         said += [f"{dtype}: {total} examples, fewer than {examples}"] * (total < examples)
     return said

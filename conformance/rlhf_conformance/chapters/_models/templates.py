@@ -68,7 +68,7 @@ def backbones(role: Role) -> Template:
             file = "" if probe.on_disk == "float32" else f" from {probe.on_disk}"
             yield role.asks_truth(subject, inner, f"{role.what} of {probe.architecture}{tied}{file}")
 
-    return template(role, check, lambda s: on_backbones(s.adapter, role.asked()), effort=30)
+    return template(role, check, lambda s: on_backbones(s.adapter, role.asked()), effort=20)
 
 
 # --- presented otherwise --------------------------------------------------------------------------------------------
