@@ -411,7 +411,9 @@ def test_the_scripts_pass_a_linter(tmp_path):
         compile(text, name, "exec")
     ruff = shutil.which("ruff")
     if ruff is not None:
-        done = subprocess.run([ruff, "check", "--isolated", str(tmp_path)], capture_output=True, text=True)
+        # `ast.unparse` puts a generator that is the only argument into parentheses.
+        command = [ruff, "check", "--isolated", "--ignore", "UP034", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
 
 

@@ -22,6 +22,7 @@ def main() -> int:
     twins = what.add_parser("twins", help="false alarms")
     twins.add_argument("names", nargs="*", metavar="TWIN")
     twins.add_argument("--missing", action="store_true", help="only twins that have no row yet")
+    twins.add_argument("--profile", default="gate", choices=["gate", "smoke"])
     twins.add_argument("--examples", type=int, default=200_000, help="at least so many for each dtype")
     twins.add_argument("--dtype", nargs="*", default=["float32", "float64", "bfloat16"])
     twins.set_defaults(run=run_twins)
@@ -60,6 +61,7 @@ def run_twins(arguments: argparse.Namespace) -> int:
     from . import twins
 
     more = {"examples": arguments.examples, "workers": arguments.workers, "missing": arguments.missing}
+    more["profile"] = arguments.profile
     return twins.run(arguments.names, arguments.dtype, **more)
 
 

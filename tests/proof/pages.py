@@ -173,11 +173,20 @@ def twins_page(numbers: dict[str, dict[str, dict]]) -> str:
                 "# What the suite lets pass",
                 TWINS_INTRODUCTION,
                 table(
-                    ("dtype", "twins", "seeds", "examples", "false alarms", "largest error / budget"),
+                    (
+                        "dtype",
+                        "twins",
+                        "of them in the gate",
+                        "seeds",
+                        "examples",
+                        "false alarms",
+                        "largest error / budget",
+                    ),
                     (
                         (
                             dtype,
                             str(len(numbers[dtype])),
+                            str(sum(row["profile"] == "gate" for row in numbers[dtype].values())),
                             _span([len(row["seeds"]) for row in numbers[dtype].values()]),
                             f"{sum(row['examples'] for row in numbers[dtype].values()):,}",
                             str(sum(len(row["alarms"]) for row in numbers[dtype].values())),
@@ -216,8 +225,8 @@ inside, half precision with float32 accumulation. Whatever the suite says agains
 `rlhf-conformance check twin:textbook`.
 
 This page is made by `python -m nox -s twins`, which takes every twin through the clauses that could tell it from
-the reference, in the gate: every twin with one seed, and those that are quick with one seed after the other, until at
-least so many examples were tried in each dtype."""
+the reference: every twin with one seed, in the gate or with the fewer cases of smoke, and those that are quick in the
+gate with one seed after the other, until at least so many examples were tried in each dtype."""
 
 BUDGETS_INTRODUCTION = """\
 Errors as a share of what a clause allows: the largest of any twin, which has to stay below 1, and the smallest at

@@ -1,11 +1,12 @@
 """False alarms: every twin against every clause that could see it, with one seed after the other, until enough examples
 were tried.
 
-    python -m tests.proof twins [--examples 200000] [--dtype float32 ...] [--missing] [TWIN ...]
+    python -m tests.proof twins [--examples 200000] [--dtype float32 ...] [--profile smoke] [--missing] [TWIN ...]
 
 writes docs/proof/twins.json: for each dtype and twin the seeds, the examples, the alarms, and for each clause the
 largest error as a share of its budget. Every twin is tried with one seed; from then on those that are quick, which are
-about formulas. With names, or with --missing, only those rows are made anew.
+about formulas. With names, or with --missing, only those rows are made anew; with --profile smoke on fewer cases, which
+the page then says.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ QUICK = 10.0
 Row = dict[str, Any]
 
 
-def measure(name: str, dtype: str, seed: int) -> Row:
-    """One twin through the gate with one seed."""
+def measure(name: str, dtype: str, seed: int, profile: str) -> Row:
+    """One twin with one seed."""
     started, kind = time.perf_counter(), twins()[name]
     adapter = kind()
-    results = [attempt(adapter, slug, dtype=dtype, seed=seed).result for slug in touched(kind)]
+    results = [attempt(adapter, slug, dtype=dtype, seed=seed, profile=profile).result for slug in touched(kind)]
     wrong = [r for r in results if r.verdict not in (PASS, NOT_PROVIDED)]
     said = {r.clause: f"{r.verdict}: {r.reason} {r.failure.case if r.failure else ''}" for r in wrong}
     return {
         "twin": name,
+        "profile": profile,
         "seeds": [seed],
         "examples": sum(r.examples for r in results),
         "alarms": [f"seed {seed}: {clause}: {what}" for clause, what in said.items()],
@@ -52,6 +54,7 @@ def together(before: Row | None, new: Row) -> Row:
     margins = {clause: max(m, before["margins"].get(clause, 0.0)) for clause, m in new["margins"].items()}
     return {
         "twin": new["twin"],
+        "profile": before["profile"],
         "seeds": before["seeds"] + new["seeds"],
         "examples": before["examples"] + new["examples"],
         "alarms": before["alarms"] + new["alarms"],
@@ -60,7 +63,9 @@ def together(before: Row | None, new: Row) -> Row:
     }
 
 
-def run(names: Iterable[str], dtypes: Sequence[str], *, examples: int, workers: int, missing: bool) -> int:
+def run(
+    names: Iterable[str], dtypes: Sequence[str], *, examples: int, workers: int, missing: bool, profile: str = "gate"
+) -> int:
     """Measure, write, and say what is wrong; the exit status."""
     for dtype in dtypes:
         known = read().get(dtype, {})
@@ -68,7 +73,7 @@ def run(names: Iterable[str], dtypes: Sequence[str], *, examples: int, workers: 
         rows = {name: row for name, row in known.items() if name in twins() and name not in chosen}
         turn = 0
         while chosen and (turn == 0 or sum(row["examples"] for row in rows.values()) < examples):
-            for new in each(measure, [(name, dtype, FIRST_SEED + turn) for name in chosen], workers):
+            for new in each(measure, [(name, dtype, FIRST_SEED + turn, profile) for name in chosen], workers):
                 name = new["twin"]
                 rows[name] = together(rows.get(name), new)
                 print(f"{dtype} {name}: {rows[name]['examples']} examples", *new["alarms"], flush=True)

@@ -18,7 +18,7 @@ from openrlhf.utils.utils import zero_pad_sequences
 
 class OpenRLHF(Adapter):
     layouts = ("padded", "left", "right")
-    # Gemma 3 keeps the scale of its embeddings in a buffer, which loading in bfloat16 rounds and upcasting does not mend.
+    # Not Gemma 3, whose scale of embeddings is a buffer: loading in bfloat16 rounds it, and upcasting does not mend it.
     architectures = ("llama", "gpt2", "qwen2", "mistral", "granite", "phi")
     head_names = ("score", "value_head")
     aggregations = ("token-mean", "sequence-mean")

@@ -288,7 +288,7 @@ def on_backbones(adapter: Adapter, asked: Asked) -> Picked[BackboneCase]:
 
     eos = Probe(eos_is_zero=True)
     some = model_cases(adapter, replace(asked, samples=2)) | model_cases(adapter, replace(asked, samples=2, probe=eos))
-    return some.with_more(1 + len(kinds), change)
+    return some.with_more(1 + 2 * len(kinds), change)
 
 
 @stored
@@ -382,10 +382,10 @@ def configured(subject: Subject) -> Picked[ConfiguredCase]:
     def configure(case: PromptCase, picks: Picks) -> ConfiguredCase:
         return ConfiguredCase(case, nearly_all(picks, names))
 
-    return prompts(subject, AskedOfPrompts(True, range(1), least=2, shortest=5)).with_more(len(names), configure)
+    return prompts(subject, AskedOfPrompts(True, range(1), least=2, shortest=5)).with_more(2 * len(names), configure)
 
 
 def nearly_all(picks: Picks, choices: Sequence[Choice]) -> tuple[Choice, ...]:
-    """All of the choices but for one in 256 of each; in the simplest case the first alone."""
-    taken = tuple(choice for choice in choices if picks.chance(255, 256))
+    """All of the choices but for one in 65,536 of each; in the simplest case the first alone. Reads two for each."""
+    taken = tuple(choice for choice in choices if any([picks.chance(255, 256), picks.chance(255, 256)]))
     return taken or tuple(choices[:1])
