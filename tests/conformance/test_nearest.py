@@ -100,6 +100,8 @@ CONVENTIONS = {
     "critic_normalization = False": ("critic.normalization", {}),
     "asymmetric_clip = False": ("policy-loss.asymmetric-clip", {}),
     "dual_clip = False": ("policy-loss.dual-clip", {}),
+    "dual_clip = 'always'": ("policy-loss.clip", {}),
+    "output_logits = 'scaled'": ("actor.with-output", {}),
     "global_count = False": ("policy-loss.micro-batches", {}),
     "value_clip = False": ("value-loss.clip", {}),
 }
