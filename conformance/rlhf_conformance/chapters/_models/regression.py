@@ -99,8 +99,9 @@ def new_head(role: Role) -> Template:
             actual="NaN or infinite ones",
         )
         now = replace(subject, truth=subject.truth.with_weights(whole, head))
+        call = replace(role.call(subject, small), about=None)  # the model has weights of its own
         yield replace(
-            role.asks_truth(now, replace(small, probe=whole), "", role.call(subject, small)),
+            role.asks_truth(now, replace(small, probe=whole), "", call),
             what=f"{role.what} under the new head",
         )
 

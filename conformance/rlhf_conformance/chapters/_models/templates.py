@@ -287,6 +287,7 @@ def follows_weights(role: Role) -> Template:
                 weights.now(weights.found(weights.leaves())),
                 case,
                 f"{role.what} after the weights moved",
+                replace(role.call(subject, case), about=None),  # the model has weights of its own
                 hint=lambda _: weights.misplaced(start),
             )
 
