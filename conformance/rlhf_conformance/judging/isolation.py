@@ -224,7 +224,7 @@ _ENTERED: list[Any] = []
 def unset_memory_is_nan() -> Iterator[None]:
     """A parameter or a buffer that a trainer allocates and never sets is NaN, and not whatever lay in memory: what
     depends on it is found in every run, and not now and then. That is what torch does in its deterministic mode."""
-    was, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    was, warns = _deterministic()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield

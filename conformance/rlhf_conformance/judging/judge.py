@@ -1,7 +1,7 @@
 """Comparisons: what was expected, what came, where, and whether the difference is within its budget.
 
 The judge asks all that a check wants to know about a case, so that a quantity that is wrong hides no other one, and
-raises `ClauseFailure` at the end. It remembers how near the others came (`margin`, observed error over budget).
+raises `SeveralFailures` at the end. It remembers how near the others came (`margin`, observed error over budget).
 """
 
 from __future__ import annotations
