@@ -1,4 +1,5 @@
-"""The linear head of a reward model or critic on disk: `<head_name>.weight` (1, hidden) beside the backbone.
+"""The linear head of a reward model or critic on disk: `<head_name>.weight` (1, hidden) beside the backbone, and often
+`<head_name>.bias` (1,).
 
 Trainers name it differently: score, value_head, v_head.summary. Loading with the wrong name would leave a
 random head, and nothing would look wrong but the curves. So the name is read from the checkpoint, and no head is an
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +18,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 HEAD_FILE = "head.safetensors"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head of one output: its name in the checkpoint, weight (1, hidden_size), and bias (1,) if it has one."""
+
+    name: str
+    weight: Tensor
+    bias: Tensor | None = None
 
 
 class MissingHeadError(ValueError):
@@ -28,14 +39,14 @@ class MissingHeadError(ValueError):
 
 def find_head(
     folder: str | Path, hidden_size: int, *, backbone_keys: Collection[str] = (), head_name: str | None = None
-) -> tuple[str, Tensor]:
-    """The head of a checkpoint: its name and its weight (1, hidden_size).
+) -> Head:
+    """The head of a checkpoint.
 
     folder         holds model.safetensors, its sharded form with an index, or head.safetensors beside a LoRA adapter
     backbone_keys  weights that are not a head whatever their shape
     head_name      None: the only weight of shape (1, hidden_size) outside the backbone
     raises         MissingHeadError if there is not exactly one such weight, or none of that name; ValueError if the
-                   head has a bias, which would be lost; FileNotFoundError if the folder has no safetensors
+                   bias is not of shape (1,); FileNotFoundError if the folder has no safetensors
     """
     files = _files_of_keys(Path(folder))
     others = [key for key in files if key.endswith(".weight") and key not in backbone_keys]
@@ -50,9 +61,11 @@ def find_head(
             heads,
         )
     (name,) = wanted
-    if f"{name}.bias" in files:
-        raise ValueError(f"the head {name!r} of {folder} has a bias; heads here have none")
-    return name, _read(files[f"{name}.weight"], f"{name}.weight")
+    bias = f"{name}.bias"
+    if bias in files and _shape(files[bias], bias) != [1]:
+        raise ValueError(f"{bias} of {folder} has the shape {_shape(files[bias], bias)}; that of a head is [1]")
+    weight = _read(files[f"{name}.weight"], f"{name}.weight")
+    return Head(name, weight, _read(files[bias], bias) if bias in files else None)
 
 
 def new_head(hidden_size: int, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from rlhf_reference.checkpoint import HEAD_FILE, MissingHeadError, find_head, new_head
+from rlhf_reference.checkpoint import HEAD_FILE, Head, MissingHeadError, find_head, new_head
 from rlhf_reference.inputs import ModelInputs
 from rlhf_reference.loading import LoadOptions, load, with_checkpointing, without_dropout
 from rlhf_reference.lora import LoraOptions, find_saved, save_weights, with_lora
@@ -20,10 +20,10 @@ Model = TypeVar("Model", bound="RegressionModel")
 
 
 class RegressionModel(nn.Module):
-    """A transformers backbone and a head without bias. It begins in eval mode; its dropout is that of `Actor`.
+    """A transformers backbone and a linear head. It begins in eval mode; its dropout is that of `Actor`.
 
     path                    folder with config.json and safetensors: the backbone under transformers' names, the head as
-                            `<head_name>.weight` (1, hidden)
+                            `<head_name>.weight` (1, hidden) and, if it has a bias, `<head_name>.bias` (1,)
     head_name               None: found in the checkpoint
     normalize               scores are (score - mean) / std; when, the subclass says
     mean, std               numbers. These three, if None, are what config.json says under `normalize_reward`, `mean`,
@@ -55,11 +55,14 @@ class RegressionModel(nn.Module):
         saved = path if lora is None or isinstance(lora, LoraOptions) else lora
         backbone = load(AutoModel, path, options)
         self.prefix: str = backbone.base_model_prefix
-        self.head_name, weight = self._find_head(saved, backbone, head_name, init_head)
-        self.head = nn.Linear(weight.shape[1], 1, bias=False, device=backbone.device, dtype=backbone.dtype)
+        head = self._find_head(saved, backbone, head_name, init_head)
+        self.head_name = head.name
+        self.head = nn.Linear(head.weight.shape[1], 1, head.bias is not None, backbone.device, backbone.dtype)
         self.backbone: Any = with_lora(with_checkpointing(without_dropout(backbone), gradient_checkpointing), lora)
         with torch.no_grad():
-            self.head.weight.copy_(weight)
+            self.head.weight.copy_(head.weight)
+            if head.bias is not None:
+                self.head.bias.copy_(head.bias)
 
         # Numbers and not buffers: a buffer that is not in the checkpoint comes out of loading with anything in it.
         config = AutoConfig.from_pretrained(saved, trust_remote_code=options.trust_remote_code)
@@ -71,7 +74,7 @@ class RegressionModel(nn.Module):
         self.eval()
 
     @staticmethod
-    def _find_head(folder: str | Path, backbone: Any, head_name: str | None, init: bool) -> tuple[str, Tensor]:
+    def _find_head(folder: str | Path, backbone: Any, head_name: str | None, init: bool) -> Head:
         keys = list(backbone.state_dict())
         known = {*keys, *(f"{backbone.base_model_prefix}.{key}" for key in keys)}
         hidden_size = backbone.config.hidden_size
@@ -80,7 +83,7 @@ class RegressionModel(nn.Module):
         except MissingHeadError as error:
             if not init or error.found:
                 raise
-            return head_name or "score", new_head(hidden_size, torch.float32)
+            return Head(head_name or "score", new_head(hidden_size, torch.float32))
 
     def run(self, inputs: ModelInputs) -> Any:
         """The backbone's output, with last_hidden_state (B, L, hidden) in the dtype of the weights."""
@@ -89,7 +92,8 @@ class RegressionModel(nn.Module):
     def scores(self, output: Any) -> Tensor:
         """What the head says at each position, pads included: (B, L), fp32 or better, not normalized."""
         weight = self.head.weight.to(torch.promote_types(self.head.weight.dtype, torch.float32))
-        return nn.functional.linear(output.last_hidden_state.to(weight), weight).squeeze(-1)
+        bias = None if self.head.bias is None else self.head.bias.to(weight)
+        return nn.functional.linear(output.last_hidden_state.to(weight), weight, bias).squeeze(-1)
 
     def normalized(self, scores: Tensor) -> Tensor:
         """(score - mean) / std."""
@@ -98,12 +102,12 @@ class RegressionModel(nn.Module):
     def named_checkpoint_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters under the names that they have on disk. With LoRA the backbone's names are peft's."""
         backbone = {f"{self.prefix}.{name}": value for name, value in self.backbone.named_parameters()}
-        return backbone | {f"{self.head_name}.weight": self.head.weight}
+        return backbone | {f"{self.head_name}.{name}": value for name, value in self.head.named_parameters()}
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors, head included; with LoRA head.safetensors and the adapter."""
         folder = Path(folder)
-        head = {f"{self.head_name}.weight": self.head.weight.detach().contiguous()}
+        head = {f"{self.head_name}.{name}": value.contiguous() for name, value in self.head.state_dict().items()}
         config = copy.deepcopy(self.backbone.config)
         config.update({"normalize_reward": self.normalize, "mean": self.mean, "std": self.std, "num_labels": 1})
         config.save_pretrained(folder)

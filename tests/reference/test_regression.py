@@ -302,13 +302,42 @@ def test_the_variance_of_a_new_head_is_that_of_its_source() -> None:
     assert torch.equal(new_head(8, torch.float64), drawn / 3)
 
 
-def test_a_head_with_a_bias_is_refused(with_head: Callable[..., Path], tmp_path: Path) -> None:
-    folder = with_head("llama")
-    tensors = load_file(folder / "model.safetensors") | {"score.bias": torch.ones(1)}
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(ValueError, match="bias"):
-        ref.RewardModel(tmp_path)
+@pytest.fixture
+def with_bias(with_head: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """`with_bias(shape)`: a folder whose head has a bias of ones beside its weight."""
+
+    def make(*shape: int) -> Path:
+        folder = with_head("llama")
+        tensors = load_file(folder / "model.safetensors") | {"score.bias": torch.ones(shape)}
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+        return tmp_path
+
+    return make
+
+
+def test_the_bias_of_a_head_is_added_to_every_score(
+    with_head: Callable[..., Path], with_bias: Callable[..., Path], batch: ref.RaggedBatch
+) -> None:
+    plain, more = (rewards(ref.RewardModel(path), batch, "left") for path in (with_head("llama"), with_bias(1)))
+    torch.testing.assert_close(more, plain + 1.0)
+
+
+@pytest.mark.parametrize("lora", [None, ref.LoraOptions()])
+def test_the_bias_of_a_head_is_trained_and_saved(
+    with_bias: Callable[..., Path], lora: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = ref.RewardModel(with_bias(1), lora=lora)
+    assert model.named_checkpoint_parameters()["score.bias"].requires_grad
+    with torch.no_grad():
+        model.head.bias.fill_(3.0)
+    model.save(folder := tmp_path_factory.mktemp("saved"))
+    assert float(ref.RewardModel.load(folder).head.bias) == 3.0
+
+
+def test_a_bias_of_another_shape_is_refused(with_bias: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match=r"score.bias .*\[2\]"):
+        ref.RewardModel(with_bias(2))
 
 
 def test_the_head_is_found_in_a_sharded_checkpoint(with_head: Callable[..., Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ class Reference(Adapter):
     ignored_label = "zero"
     entropy_gradient = True
     head_names = ("score", "value_head", "v_head")
+    head_bias = True
     reward_normalization = critic_normalization = True
     reward_new_head = critic_new_head = "asked"
     aggregations = ("token-mean", "sequence-mean")

@@ -18,6 +18,7 @@ from typing import Any
 from rlhf_conformance._lazy import torch, transformers
 
 VOCAB_SIZE = 48
+HEAD_BIAS = 0.75
 MAX_POSITIONS = 96
 HIDDEN_SIZE = 32
 SEED = 20240607
@@ -104,6 +105,7 @@ class Probe:
     pad_is_eos    pad and EOS share an id, as in many checkpoints; weights do not depend on it
     dropout       the config asks for dropout (which is off in eval mode)
     head_scale    the head's weights are multiplied by this: large rewards
+    head_bias     the head has a bias, `HEAD_BIAS`
     mean, std     written to the config for normalizing trainers
     headless      the scalar head is left out of the file: a checkpoint that must be refused
     generation    which of `GENERATION_CONFIGS` stands in generation_config.json
@@ -118,6 +120,7 @@ class Probe:
     pad_is_eos: bool = False
     dropout: bool = False
     head_scale: float = 1.0
+    head_bias: bool = False
     mean: float = 0.0
     std: float = 1.0
     headless: bool = False
@@ -159,8 +162,9 @@ class Checkpoint:
     """What an adapter is asked to load.
 
     path            folder with config.json and model.safetensors in float32 (values exact in bfloat16); a causal LM,
-                    or a backbone with a bias-free head `<head_name>.weight` of shape (1, hidden)
+                    or a backbone with a head `<head_name>.weight` of shape (1, hidden)
     head_name       None for a causal LM
+    head_bias       whether the head has a bias, `<head_name>.bias` of shape (1,)
     dtype, device   what to load it in and on
     temperature     for scoring actions
     normalize       whether rewards or values are to be normalized by `mean` and `std` (also in the config, under
@@ -180,6 +184,7 @@ class Checkpoint:
     mean: float = 0.0
     std: float = 1.0
     new_head: bool = False
+    head_bias: bool = False
 
     def module(self) -> Any:
         """The checkpoint as a fresh module of transformers, for trainers that are handed one.
@@ -199,7 +204,17 @@ class Checkpoint:
             )
             if found["missing_keys"]:
                 raise ValueError(f"{self.path} lacks {', '.join(sorted(found['missing_keys']))}")
+            if self.head_bias:  # the layer of a sequence classifier has none
+                model.score.bias = torch.nn.Parameter(self._read(f"{self.head_name}.bias").to(model.score.weight))
         return model.to(self.device).eval()
+
+    def _read(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        index = Path(self.path, "model.safetensors.index.json")
+        file = json.loads(index.read_text())["weight_map"][name] if index.exists() else "model.safetensors"
+        with safe_open(Path(self.path, file), framework="pt") as weights:
+            return weights.get_tensor(name)
 
 
 def in_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -257,6 +272,8 @@ def build(probe: Probe, folder: Path) -> None:
     if probe.head_name is not None and not probe.headless:
         scaled = _draw("score", torch.empty(1, HIDDEN_SIZE)) * probe.head_scale
         weights[f"{probe.head_name}.weight"] = scaled.bfloat16().float()
+        if probe.head_bias:
+            weights[f"{probe.head_name}.bias"] = torch.tensor([HEAD_BIAS])
     config = config_of(probe)
     if probe.on_disk == "bfloat16":
         config.dtype = "bfloat16"
@@ -330,4 +347,5 @@ class ProbeStore:
             mean=probe.mean,
             std=probe.std,
             new_head=probe.new_head,
+            head_bias=probe.head_bias,
         )

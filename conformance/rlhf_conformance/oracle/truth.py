@@ -181,6 +181,9 @@ class Alone:
     def load(cls, store: ProbeStore, probe: Probe, dtype: torch.dtype, device: str) -> Alone:
         with torch.random.fork_rng(devices=[]):
             module = store.checkpoint(probe, dtype=torch.float32, device="cpu").module()
+        if probe.head_name is not None and module.score.bias is None:
+            # What a trainer's head may have though the file has none: it is zero, and can be trained.
+            module.score.bias = torch.nn.Parameter(torch.zeros(1))
         return cls(module.to(dtype).to(device), device)
 
     def with_weights(self, weights: Mapping[str, Any]) -> Alone:

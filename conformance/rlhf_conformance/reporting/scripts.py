@@ -414,6 +414,7 @@ def _checkpoint(probe: probes.Probe) -> str:
             f"SHAPES = {_dictionary(probe_files.shapes(probe))}",
             f"HEAD_NAME = {literal(head)}",
             f"HEAD_SCALE = {literal(probe.head_scale)}",
+            f"HEAD_BIAS = {literal(probes.HEAD_BIAS if probe.head_bias else None)}",
             f"HIDDEN_SIZE = {probes.HIDDEN_SIZE}",
             f"SEED = {probes.SEED}",
         ]

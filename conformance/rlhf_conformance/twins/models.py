@@ -559,6 +559,32 @@ class SequenceClassifier(Adapter):
 
 
 @twin
+class TokenClassifier(SequenceClassifier):
+    """Reward model and critic as a token classifier, whose head has a bias: zero where the file has none."""
+
+    architectures = ("llama", "qwen2", "mistral")
+    head_bias = True
+
+    def _load(self, checkpoint):
+        names = {rf"^{checkpoint.head_name}\.": "score."}
+        model, report = transformers.AutoModelForTokenClassification.from_pretrained(
+            checkpoint.path,
+            num_labels=1,
+            key_mapping=names,
+            output_loading_info=True,
+            **in_dtype(checkpoint.dtype),
+        )
+        missing = set(report["missing_keys"]) - (set() if checkpoint.head_bias else {"score.bias"})
+        if missing:
+            raise ValueError(f"not in the checkpoint: {missing}")
+        if not checkpoint.head_bias:
+            torch.nn.init.zeros_(model.score.bias)
+        return model.to(checkpoint.device).eval()
+
+    load_reward_model = load_critic = _load
+
+
+@twin
 class MaskFromPadId(Textbook):
     """Knows no mask: real tokens are those from the first to the last id that is not the pad's."""
 

@@ -49,6 +49,9 @@ class Models:
     head_names: Annotated[Sequence[str], SomeOf(), "names under which a checkpoint may hold the scalar head"] = (
         "score",
     )
+    head_bias: Annotated[
+        bool, "True if the scalar head of a checkpoint may have a bias, `<head_name>.bias`; if not, none has one"
+    ] = False
 
     @method(prepares=True)
     def save(self, model: Any, folder: Path) -> None:

@@ -7,9 +7,16 @@ from typing import Any
 
 import rlhf_spec.reward
 from rlhf_conformance.adapter import Adapter
-from rlhf_conformance.chapters._models.cases import ModelCase, loadable, model_cases, with_statistics
+from rlhf_conformance.chapters._models.cases import (
+    ModelCase,
+    WeightedCase,
+    loadable,
+    model_cases,
+    weighted,
+    with_statistics,
+)
 from rlhf_conformance.chapters._models.roles import Role
-from rlhf_conformance.chapters._models.templates import template, truth_of
+from rlhf_conformance.chapters._models.templates import gradients, template, truth_of
 from rlhf_conformance.chapters._models.weights import Weights
 from rlhf_conformance.judging.checks import Questions, Requirement, Template
 from rlhf_conformance.judging.picks import Picked
@@ -26,6 +33,10 @@ def declares_normalization(role: Role) -> Requirement:
 
 def more_than_one_head_name(adapter: Adapter) -> str | None:
     return None if len(adapter.head_names) > 1 else "head_names declares a single name"
+
+
+def head_may_have_a_bias(adapter: Adapter) -> str | None:
+    return None if adapter.head_bias else "head_bias is not declared"
 
 
 def normalization(role: Role, *modes: bool, normalized: bool = True) -> Template:
@@ -64,6 +75,19 @@ def head_name(role: Role) -> Template:
     return truth_of(role, cases, more_than_one_head_name)
 
 
+def head_bias(role: Role) -> Template:
+    """Answers and gradients of a checkpoint whose head has a bias."""
+
+    def check(subject: Subject, case: WeightedCase) -> Questions:
+        yield role.asks_truth(subject, case.case)
+        yield from gradients(role, subject, case)
+
+    def cases(subject: Subject) -> Any:
+        return weighted(subject.adapter, role.asked(probe=Probe(head_bias=True)), role.per_sample)
+
+    return template(role, check, cases, head_may_have_a_bias, effort=6)
+
+
 def missing_head(role: Role) -> Template:
     """Checkpoints without their head, each after the same one with it."""
 
@@ -86,12 +110,11 @@ def new_head(role: Role) -> Template:
         weights = Weights.of(subject, role.loaded(small))
         head = weights.drawn_head()
         yield Fact(
-            head is not None,
+            "score.weight" in head,
             "parameters of the model",
             expected="one for the new head, of shape (1, hidden): override Adapter.parameters",
             actual=", ".join(list(weights.parameters)[-3:]),
         )
-        assert head is not None
         yield Fact(  # else whatever comes of it is as good
             all(bool(weight.isfinite().all()) for weight in head.values()),
             "the new head (what is allocated while loading and never set is NaN)",

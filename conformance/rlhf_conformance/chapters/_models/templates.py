@@ -156,10 +156,11 @@ def gradient(role: Role, effort: int = 4) -> Template:
 
 def gradient_on(role: Role, cases: Cases, *requires: Requirement, effort: int = 4) -> Template:
     """The same on other cases."""
-    return template(role, lambda subject, case: _gradient(role, subject, case), cases, *requires, effort=effort)
+    return template(role, lambda subject, case: gradients(role, subject, case), cases, *requires, effort=effort)
 
 
-def _gradient(role: Role, subject: Subject, case: WeightedCase) -> Questions:
+def gradients(role: Role, subject: Subject, case: WeightedCase) -> Questions:
+    """The gradient of the weighted answers with respect to every parameter, in the mode of the case."""
     inner = case.case
     weights = Weights.of(subject, role.loaded(inner))
     start = weights.leaves()

@@ -66,7 +66,7 @@ class Weights:
 
     @cached_property
     def truth(self) -> Tensors:
-        """The checkpoint's weights, float64."""
+        """The checkpoint's weights, float64. The bias of a head that has none there is zero."""
         return self.subject.truth.weights(self.probe)
 
     def leaves(self) -> Tensors:
@@ -82,17 +82,18 @@ class Weights:
         mapped = self.subject.uncopied("checkpoint_weights", self.model, dict(leaves))
         return {name: mapped[mine] for mine, name in match_by_name(mapped, self.truth)}
 
-    def drawn_head(self) -> Tensors | None:
-        """The weight of a head that the checkpoint lacks, under the name that it would have; None if there is none."""
+    def drawn_head(self) -> Tensors:
+        """The weights of a head that the checkpoint lacks, under the names that they would have."""
         whole = self.subject.truth.weights(replace(self.probe, headless=False, new_head=False))
         mapped = self.subject.uncopied("checkpoint_weights", self.model, self.leaves())
         pairs = match_by_name(mapped, whole)
-        return next(({name: mapped[mine].detach()} for mine, name in pairs if len(mapped[mine]) == 1), None)
+        return {name: mapped[mine].detach() for mine, name in pairs if name.startswith("score.")}
 
     def covered(self, found: Tensors) -> Fact:
         """Is every weight of the checkpoint among what was found? With adapters those that are frozen may be left
         out."""
-        missing = [name for name in self.truth if name not in found]
+        may_lack = () if self.probe.head_bias else ("score.bias",)
+        missing = [name for name in self.truth if name not in found and name not in may_lack]
         return Fact(
             bool(found) and (not missing or self.adapted),
             "parameters of the model",

@@ -38,6 +38,7 @@ use("critic.inputs-unwritten", templates.inputs_unwritten(CRITIC))
 use("critic.side-effects", templates.side_effects(CRITIC))
 use("critic.normalization", regression.normalization(CRITIC, False, True))
 use("critic.head-name", regression.head_name(CRITIC))
+use("critic.head-bias", regression.head_bias(CRITIC))
 use("critic.missing-head", regression.missing_head(CRITIC))
 use("critic.new-head", regression.new_head(CRITIC))
 

@@ -326,6 +326,38 @@ class CriticKnowsTwoHeadNames(Reference):
         return redrawn(model) if checkpoint.head_name == "v_head" else model
 
 
+@fault("critic.head-bias")
+class CriticHeadBiasLost(Reference):
+    """The head is made without a bias, whatever the checkpoint holds."""
+
+    def load_critic(self, checkpoint):
+        model = super().load_critic(checkpoint)
+        model.head.bias = None
+        return model
+
+
+@fault("critic.head-bias")
+class CriticHeadBiasDrawn(Reference):
+    """The head's bias is left as its layer was made."""
+
+    def load_critic(self, checkpoint):
+        model = super().load_critic(checkpoint)
+        if model.head.bias is not None:
+            torch.nn.init.uniform_(model.head.bias, -0.2, 0.2)
+        return model
+
+
+@fault("critic.head-bias")
+class CriticHeadBiasFrozen(Reference):
+    """The optimizer is given the head's weight and not its bias."""
+
+    def load_critic(self, checkpoint):
+        model = super().load_critic(checkpoint)
+        if model.head.bias is not None:
+            model.head.bias.requires_grad_(False)
+        return model
+
+
 @fault("critic.missing-head", bug="head-prefix-mismatch")
 class MissingCriticHeadDrawn(Reference):
     """A checkpoint without a head gets a random one."""

@@ -34,6 +34,7 @@ use("reward.side-effects", templates.side_effects(REWARD))
 use("reward.normalization", regression.normalization(REWARD, False))
 use("reward.normalization-train", regression.normalization(REWARD, True, normalized=False))
 use("reward.head-name", regression.head_name(REWARD))
+use("reward.head-bias", regression.head_bias(REWARD))
 use("reward.missing-head", regression.missing_head(REWARD))
 use("reward.new-head", regression.new_head(REWARD))
 

@@ -457,6 +457,38 @@ class RewardHeadOfOtherNameIsZero(Reference):
         return model
 
 
+@fault("reward.head-bias")
+class RewardHeadBiasLost(Reference):
+    """The head is made without a bias, whatever the checkpoint holds."""
+
+    def load_reward_model(self, checkpoint):
+        model = super().load_reward_model(checkpoint)
+        model.head.bias = None
+        return model
+
+
+@fault("reward.head-bias")
+class RewardHeadBiasDrawn(Reference):
+    """The head's bias is left as its layer was made."""
+
+    def load_reward_model(self, checkpoint):
+        model = super().load_reward_model(checkpoint)
+        if model.head.bias is not None:
+            torch.nn.init.uniform_(model.head.bias, -0.2, 0.2)
+        return model
+
+
+@fault("reward.head-bias")
+class RewardHeadBiasFrozen(Reference):
+    """The optimizer is given the head's weight and not its bias."""
+
+    def load_reward_model(self, checkpoint):
+        model = super().load_reward_model(checkpoint)
+        if model.head.bias is not None:
+            model.head.bias.requires_grad_(False)
+        return model
+
+
 @fault("reward.missing-head", bug="head-prefix-mismatch")
 class MissingRewardHeadDrawn(Reference):
     """A checkpoint without a head gets a random one."""

@@ -13,6 +13,7 @@ GENERATION_CONFIG: dict[str, Any] = {}
 SHAPES: dict[str, tuple[int, ...]] = {}
 HEAD_NAME: str | None = None
 HEAD_SCALE = 1.0
+HEAD_BIAS: float | None = None
 HIDDEN_SIZE = 0
 SEED = 0
 
@@ -22,6 +23,8 @@ def write_checkpoint(folder: Path) -> None:
     weights = {name: draw(name, shape) for name, shape in SHAPES.items()}
     if HEAD_NAME is not None:
         weights[f"{HEAD_NAME}.weight"] = (draw("score", (1, HIDDEN_SIZE)) * HEAD_SCALE).bfloat16().float()
+    if HEAD_NAME is not None and HEAD_BIAS is not None:
+        weights[f"{HEAD_NAME}.bias"] = torch.tensor([HEAD_BIAS])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     if GENERATION_CONFIG:
