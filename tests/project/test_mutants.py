@@ -138,11 +138,22 @@ def toy(tmp_path, monkeypatch):
 def test_a_mutant_is_caught_in_a_copy(toy, tmp_path):
     mutant = Mutant("half", "toy.losses:value_loss", Edit("0.5 * _a", "_a"), "value-loss.half")
     assert mutants.judged(toy, mutant, ["value-loss.unclipped", "value-loss.half"], original=True) == {
-        "value-loss.unclipped": "pass",
-        "value-loss.half": "pass",
+        "value-loss.unclipped": [],
+        "value-loss.half": [],
     }
-    assert mutants.judged(toy, mutant, ["value-loss.half", "value-loss.unclipped"]) == {"value-loss.half": "fail"}
+    wrong = {"value-loss.half": ["fail: loss"]}
+    assert mutants.judged(toy, mutant, ["value-loss.half", "value-loss.unclipped"]) == wrong
+    both = {**wrong, "value-loss.unclipped": ["fail: loss"]}
+    assert mutants.judged(toy, mutant, list(both), wrong) == both
     assert (tmp_path / "installed" / "toy" / "losses.py").read_text() == VALUE_LOSS
+
+
+def test_another_quantity_of_a_clause_that_is_red_tells_of_a_mutant():
+    assert mutants.new_in(["fail: loss"], ())
+    assert mutants.new_in(["fail: loss"], ["fail: gradient"])
+    assert not mutants.new_in(["fail: loss"], ["fail: gradient", "fail: loss"])
+    assert not mutants.new_in(["fail: loss"], [""])
+    assert not mutants.new_in([], ())
 
 
 def test_a_package_that_is_not_the_copy_is_refused(toy, tmp_path):

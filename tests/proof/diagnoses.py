@@ -78,27 +78,15 @@ ALIASES = {
 
 
 HISTORY = "its answers depend on all that it was asked before, which a candidate was not"
+DRAWN = "what it draws at random a candidate draws otherwise"
 OPEN = "why was not looked into so far"
 REASONS: dict[str, str] = {
     "advantages-scaled-by-history": HISTORY,
     "answers-drift": HISTORY,
     "rewards-normalise-as-they-go": HISTORY,
-    "critic-backbone-copied": OPEN,
-    "critic-checkpointing-over-frozen-embeddings": OPEN,
-    "critic-head-copied": OPEN,
-    "critic-lora-gradient-doubled": OPEN,
+    "critic-head-bias-drawn": DRAWN,
+    "reward-head-bias-drawn": DRAWN,
     "entropy-without-gradient": OPEN,
-    "first-value-detached-with-output": OPEN,
-    "last-layer-not-listed": OPEN,
-    "new-critic-head-unset": OPEN,
-    "new-reward-head-unset": OPEN,
-    "output-layer-filtered": OPEN,
-    "reward-checkpointing-over-frozen-embeddings": OPEN,
-    "reward-head-alone-trained-with-output": OPEN,
-    "reward-head-copied": OPEN,
-    "reward-lora-frozen": OPEN,
-    "reward-no-grad-by-column": OPEN,
-    "rewards-remembered": OPEN,
     "rewards-with-output-without-graph": OPEN,
     "values-with-output-without-graph": OPEN,
     "with-output-without-graph": OPEN,

@@ -23,11 +23,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rlhf_conformance.results import Result
+from rlhf_conformance.run.known import failures, signature
 
 from .files import DOCS, MEASURED, ROOT, by_line, table
 from .trying import RED, attempt, settle
@@ -35,6 +38,8 @@ from .trying import RED, attempt, settle
 TRAINERS = ("openrlhf", "trl")
 HOLE = re.compile(r"_[a-z]")
 Row = dict[str, Any]
+Wrong = dict[str, list[str]]
+"""By clause, what is wrong, in the words of a row of known failures."""
 
 
 class MutationError(Exception):
@@ -189,8 +194,16 @@ def copied(package: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def judged(adapter: str, mutant: Mutant, clauses: Sequence[str], *, original: bool = False) -> dict[str, str]:
-    """Verdicts of the clauses by slug, as far as the first red one; of all of them where the package is `original`."""
+def judged(
+    adapter: str,
+    mutant: Mutant,
+    clauses: Sequence[str],
+    known: Mapping[str, Sequence[str]] | None = None,
+    *,
+    original: bool = False,
+) -> Wrong:
+    """What is wrong by clause, as far as the first that has something that is not `known`; of all of them where the
+    package is `original`."""
     module, _, path = mutant.function.partition(":")
     package = module.split(".")[0]
     task = {
@@ -200,6 +213,7 @@ def judged(adapter: str, mutant: Mutant, clauses: Sequence[str], *, original: bo
         "module": module,
         "outermost": path.split(".")[0],
         "clauses": list(clauses),
+        "known": dict(known or {}),
         "all": original,
     }
     with copied(package) as folder:
@@ -215,7 +229,7 @@ def _module_file(folder: Path, module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _in_its_process(task: dict[str, Any]) -> dict[str, str]:
+def _in_its_process(task: dict[str, Any]) -> Wrong:
     answer = Path(task["folder"], "answer.json")
     paths = [task["folder"], *(str(ROOT / floor) for floor in ("spec", "reference", "conformance", "tests"))]
     environment = {
@@ -233,7 +247,7 @@ def _in_its_process(task: dict[str, Any]) -> dict[str, str]:
     return json.loads(answer.read_text())
 
 
-def ask(task: Mapping[str, Any]) -> dict[str, str]:
+def ask(task: Mapping[str, Any]) -> Wrong:
     """In the mutant's own process: load the adapter, see that it drives the mutant, and try the clauses."""
     from rlhf_conformance.run.loading import load_adapter
 
@@ -247,12 +261,24 @@ def ask(task: Mapping[str, Any]) -> dict[str, str]:
     loaded = inspect.getsource(inspect.unwrap(getattr(module, task["outermost"])))
     if ast.dump(ast.parse(loaded)) != ast.dump(ast.parse(task["source"])):
         raise MutationError(f"{task['outermost']} that was imported is not the mutated one")
-    verdicts: dict[str, str] = {}
+    wrong: Wrong = {}
     for slug in task["clauses"]:
-        verdicts[slug] = attempt(adapter, slug).result.verdict
-        if verdicts[slug] in RED and not task["all"]:
+        wrong[slug] = signatures(attempt(adapter, slug).result)
+        if new_in(wrong[slug], task["known"].get(slug, ())) and not task["all"]:
             break
-    return verdicts
+    return wrong
+
+
+def signatures(result: Result) -> list[str]:
+    """Of each failure of a clause, in the words that rows of known failures have; none of a green one."""
+    if result.verdict not in RED:
+        return []
+    return sorted({signature(failure) for failure in failures(result)}) or [result.verdict]
+
+
+def new_in(wrong: Iterable[str], known: Collection[str]) -> bool:
+    """Whether something is wrong that is not known; an empty line stands for anything."""
+    return "" not in known and bool(set(wrong) - set(known))
 
 
 # --- all of them --------------------------------------------------------------------------------------------------
@@ -266,48 +292,49 @@ def rows_file(trainer: str) -> Path:
     return MEASURED / f"mutants-{trainer}.json"
 
 
-def measure(trainer: str, mutant: Mutant, baseline: Iterable[str]) -> Row:
-    """One mutant: its own clause, then every other one that is green without it."""
+def measure(trainer: str, mutant: Mutant, baseline: Mapping[str, Sequence[str]]) -> Row:
+    """One mutant: its own clause, then every other one, until something is wrong that is not wrong without it."""
     from rlhf_conformance.judging.checks import checks
 
     others = [slug for slug in checks() if slug != mutant.clause]
-    asked = [slug for slug in (mutant.clause, *others) if slug not in baseline]
-    verdicts = judged(trainer, mutant, asked)
+    wrong = judged(trainer, mutant, [mutant.clause, *others], baseline)
     return {
         "function": mutant.function,
         "edit": str(mutant.edit),
         "options": dict(mutant.options),
         "declares": dict(mutant.declares),
         "clause": mutant.clause,
-        "caught_by": next((slug for slug, verdict in verdicts.items() if verdict in RED), None),
+        "caught_by": next((slug for slug, found in wrong.items() if new_in(found, baseline.get(slug, ()))), None),
         "why": mutant.why or None,
     }
 
 
-def documented(trainer: str) -> list[str]:
-    """The clauses that the trainer is known to fail in its adapter's default mode."""
+def documented(trainer: str) -> Wrong:
+    """What the trainer is known to fail in its adapter's default mode, by clause."""
     from rlhf_conformance.run.known import read_known_failures
 
-    return sorted(row.clause for row in read_known_failures(DOCS / "known-failures" / f"{trainer}.toml"))
+    rows = read_known_failures(DOCS / "known-failures" / f"{trainer}.toml")
+    return {clause: sorted({row.fails for row in rows if row.clause == clause}) for clause in {r.clause for r in rows}}
 
 
-def red_without(trainer: str, mutant: Mutant) -> list[str]:
-    """The clauses that are red in the mutant's mode without the mutant, or known to be in the default mode.
+def red_without(trainer: str, mutant: Mutant) -> Wrong:
+    """What is wrong in the mutant's mode without the mutant, or known to be in the default mode, by clause.
 
-    Raises if one is red there that is not known. One that is known and was not red this time (what it reads may be
-    uninitialized memory) cannot catch a mutant either.
+    Raises if something is wrong there that is not known. What is known and was not wrong this time (what it reads may
+    be uninitialized memory) cannot tell of a mutant either.
     """
     from rlhf_conformance.judging.checks import checks
 
-    verdicts = judged(trainer, mutant, list(checks()), original=True)
-    red = {slug for slug, verdict in verdicts.items() if verdict in RED}
+    found = judged(trainer, mutant, list(checks()), original=True)
+    wrong = {slug: said for slug, said in found.items() if said}
     if mutant.options or mutant.declares:
-        return sorted(red)
-    known = set(documented(trainer))
-    if red - known:
-        differing = ", ".join(sorted(red - known))
-        raise MutationError(f"{trainer} without a mutant fails what docs/known-failures does not say: {differing}")
-    return sorted(red | known)
+        return dict(sorted(wrong.items()))
+    known = documented(trainer)
+    if differing := sorted(slug for slug, said in wrong.items() if new_in(said, known.get(slug, ()))):
+        said = ", ".join(differing)
+        raise MutationError(f"{trainer} without a mutant fails what docs/known-failures does not say: {said}")
+    both = {slug: sorted({*wrong.get(slug, ()), *known.get(slug, ())}) for slug in {*wrong, *known}}
+    return dict(sorted(both.items()))
 
 
 def run(trainer: str, names: Sequence[str]) -> int:
@@ -351,7 +378,7 @@ def read(trainer: str) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.exists() else {"without": {}, "mutants": {}}
 
 
-def write(trainer: str, baselines: Mapping[str, list[str]], rows: Mapping[str, Row]) -> None:
+def write(trainer: str, baselines: Mapping[str, Wrong], rows: Mapping[str, Row]) -> None:
     rows_file(trainer).write_text(f'{{"without": {by_line(baselines)},\n"mutants": {by_line(rows)}}}\n')
 
 
@@ -365,7 +392,8 @@ bundled adapter drives the copy in a process of its own, which makes sure that i
 function. Then clauses are asked, in the profile `gate`, in float32 on the CPU, with seed 0, until one is red: first the
 one that ought to catch the slip, then all others.
 
-A clause that is red without the mutant cannot catch it. Where a failure of [trainers.md](trainers.md) would hide a
+What is wrong without the mutant cannot tell of it: a clause that is red then counts where another of its quantities is
+wrong with the mutant. Where a failure of [trainers.md](trainers.md) would hide a
 mutant, or the adapter's default mode does not come to its function, it is tried in another mode, which the table names,
 and what is red in that mode without a mutant is found out first.
 

@@ -226,7 +226,8 @@ class Impostors:
             return False
 
     def _adapter(self, kind: type[Adapter]) -> Adapter:
-        lacking = set(METHODS) - set(provided(self.subject.adapter))
+        asked_for = {name for name, row in METHODS.items() if not row.optional}
+        lacking = asked_for - set(provided(self.subject.adapter))
         blanks = {name: getattr(Adapter, name) for name in lacking}
         bases = (_Loading,) if kind is Reference else (kind, _Loading)
         adapter: Any = type(kind.__name__, bases, {**blanks, "models": self._models})()

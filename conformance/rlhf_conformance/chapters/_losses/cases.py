@@ -369,6 +369,17 @@ class DressedCase:
     def with_options(self, **changes: Any) -> DressedCase:
         return DressedCase(self.case.with_options(**changes), self.dressed.with_options(**changes))
 
+    def tamed(self, largest: float) -> DressedCase:
+        """With what stands under the mask no larger than this, of either sign."""
+        fields = {
+            name: tuple(
+                tuple(x if m else min(max(x, -largest), largest) for x, m in zip(*row, strict=True))
+                for row in zip(getattr(self.dressed, name), self.dressed.action_mask, strict=True)
+            )
+            for name in self.dressed.TABLES
+        }
+        return DressedCase(self.case, self.dressed.changed(**fields))
+
 
 def under_mask(build: Builder, filler: Sequence[float], dtype: Any, columns: int = 0) -> Picked[DressedCase]:
     """Masked cells filled from `filler`, in each of the three inputs, and so many masked columns more; one more where

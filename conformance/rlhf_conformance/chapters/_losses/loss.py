@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import rlhf_spec.aggregation
@@ -53,6 +53,7 @@ HUGE = (200.0, 8e37)
 """Put under the mask with either sign: the exponential, the square or the product of such numbers overflows, but not
 the difference of two of them, so that whoever selects with the mask before these is right."""
 POISON = (math.nan, math.inf, -math.inf, 1e4, -1e4)
+USUAL = " with numbers of a usual size under the mask"
 REPEATED = 107
 """How often the rows of a case are repeated, to be longer than bytes and bfloat16 can count."""
 
@@ -327,9 +328,12 @@ def empty_rows_counted(loss: Loss) -> Template:
 
 def mask(loss: Loss) -> Template:
     def check(subject: Subject, case: DressedCase) -> Questions:
-        yield from _dressed(loss, subject, case)
+        cases = [case]
         if subject.adapter.global_count:  # with another denominator, as trainers ask in micro-batches
-            yield from _dressed(loss, subject, case.with_options(global_count=loss.count(case.case)))
+            cases.append(case.with_options(global_count=loss.count(case.case)))
+        for one in cases:  # a quantity of its own, so that a trainer that only multiplies by the mask is not let off
+            yield from _dressed(loss, subject, one.tamed(max(_garbage(subject))), USUAL)
+            yield from _dressed(loss, subject, one)
 
     return loss.template(check, lambda s: loss.of_any_size(s, dual=None))
 
@@ -338,10 +342,11 @@ def nan_under_mask(loss: Loss) -> Template:
     return loss.template(lambda s, case: _dressed(loss, s, case), lambda s: loss.dressed(s, POISON, dual=None))
 
 
-def _dressed(loss: Loss, subject: Subject, case: DressedCase) -> Questions:
+def _dressed(loss: Loss, subject: Subject, case: DressedCase, how: str = "") -> Questions:
     call = loss.call(subject, case.dressed, about=case.case)
-    yield loss.asks_value(subject, case.case, call)
-    yield loss.asks_gradient(subject, case.case, call)
+    yield loss.asks_value(subject, case.case, call, what=f"loss{how}")
+    gradient = loss.asks_gradient(subject, case.case, call)
+    yield replace(gradient, what=f"{gradient.what}{how}")
 
 
 def empty_row(loss: Loss) -> Template:
