@@ -54,7 +54,7 @@ class Candidate:
 
     says    what it does wrong, or what is declared instead
     rank    the lower, the likelier where several agree
-    known   it re-enacts a known bug
+    bug     the known bug that it re-enacts, empty where it is none
     """
 
     kind: str
@@ -62,7 +62,7 @@ class Candidate:
     says: str
     adapter: type[Adapter]
     rank: int
-    known: bool = False
+    bug: str = ""
 
     @property
     def label(self) -> str:
@@ -82,7 +82,7 @@ def candidates(check: Check, adapter: Adapter) -> list[Candidate]:
     for fault in faults().values():
         if fault.may_fail(check.slug) and concerns(fault.adapter, check):
             rank = 1 if fault.clause == check.slug else 2
-            found.append(Candidate("fault", fault.name, _lie(fault), fault.adapter, rank, bool(fault.bug)))
+            found.append(Candidate("fault", fault.name, _lie(fault), fault.adapter, rank, fault.bug))
     return sorted(found, key=lambda candidate: candidate.rank)
 
 
@@ -343,7 +343,7 @@ class Suspect:
     @property
     def order(self) -> tuple[Any, ...]:
         """The likeliest first: the fault of the clause itself, a known bug, the nearest."""
-        return *self.against, self.candidate.rank, not self.candidate.known, self.apart
+        return *self.against, self.candidate.rank, not self.candidate.bug, self.apart
 
 
 def _suspects(evidence: Evidence, impostors: Impostors) -> list[Suspect]:
@@ -467,6 +467,9 @@ def _said(suspects: Sequence[Suspect], seen: Sequence[Observed]) -> tuple[Diagno
             s.candidate.kind,
             s.candidate.name,
             f"agrees with {s.candidate.label} {on}: {s.candidate.says}{others}",
+            cause=s.candidate.says,
+            alike=tuple(other.candidate.name for other in suspects[len(shown) :]),
+            bug=s.candidate.bug,
         )
         for s in shown
     )

@@ -27,20 +27,7 @@ from rlhf_conformance.judging.questions import (
 )
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.judging.wiring import WiringError
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """One difference: the quantity, where it is, what it should be and what it is."""
-
-    what: str
-    place: str
-    expected: str
-    actual: str
-    error: float | None = None
-    budget: float | None = None
-    count: str = ""
-    note: str = ""
+from rlhf_conformance.results import Mismatch
 
 
 class ClauseFailure(AssertionError):
@@ -50,8 +37,7 @@ class ClauseFailure(AssertionError):
     """
 
     def __init__(self, mismatch: Mismatch, quantity: str = "") -> None:
-        where = f" at {mismatch.place}" if mismatch.place else ""
-        super().__init__(f"{mismatch.what}{where}: expected {mismatch.expected}, got {mismatch.actual}")
+        super().__init__(mismatch.sentence)
         self.mismatch = mismatch
         self.quantity = quantity or mismatch.what
 
