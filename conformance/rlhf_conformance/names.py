@@ -15,7 +15,6 @@ from rlhf_conformance.results import VERDICTS
 from rlhf_spec.decisions import decisions
 
 
-
 class UnknownName(LookupError):
     """Nothing has this name; the message names those that are near."""
 
@@ -84,9 +83,9 @@ def _bugs() -> Mapping[str, str]:
             seen.setdefault(bug, {})[evidence] = None
             stopped.setdefault(bug, []).append(clause.slug)
     found = {}
-    for bug, evidence in seen.items():
+    for bug, places in seen.items():
         acted = [f"{fault.name}: {fault.lie}" for fault in faults().values() if fault.bug == bug]
-        lines = [f"{bug} (known bug), seen in {'; '.join(evidence)}", "", f"stopped by:  {', '.join(stopped[bug])}"]
+        lines = [f"{bug} (known bug), seen in {'; '.join(places)}", "", f"stopped by:  {', '.join(stopped[bug])}"]
         found[bug] = "\n".join(lines + [f"fault:       {line}" for line in acted])
     return found
 

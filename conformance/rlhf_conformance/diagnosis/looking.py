@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from rlhf_conformance.diagnosis import exchange, legs, nearest, pictures, provenance, steps
+from rlhf_conformance.diagnosis import exchange, legs, nearest, pictures, provenance, repeating, steps
 from rlhf_conformance.diagnosis.evidence import Evidence, observe
 from rlhf_conformance.judging.checks import checks
 from rlhf_conformance.judging.subject import Subject
-from rlhf_conformance.results import ERROR, FAIL, Result
+from rlhf_conformance.results import ERROR, FAIL, Diagnosis, Result
 
 
 def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
@@ -30,6 +30,10 @@ def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
         evidence = Evidence(check, subject, observe(check, subject, case), seed)
     except Exception as error:
         return replace(result, failure=replace(failure, note=_also(failure.note, error)))
+    changing = _changing(evidence)
+    if changing is not None:
+        kept = _seen("exchange", heard, evidence, "").get("exchange")
+        return replace(result, failure=replace(failure, diagnoses=(changing,), exchange=kept))
     for part, look in (
         ("picture", pictures.picture),
         ("steps", steps.steps),
@@ -38,6 +42,14 @@ def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
     ):
         failure = replace(failure, **_seen(part, look, evidence, failure.note))
     return replace(result, failure=failure)
+
+
+def _changing(evidence: Evidence) -> Diagnosis | None:
+    """That the answer is not the same twice, which every look relies on. Whatever goes wrong here, the looks follow."""
+    try:
+        return repeating.diagnosis(evidence)
+    except Exception:
+        return None
 
 
 def _seen(part: str, look: Callable[[Any], Any], evidence: Evidence | None, note: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -240,12 +240,26 @@ class Impostors:
 
 def agrees(user: Observed, other: Observed, dtype: torch.dtype) -> bool:
     """Whether two adapters answered a case alike: the same comparisons, the same outcome, and numbers that lie within
-    the budget of each other."""
+    the budget of each other. Of parts that the user's trainer does not return, nothing is asked."""
+    other = as_far_as(user, other)
     if user.failed != other.failed or kind_of(user.ended) != kind_of(other.ended):
         return False
     if len(user.comparisons) != len(other.comparisons):
         return False
     return all(_alike(a, b, dtype) for a, b in zip(user.comparisons, other.comparisons, strict=True))
+
+
+def as_far_as(user: Observed, other: Observed) -> Observed:
+    """What was observed of another adapter, as far as the user's returns the parts that were compared."""
+    if user.ended or len(user.comparisons) >= len(other.comparisons):
+        return other
+    made = {_quantity(c) for c in user.comparisons}
+    return replace(other, comparisons=tuple(c for c in other.comparisons if _quantity(c) in made))
+
+
+def _quantity(comparison: Comparison) -> str:
+    """What was compared, whichever of several it was."""
+    return re.sub(r"\d", "", comparison.what)
 
 
 def kind_of(ended: str) -> str:
@@ -259,9 +273,9 @@ def _alike(a: Comparison, b: Comparison, dtype: torch.dtype) -> bool:
     if (a.broken is None) != (b.broken is None):
         return False
     if a.what != b.what:  # the entry that is furthest off is compared, and where none is wrong that is any
-        return a.broken is None and re.sub(r"\d", "", a.what) == re.sub(r"\d", "", b.what)
-    if a.indices != b.indices:
-        return False
+        return a.broken is None and _quantity(a) == _quantity(b)
+    if a.indices != b.indices:  # one returns a part that the other does not, and each agrees with itself
+        return a.broken is None and bool(a.against and b.against)
     numbers = zip(a.actual, b.actual, a.expected, b.expected, a.allowed, strict=True)
     return all(_near(*row, dtype) for row in numbers)
 
@@ -384,7 +398,7 @@ def _agrees_on(seen: Observed, check: Check, suspect: Suspect, impostors: Impost
         return False
     if not agrees(seen, other, dtype):
         return False
-    suspect.apart = max(suspect.apart, distance(seen, other))
+    suspect.apart = max(suspect.apart, distance(seen, as_far_as(seen, other)))
     return True
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rlhf_conformance.reporting import markdown, parts
 from rlhf_conformance.reporting.causes import Cause, causes
 from rlhf_conformance.results import Report, Result
 
-
+Row = tuple[Result, tuple[str, ...], "Cause | None"]
+"""The failure that is shown, all clauses that it is shown for, and their cause."""
 MOST = 10
 """GitHub shows so many annotations of one level of a step, and drops the others."""
 
@@ -20,20 +21,18 @@ def announce(report: Report, environ: Mapping[str, str], say: Callable[[str], No
         with Path(environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(markdown.summary(report, {}) + "\n")
     if environ.get("GITHUB_ACTIONS") == "true":
-        for text in annotations(report):
+        for text in told(report):
             say(text)
 
 
-def annotations(report: Report) -> list[str]:
-    """One for each cause, then one for each of the others; where they are too many, the last names the rest."""
-    rows = [(cause.clearest, cause.slugs, cause) for cause in causes(report).found]
-    told = {slug for _, slugs, _ in rows for slug in slugs}
-    rest = [(result, (result.clause, *others), None) for result, others in parts.shown(report.results)]
-    rows = sorted(
-        [*rows, *(row for row in rest if row[0].clause not in told)],
-        key=lambda row: (row[2] is None or len(row[1]) == 1, [r.clause for r in report.results].index(row[0].clause)),
-    )
-    said = [_annotation(result, slugs, cause, report) for result, slugs, cause in rows[:MOST]]
+def told(report: Report) -> list[str]:
+    """One annotation for each cause, then one for each of the others; where they are too many, the last names the
+    rest."""
+    rows: list[Row] = [(cause.clearest, cause.slugs, cause) for cause in causes(report).found]
+    with_cause = {slug for _, slugs, _ in rows for slug in slugs}
+    rest = parts.shown(report.results)
+    rows += [(result, (result.clause, *others), None) for result, others in rest if result.clause not in with_cause]
+    said = [_annotation(*row, report) for row in rows[:MOST]]
     if len(rows) > MOST:
         left = [slug for _, slugs, _ in rows[MOST - 1 :] for slug in slugs]
         text = f"{len(left)} more did not hold: {', '.join(left)}. All of it is in the summary and in the report."
@@ -41,7 +40,7 @@ def annotations(report: Report) -> list[str]:
     return said
 
 
-def _annotation(result: Result, slugs: Sequence[str], cause: Cause | None, report: Report) -> str:
+def _annotation(result: Result, slugs: tuple[str, ...], cause: Cause | None, report: Report) -> str:
     """A workflow command: an error, or a warning where the run stays green."""
     hit = [report.result(slug) for slug in slugs]
     level = "warning" if all(parts.effect(r, report) == parts.WARNING for r in hit) else "error"

@@ -58,9 +58,7 @@ def _blocks(report: Report) -> list[Block]:
     if found.unexplained:
         head = [Block(("", "no cause is known:"))] if found.found else [Block(("",))]
         blocks += [*head, *(_unexplained(result) for result in found.unexplained)]
-    others = [
-        (result, slugs) for result, slugs in parts.shown(report.results) if result.verdict not in (FAIL, ERROR)
-    ]
+    others = [(result, slugs) for result, slugs in parts.shown(report.results) if result.verdict not in (FAIL, ERROR)]
     blocks += [Block(("",))] * bool(others and blocks)
     return blocks + [_other(result, slugs) for result, slugs in others]
 
