@@ -174,6 +174,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     report = run_plan(plan, arguments.workers or _cores(), lambda *args: terminal.show_progress(console, *args))
     if plan.accepting:
         return _accept(console, report, plan, arguments)
+    report = _named_across(report)
     if arguments.report is not None:
         report = reporting.placed(report, arguments.report)
     terminal.show_report(console, report, verbose=arguments.verbose)
@@ -181,6 +182,18 @@ def run_check(arguments: argparse.Namespace) -> int:
         console.print(f"report: {_written(report, arguments.report)}", highlight=False, markup=False, soft_wrap=True)
     github.announce(report, os.environ)
     return report.exit_status
+
+
+def _named_across(report: Report) -> Report:
+    """The report with the names that failures have in common. Whoever does not wait for it has the report as it is."""
+    if report.exit_status != FAILED_STATUS:
+        return report
+    from rlhf_conformance.diagnosis.across import named_across
+
+    try:
+        return named_across(report)
+    except KeyboardInterrupt:
+        return report
 
 
 def _known_failures(arguments: argparse.Namespace) -> tuple[KnownFailure, ...]:

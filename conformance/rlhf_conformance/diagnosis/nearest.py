@@ -253,13 +253,13 @@ def as_far_as(user: Observed, other: Observed) -> Observed:
     """What was observed of another adapter, as far as the user's returns the parts that were compared."""
     if user.ended or len(user.comparisons) >= len(other.comparisons):
         return other
-    made = {_quantity(c) for c in user.comparisons}
-    return replace(other, comparisons=tuple(c for c in other.comparisons if _quantity(c) in made))
+    made = {quantity(c.what) for c in user.comparisons}
+    return replace(other, comparisons=tuple(c for c in other.comparisons if quantity(c.what) in made))
 
 
-def _quantity(comparison: Comparison) -> str:
+def quantity(what: str) -> str:
     """What was compared, whichever of several it was."""
-    return re.sub(r"\d", "", comparison.what)
+    return re.sub(r"\d", "", what)
 
 
 def kind_of(ended: str) -> str:
@@ -273,14 +273,14 @@ def _alike(a: Comparison, b: Comparison, dtype: torch.dtype) -> bool:
     if (a.broken is None) != (b.broken is None):
         return False
     if a.what != b.what:  # the entry that is furthest off is compared, and where none is wrong that is any
-        return a.broken is None and _quantity(a) == _quantity(b)
+        return a.broken is None and quantity(a.what) == quantity(b.what)
     if a.indices != b.indices:  # one returns a part that the other does not, and each agrees with itself
         return a.broken is None and bool(a.against and b.against)
     numbers = zip(a.actual, b.actual, a.expected, b.expected, a.allowed, strict=True)
-    return all(_near(*row, dtype) for row in numbers)
+    return all(near_each_other(*row, dtype) for row in numbers)
 
 
-def _near(a: float, b: float, wanted: float, b_wanted: float, allowed: float, dtype: torch.dtype) -> bool:
+def near_each_other(a: float, b: float, wanted: float, b_wanted: float, allowed: float, dtype: torch.dtype) -> bool:
     """Two answers, each with what was expected of it (which may be an answer, too), within the budget of each other.
 
     Two right answers may lie on either side of the truth.
