@@ -342,7 +342,7 @@ def test_no_id_of_the_page_is_there_twice(parsed):
 
 def test_failures_come_first_and_warnings_last(parsed):
     cards = [a["id"] for a in parsed.all("div", "body")]
-    assert cards == [SHIFTED, "critic.head-name", "value-loss.clip", "value-loss.half", "policy-loss.overflow"]
+    assert cards == ["critic.head-name", SHIFTED, "value-loss.clip", "value-loss.half", "policy-loss.overflow"]
 
 
 def test_every_clause_is_on_the_page_with_its_sentence(parsed, report):
