@@ -162,6 +162,12 @@ def test_the_comment_is_short(two_slips):
     assert len(markdown.summary(two_slips, {}).encode()) < 4000
 
 
+def test_the_comment_is_short_and_names_every_clause_where_no_cause_is_known():
+    text = markdown.summary(sample_report(*(failed(slug) for slug in [*SLUGS[:30], *LOSSES[:15]])), {})
+    assert len(text.encode()) < 4000
+    assert all(f"`{slug}`" in text for slug in [*SLUGS[:30], *LOSSES[:15]])
+
+
 def test_there_is_one_annotation_for_a_cause(two_slips):
     assert len(github.told(two_slips)) == 2
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from rlhf_conformance.diagnosis.evidence import Evidence, Observed, observe
+from rlhf_conformance.diagnosis.evidence import Observed, observe
+from rlhf_conformance.judging.checks import Check
 from rlhf_conformance.judging.questions import NotReturned
+from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.results import Diagnosis
 
 CAUSE = "the answer is not the same twice"
 TIMES = 2
 
 
-def diagnosis(evidence: Evidence) -> Diagnosis | None:
+def diagnosis(check: Check, subject: Subject, first: Observed) -> Diagnosis | None:
     """What shows that the same case, asked again after the same seed, is answered otherwise; None where nothing does.
 
     Differences that rounding explains are none.
     """
-    first = evidence.smallest
     for _ in range(TIMES):
         try:
-            again = observe(evidence.check, evidence.subject, first.case)
+            again = observe(check, subject, first.case)
         except NotReturned:
             return _named("at first its parts came, and then they did not")
         said = _apart(first, again)

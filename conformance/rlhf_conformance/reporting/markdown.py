@@ -17,6 +17,8 @@ SIGNS = {"CONFORMANT": "✅", "NOT CONFORMANT": "❌", "INCOMPLETE": "⚠️"}
 LONGEST_CASE = 800
 LONGEST_TEXT = 300
 """Characters of what is said of one failure outside of its details."""
+LISTED = 4
+"""So many failures without a cause have their sentence outside of their details."""
 LONGEST_SUMMARY = 3900
 """Bytes: what a comment can have and still be read. Details beyond that are in the report."""
 
@@ -53,7 +55,9 @@ def _causes(found: Causes) -> list[str]:
     if found.explained + len(found.unexplained) < 2:
         return []
     rows = [f"{number}. {_cause(cause)}" for number, cause in enumerate(found.found, 1)]
-    rows += [f"- `{result.clause}`: {_short(_what(result))}" for result in found.unexplained]
+    rows += [f"- `{result.clause}`: {_short(_what(result))}" for result in found.unexplained[:LISTED]]
+    if found.unexplained[LISTED:]:
+        rows.append(f"- {', '.join(f'`{result.clause}`' for result in found.unexplained[LISTED:])}")
     return [f"**{found.sentence}**", "\n".join(rows)]
 
 
