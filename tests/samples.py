@@ -56,11 +56,14 @@ SHIFTED_VALUES = Result(
                 kind="place",
                 name="shift",
                 sentence="Each value is that of the token itself, one position late, for all actions of 12 cases.",
+                cause="shifted by +1",
             ),
             Diagnosis(
                 kind="fault",
                 name="critic-values-unshifted",
                 sentence="The answers are those of the known bug critic-values-unshifted in all of 12 cases.",
+                cause="values are read one position late",
+                bug="critic-values-unshifted",
             ),
         ),
         steps=(

@@ -65,6 +65,7 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     check.add_argument("--time-limit", metavar="SECONDS", type=float, help="for a clause (default: by profile)")
     check.add_argument("--seed", metavar="N", type=int, help="of the cases (default: 0; drawn and printed for full)")
+    check.add_argument("--verbose", action="store_true", help="show every failure in full, not only as far as fits")
     check.set_defaults(run=run_check)
 
 
@@ -76,8 +77,10 @@ def _add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    explain = commands.add_parser("explain", help="one clause: sentence, formula, reason, the bugs that it stopped")
-    explain.add_argument("slug", metavar="SLUG")
+    explain = commands.add_parser(
+        "explain", help="a name that a document or a report prints: a clause, chapter, decision, known bug, fault, ..."
+    )
+    explain.add_argument("name", metavar="NAME", nargs="+")
     explain.set_defaults(run=run_explain)
 
 
@@ -112,13 +115,14 @@ def _add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
+    from rlhf_conformance.names import UnknownName
     from rlhf_conformance.reporting import ReportError
     from rlhf_conformance.run.loading import LoadError, UsageError
 
     arguments = build_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
-    except (LoadError, ReportError, UsageError, rlhf_spec.clauses.UnknownClause) as error:
+    except (LoadError, ReportError, UsageError, UnknownName, rlhf_spec.clauses.UnknownClause) as error:
         print(f"rlhf-conformance: {error}", file=sys.stderr)
         return USAGE_STATUS
     except BrokenPipeError:
@@ -170,13 +174,26 @@ def run_check(arguments: argparse.Namespace) -> int:
     report = run_plan(plan, arguments.workers or _cores(), lambda *args: terminal.show_progress(console, *args))
     if plan.accepting:
         return _accept(console, report, plan, arguments)
+    report = _named_across(report)
     if arguments.report is not None:
         report = reporting.placed(report, arguments.report)
-    terminal.show_report(console, report)
+    terminal.show_report(console, report, verbose=arguments.verbose)
     if arguments.report is not None:
         console.print(f"report: {_written(report, arguments.report)}", highlight=False, markup=False, soft_wrap=True)
     github.announce(report, os.environ)
     return report.exit_status
+
+
+def _named_across(report: Report) -> Report:
+    """The report with the names that failures have in common. Whoever does not wait for it has the report as it is."""
+    if report.exit_status != FAILED_STATUS:
+        return report
+    from rlhf_conformance.diagnosis.across import named_across
+
+    try:
+        return named_across(report)
+    except KeyboardInterrupt:
+        return report
 
 
 def _known_failures(arguments: argparse.Namespace) -> tuple[KnownFailure, ...]:
@@ -310,10 +327,9 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_explain(arguments: argparse.Namespace) -> int:
-    clause = rlhf_spec.clauses.clause(arguments.slug)
-    print(f"{clause.slug} ({clause.level})\n\n{clause.sentence}\n")
-    print(f"formula:  {clause.formula}\nwhy:      {clause.why}")
-    print(f"stopped:  {', '.join(clause.bugs) or 'none known'}")
+    from rlhf_conformance import names
+
+    print(names.explained(" ".join(arguments.name)))
     return CONFORMANT_STATUS
 
 

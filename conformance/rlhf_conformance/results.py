@@ -43,11 +43,18 @@ class Diagnosis:
                 which of CPU and device under test is off
     name        of the fault or convention; of a place in a word ("shift", "swap", "pad", "neighbor", ...)
     sentence    for the maintainer: what came, what should have, and how far that holds
+    cause       what is wrong in words that hold wherever it shows, without a place or a count of this clause; empty in
+                reports of an earlier version, and where it names no cause
+    alike       names of faults and conventions that answer alike here, and have no diagnosis of their own
+    bug         the known bug that a fault re-enacts, empty where it is none
     """
 
     kind: str
     name: str
     sentence: str
+    cause: str = ""
+    alike: tuple[str, ...] = ()
+    bug: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,11 +146,8 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """What broke a clause: the quantity, where, what it should be, what it was, on which case.
-
-    case        the smallest failing case, for reading; `stored` the same for `--replay`
-    """
+class Mismatch:
+    """One difference: the quantity, where it is, what it should be and what it is."""
 
     what: str
     place: str
@@ -153,12 +157,6 @@ class Failure:
     budget: float | None = None
     count: str = ""
     note: str = ""
-    case: str = ""
-    stored: Any = None
-    diagnoses: tuple[Diagnosis, ...] = ()
-    steps: tuple[Step, ...] = ()
-    picture: Picture | None = None
-    exchange: Exchange | None = None
 
     @property
     def is_error(self) -> bool:
@@ -168,8 +166,23 @@ class Failure:
     @property
     def sentence(self) -> str:
         """What is wrong, in a line."""
-        where = f" at {self.place}" if self.place else ""
-        return self.what if self.is_error else f"{self.what}{where}: expected {self.expected}, got {self.actual}"
+        where = f"{self.what} at {self.place}" if self.place else self.what
+        return where if self.is_error else f"{where}: expected {self.expected}, got {self.actual}"
+
+
+@dataclass(frozen=True)
+class Failure(Mismatch):
+    """What broke a clause, on which case.
+
+    case        the smallest failing case, for reading; `stored` the same for `--replay`
+    """
+
+    case: str = ""
+    stored: Any = None
+    diagnoses: tuple[Diagnosis, ...] = ()
+    steps: tuple[Step, ...] = ()
+    picture: Picture | None = None
+    exchange: Exchange | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rlhf_conformance import Adapter, check
+from rlhf_conformance.names import MEANINGS
 from rlhf_conformance.reporting import SCHEMA, to_json
 from rlhf_conformance.results import NOT_CONFORMANT, NOT_FINISHED, VERDICTS, Report, Result
 from samples import SHIFTED_VALUES
@@ -91,6 +92,10 @@ def test_the_schema_is_that_of_the_code(text):
 
 def test_the_verdicts_are_those_of_the_code(table):
     assert [row[0].strip("`") for row in table(DOCUMENT, "verdict")] == list(VERDICTS)
+
+
+def test_the_meanings_of_the_verdicts_are_those_that_explain_prints(table):
+    assert {row[0].strip("`"): row[1] for row in table(DOCUMENT, "verdict")} == MEANINGS
 
 
 def test_the_effect_of_a_verdict_is_that_of_the_code(table):

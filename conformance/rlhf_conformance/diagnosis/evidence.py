@@ -55,7 +55,7 @@ class Observed:
 
 
 def observe(check: Check, subject: Subject, case: Any) -> Observed:
-    """Try a case with every comparison on record."""
+    """Try a case with every comparison on record. Raises NotReturned where none could be made."""
     judge = Judge(record=[])
     ended = ""
     subject.forget_models()  # no case inherits what another one has done to a model
@@ -67,6 +67,9 @@ def observe(check: Check, subject: Subject, case: Any) -> Observed:
         raise
     except (ClauseFailure, AdapterError, WiringError) as error:
         ended = str(error)
+    except NotReturned:
+        if not judge.record:
+            raise
     assert judge.record is not None
     return Observed(case, tuple(judge.record), ended, tuple(judge.calls), tuple(judge.answers.values()))
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from rlhf_conformance.diagnosis import exchange, legs, nearest, pictures, provenance, steps
-from rlhf_conformance.diagnosis.evidence import Evidence, observe
-from rlhf_conformance.judging.checks import checks
+from rlhf_conformance.diagnosis import exchange, legs, nearest, pictures, provenance, repeating, steps
+from rlhf_conformance.diagnosis.evidence import Evidence, Observed, observe
+from rlhf_conformance.judging.checks import Check, checks
 from rlhf_conformance.judging.subject import Subject
-from rlhf_conformance.results import ERROR, FAIL, Result
+from rlhf_conformance.results import ERROR, FAIL, Diagnosis, Result
 
 
 def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
@@ -27,9 +27,14 @@ def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
     if result.verdict == ERROR:
         return replace(result, failure=replace(failure, **_seen("exchange", heard, None, failure.note)))
     try:
-        evidence = Evidence(check, subject, observe(check, subject, case), seed)
+        smallest = observe(check, subject, case)
     except Exception as error:
         return replace(result, failure=replace(failure, note=_also(failure.note, error)))
+    changing = _changing(check, subject, smallest)
+    if changing is not None:
+        kept = _seen("exchange", heard, None, "").get("exchange")
+        return replace(result, failure=replace(failure, diagnoses=(changing,), exchange=kept))
+    evidence = Evidence(check, subject, smallest, seed)
     for part, look in (
         ("picture", pictures.picture),
         ("steps", steps.steps),
@@ -38,6 +43,14 @@ def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
     ):
         failure = replace(failure, **_seen(part, look, evidence, failure.note))
     return replace(result, failure=failure)
+
+
+def _changing(check: Check, subject: Subject, smallest: Observed) -> Diagnosis | None:
+    """That the answer is not the same twice, which every look relies on. Whatever goes wrong here, the looks follow."""
+    try:
+        return repeating.diagnosis(check, subject, smallest)
+    except Exception:
+        return None
 
 
 def _seen(part: str, look: Callable[[Any], Any], evidence: Evidence | None, note: str) -> dict[str, Any]:

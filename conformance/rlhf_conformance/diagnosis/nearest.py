@@ -16,7 +16,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -54,7 +54,7 @@ class Candidate:
 
     says    what it does wrong, or what is declared instead
     rank    the lower, the likelier where several agree
-    known   it re-enacts a known bug
+    bug     the known bug that it re-enacts, empty where it is none
     """
 
     kind: str
@@ -62,7 +62,7 @@ class Candidate:
     says: str
     adapter: type[Adapter]
     rank: int
-    known: bool = False
+    bug: str = ""
 
     @property
     def label(self) -> str:
@@ -82,7 +82,7 @@ def candidates(check: Check, adapter: Adapter) -> list[Candidate]:
     for fault in faults().values():
         if fault.may_fail(check.slug) and concerns(fault.adapter, check):
             rank = 1 if fault.clause == check.slug else 2
-            found.append(Candidate("fault", fault.name, _lie(fault), fault.adapter, rank, bool(fault.bug)))
+            found.append(Candidate("fault", fault.name, _lie(fault), fault.adapter, rank, fault.bug))
     return sorted(found, key=lambda candidate: candidate.rank)
 
 
@@ -241,12 +241,26 @@ class Impostors:
 
 def agrees(user: Observed, other: Observed, dtype: torch.dtype) -> bool:
     """Whether two adapters answered a case alike: the same comparisons, the same outcome, and numbers that lie within
-    the budget of each other."""
+    the budget of each other. Of parts that the user's trainer does not return, nothing is asked."""
+    other = as_far_as(user, other)
     if user.failed != other.failed or kind_of(user.ended) != kind_of(other.ended):
         return False
     if len(user.comparisons) != len(other.comparisons):
         return False
     return all(_alike(a, b, dtype) for a, b in zip(user.comparisons, other.comparisons, strict=True))
+
+
+def as_far_as(user: Observed, other: Observed) -> Observed:
+    """What was observed of another adapter, as far as the user's returns the parts that were compared."""
+    if user.ended or len(user.comparisons) >= len(other.comparisons):
+        return other
+    made = {quantity(c.what) for c in user.comparisons}
+    return replace(other, comparisons=tuple(c for c in other.comparisons if quantity(c.what) in made))
+
+
+def quantity(what: str) -> str:
+    """What was compared, whichever of several it was."""
+    return re.sub(r"\d", "", what)
 
 
 def kind_of(ended: str) -> str:
@@ -260,14 +274,14 @@ def _alike(a: Comparison, b: Comparison, dtype: torch.dtype) -> bool:
     if (a.broken is None) != (b.broken is None):
         return False
     if a.what != b.what:  # the entry that is furthest off is compared, and where none is wrong that is any
-        return a.broken is None and re.sub(r"\d", "", a.what) == re.sub(r"\d", "", b.what)
-    if a.indices != b.indices:
-        return False
+        return a.broken is None and quantity(a.what) == quantity(b.what)
+    if a.indices != b.indices:  # one returns a part that the other does not, and each agrees with itself
+        return a.broken is None and bool(a.against and b.against)
     numbers = zip(a.actual, b.actual, a.expected, b.expected, a.allowed, strict=True)
-    return all(_near(*row, dtype) for row in numbers)
+    return all(near_each_other(*row, dtype) for row in numbers)
 
 
-def _near(a: float, b: float, wanted: float, b_wanted: float, allowed: float, dtype: torch.dtype) -> bool:
+def near_each_other(a: float, b: float, wanted: float, b_wanted: float, allowed: float, dtype: torch.dtype) -> bool:
     """Two answers, each with what was expected of it (which may be an answer, too), within the budget of each other.
 
     Two right answers may lie on either side of the truth.
@@ -344,7 +358,7 @@ class Suspect:
     @property
     def order(self) -> tuple[Any, ...]:
         """The likeliest first: the fault of the clause itself, a known bug, the nearest."""
-        return *self.against, self.candidate.rank, not self.candidate.known, self.apart
+        return *self.against, self.candidate.rank, not self.candidate.bug, self.apart
 
 
 def _suspects(evidence: Evidence, impostors: Impostors) -> list[Suspect]:
@@ -385,7 +399,7 @@ def _agrees_on(seen: Observed, check: Check, suspect: Suspect, impostors: Impost
         return False
     if not agrees(seen, other, dtype):
         return False
-    suspect.apart = max(suspect.apart, distance(seen, other))
+    suspect.apart = max(suspect.apart, distance(seen, as_far_as(seen, other)))
     return True
 
 
@@ -468,6 +482,9 @@ def _said(suspects: Sequence[Suspect], seen: Sequence[Observed]) -> tuple[Diagno
             s.candidate.kind,
             s.candidate.name,
             f"agrees with {s.candidate.label} {on}: {s.candidate.says}{others}",
+            cause=s.candidate.says,
+            alike=tuple(other.candidate.name for other in suspects[len(shown) :]),
+            bug=s.candidate.bug,
         )
         for s in shown
     )

@@ -129,7 +129,8 @@ def _claimed(held: list[Explanation], seens: list[Seen]) -> Diagnosis | None:
     seen, answer = _clearest(best, seens[0])
     said = reading.said(seen, answer)
     holds = f"{rule} {scope}" if "shifted" in rule else f"{rule}, {scope}"
-    return Diagnosis(reading.kind, name, f"{_place(seens, seen, answer)}: you returned {said}: {holds}")
+    sentence = f"{_place(seens, seen, answer)}: you returned {said}: {holds}"
+    return Diagnosis(reading.kind, name, sentence, cause=rule)
 
 
 def _clearest(found: Explanation, smallest: Seen) -> tuple[Seen, Answer]:
@@ -177,7 +178,8 @@ def _scattered(seens: list[Seen]) -> Diagnosis | None:
     count, total = len(sources), sum(len(s.answers) for s in seens)
     name = {OWN: "place", OTHER: "neighbor", PAD: "pad"}[kind]
     said = f"{_place(seens, seen, answer)}: you returned {source.said(seen, answer)}"
-    return Diagnosis("place", name, f"{said}; all numbers that differ ({count} of {total}) come from {kind}")
+    sentence = f"{said}; all numbers that differ ({count} of {total}) come from {kind}"
+    return Diagnosis("place", name, sentence, cause=f"read at {kind}")
 
 
 def _chance(seen: Seen, answer: Answer) -> float:
@@ -209,8 +211,9 @@ def _in_half(seens: list[Seen]) -> Diagnosis | None:
             first = next((seen, a) for seen in seens for a in seen.answers if a.differs)
             place = _place(seens, *first)
             said = f"you returned {first[1].actual:.8g} where {first[1].expected:.8g} is due"
-            rest = f"all {len(came)} different numbers are exact in {name}: it is computed or kept in {name}"
-            return Diagnosis("numbers", "dtype", f"{place}: {said}; {rest}")
+            cause = f"it is computed or kept in {name}"
+            rest = f"all {len(came)} different numbers are exact in {name}: {cause}"
+            return Diagnosis("numbers", "dtype", f"{place}: {said}; {rest}", cause=cause)
     return None
 
 

@@ -20,6 +20,7 @@ from rlhf_conformance.judging.questions import (
     Attempt,
     Call,
     Fact,
+    NotReturned,
     Place,
     Question,
     Refused,
@@ -27,20 +28,7 @@ from rlhf_conformance.judging.questions import (
 )
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.judging.wiring import WiringError
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """One difference: the quantity, where it is, what it should be and what it is."""
-
-    what: str
-    place: str
-    expected: str
-    actual: str
-    error: float | None = None
-    budget: float | None = None
-    count: str = ""
-    note: str = ""
+from rlhf_conformance.results import Mismatch
 
 
 class ClauseFailure(AssertionError):
@@ -50,8 +38,7 @@ class ClauseFailure(AssertionError):
     """
 
     def __init__(self, mismatch: Mismatch, quantity: str = "") -> None:
-        where = f" at {mismatch.place}" if mismatch.place else ""
-        super().__init__(f"{mismatch.what}{where}: expected {mismatch.expected}, got {mismatch.actual}")
+        super().__init__(mismatch.sentence)
         self.mismatch = mismatch
         self.quantity = quantity or mismatch.what
 
@@ -104,30 +91,39 @@ class Judge:
     calls: list[Call] = field(default_factory=list)
 
     def try_case(self, check: Any, subject: Subject, case: Any) -> int:
-        """Ask all questions of a check about a case; how many numbers were compared. Raises SeveralFailures."""
+        """Ask all questions of a check about a case; how many numbers were compared.
+
+        Raises SeveralFailures, and NotReturned where nothing is wrong with what came, but a part did not come.
+        """
         self.answers, self.calls, before = {}, [], self.numbers
         broken: list[ClauseFailure | AdapterError | WiringError] = []
+        lacking: list[NotReturned] = []
         questions = check.function(subject, case)
         try:
             with contextlib.closing(questions), contextlib.suppress(StopIteration):
                 reply = None
                 while True:
-                    reply = self._judged(questions.send(reply), subject, broken)
+                    reply = self._judged(questions.send(reply), subject, broken, lacking)
         except (ClauseFailure, AdapterError, WiringError) as error:
             if self.record is not None:
                 raise
             broken.append(error)
         except Exception:
-            if not broken:  # else the check went on with an answer that it had found to be wrong
+            if not broken and not lacking:  # else the check went on with an answer that was wrong, or not there
                 raise
         if broken:
             raise SeveralFailures(broken)
+        if lacking:
+            raise lacking[0]
         return self.numbers - before
 
-    def _judged(self, item: Any, subject: Subject, broken: list[Any]) -> Any:
-        """What came of an item; what is wrong with it is added to `broken`."""
+    def _judged(self, item: Any, subject: Subject, broken: list[Any], lacking: list[NotReturned]) -> Any:
+        """What came of an item; what is wrong with it is added to `broken`, a part that did not come to `lacking`."""
         try:
             return self._deal_with(item, subject)
+        except NotReturned as error:
+            lacking.append(error)
+            return None
         except ClauseFailure as failure:
             if self.record is not None or isinstance(item, Shaped):  # there is nothing to go on with
                 raise

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import rlhf_spec.clauses
 from rlhf_conformance.reporting import parts
+from rlhf_conformance.reporting.causes import Cause, Causes, causes
 from rlhf_conformance.reporting.matrix import Matrix
 from rlhf_conformance.results import ERROR, FAIL, KNOWN_FAILURE, NOT_PROVIDED, PASS, VERDICTS, Failure, Report, Result
 
@@ -13,26 +14,67 @@ if TYPE_CHECKING:
     from rlhf_conformance.reporting.stored import Scripts
 
 SIGNS = {"CONFORMANT": "✅", "NOT CONFORMANT": "❌", "INCOMPLETE": "⚠️"}
-LONGEST_CASE = 2000
-LONGEST_SUMMARY = 900_000
-"""Bytes: GitHub refuses a summary of more than a mebibyte."""
+LONGEST_CASE = 800
+LONGEST_TEXT = 300
+"""Characters of what is said of one failure outside of its details."""
+LISTED = 4
+"""So many failures without a cause have their sentence outside of their details."""
+LONGEST_SUMMARY = 3900
+"""Bytes: what a comment can have and still be read. Details beyond that are in the report."""
 
 
 def summary(report: Report, scripts: Scripts) -> str:
-    """The file `summary.md`."""
+    """The file `summary.md`: what is wrong, first; then the chapters, then failures in full as far as there is room."""
+    found = causes(report)
+    first = {cause.clearest.clause for cause in found.found}
+    shown = sorted(parts.shown(report.results), key=lambda pair: pair[0].clause not in first)
     blocks = [
         f"## {SIGNS[report.verdict]} {escaped(parts.subject_name(report))}: {report.verdict}",
         _sentence(report),
+        *_causes(found),
         _chapters(report),
     ]
-    size, details = 0, [_details(result, others, report) for result, others in parts.shown(report.results)]
+    left = LONGEST_SUMMARY - sum(_size(block) for block in blocks)
+    details = [_details(result, others, report) for result, others in shown]
     for number, block in enumerate(details):
-        size += len(block.encode("utf-8", "replace"))
-        if size > LONGEST_SUMMARY:
+        left -= _size(block)
+        if left < 0:
             blocks.append(f"{len(details) - number} more are in report.html.")
             break
         blocks.append(block)
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _size(block: str) -> int:
+    """Bytes, those between blocks included."""
+    return len(block.encode("utf-8", "replace")) + 2
+
+
+def _causes(found: Causes) -> list[str]:
+    """What explains the failures, and what fails without an explanation."""
+    if found.explained + len(found.unexplained) < 2:
+        return []
+    rows = [f"{number}. {_cause(cause)}" for number, cause in enumerate(found.found, 1)]
+    rows += [f"- `{result.clause}`: {_short(_what(result))}" for result in found.unexplained[:LISTED]]
+    if found.unexplained[LISTED:]:
+        rows.append(f"- {', '.join(f'`{result.clause}`' for result in found.unexplained[LISTED:])}")
+    return [f"**{found.sentence}**", "\n".join(rows)]
+
+
+def _cause(cause: Cause) -> str:
+    slugs = ", ".join(f"`{slug}`" + "?" * (slug in cause.doubtful) for slug in cause.slugs)
+    said = f"**{_short(cause.title)}** ({len(cause.slugs)}: {slugs})"
+    if cause.clearest.verdict == FAIL:
+        said += f"<br>for one, `{cause.clearest.clause}`: {_short(_what(cause.clearest))}"
+    return said
+
+
+def _what(result: Result) -> str:
+    return result.failure.sentence if result.failure is not None else result.reason
+
+
+def _short(text: str) -> str:
+    return escaped(text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} …")
 
 
 def _sentence(report: Report) -> str:

@@ -11,7 +11,9 @@ from markupsafe import Markup, escape
 
 import rlhf_spec.clauses
 from rlhf_conformance.reporting import parts
+from rlhf_conformance.reporting.causes import causes
 from rlhf_conformance.reporting.matrix import Matrix
+from rlhf_conformance.reporting.overview import called
 from rlhf_conformance.results import (
     ERROR,
     FAIL,
@@ -57,12 +59,23 @@ TONES = {
     SKIP: "grey",
 }
 """The color of each verdict."""
+OPEN = 6
+"""So many failures are open to be read when the page is opened, one of each cause; the others are folded."""
 ORDER = (parts.RED, parts.INCOMPLETE, parts.WARNING)
 
 
 def text(report: Report, scripts: Scripts) -> str:
     """The page of a report."""
-    shown = sorted(parts.shown(report.results), key=lambda pair: ORDER.index(parts.effect(pair[0], report)))
+    found = causes(report)
+    first = {cause.clearest.clause: place for place, cause in enumerate(found.found)}
+    of_cause = {slug: place for place, cause in enumerate(found.found) for slug in cause.slugs}
+
+    def order(pair: tuple[Result, list[str]]) -> Any:
+        slug = pair[0].clause
+        return ORDER.index(parts.effect(pair[0], report)), of_cause.get(slug, len(of_cause)), slug not in first
+
+    shown = sorted(parts.shown(report.results), key=order)
+    open_ones = [result.clause for result, _ in shown if result.clause in first or result.clause not in of_cause]
     return (
         _environment()
         .get_template("report.html.j2")
@@ -71,6 +84,8 @@ def text(report: Report, scripts: Scripts) -> str:
             chapters=parts.chapters(report),
             columns=[v for v in VERDICTS if v in (PASS, FAIL, ERROR, NOT_PROVIDED) or report.count(v)],
             shown=shown,
+            causes=found,
+            opened=open_ones[:OPEN],
             anchors={slug: result.clause for result, others in shown for slug in (result.clause, *others)},
             facts=parts.facts(report),
             subject=parts.subject_name(report),
@@ -105,6 +120,7 @@ def _environment() -> jinja2.Environment:
         "times": times,
         "worst": parts.worst,
         "cell_says": cell_says,
+        "called": called,
         "legend": legend,
         "KINDS": KINDS,
         "DIAGNOSES": DIAGNOSES,

@@ -328,13 +328,7 @@ def _settings(call: Call) -> str:
 
 
 def _finding(failure: Failure) -> str:
-    where = f" at {failure.place}" if failure.place else ""
-    said = f"{failure.what}{where}"
-    if failure.expected or failure.actual:
-        said += f": expected {failure.expected}, got {failure.actual}"
-    if failure.count:
-        said += f" ({failure.count})"
-    return said + "."
+    return f"{failure.sentence} ({failure.count})." if failure.count else f"{failure.sentence}."
 
 
 def _agrees(failure: Failure, exchange: Exchange) -> bool:

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 import rlhf_spec.clauses
-from rlhf_conformance.reporting import parts
+from rlhf_conformance.reporting import overview, parts
+from rlhf_conformance.reporting.causes import causes
 from rlhf_conformance.results import (
     ERROR,
     FAIL,
@@ -42,6 +43,8 @@ STYLES = {
 COLUMNS = (PASS, FAIL, ERROR, NOT_PROVIDED)
 OTHER_FAILURES = 6
 """Of one clause, so many are shown beside the first."""
+ROWS = 56
+"""What a run says below its table, all lines together, unless more has to be said."""
 OTHERS = (SKIP, KNOWN_FAILURE, UNEXPECTED_PASS, INCONCLUSIVE, LOST)
 
 
@@ -55,19 +58,47 @@ def show_progress(console: Console, result: Result, done: int, total: int) -> No
         console.print(f"{done:>4} of {total} clauses", highlight=False)
 
 
-def show_report(console: Console, report: Report) -> None:
-    """The table, the failures, the verdict."""
+def show_report(console: Console, report: Report, *, verbose: bool = False) -> None:
+    """The table, the failures, the verdict. Failures are shown by their causes, and each in full as far as there is
+    room, or where that is asked for (`verbose`)."""
     console.print(_heading(report), highlight=False, soft_wrap=True)
     console.print(_table(report))
-    for result, others in parts.shown(report.results):
-        console.print()
-        console.print(describe(result, report.command(result)), highlight=False, markup=False, soft_wrap=True)
-        if others:
-            same = f"  the same for {len(others)} more: {', '.join(others)}"
-            console.print(same, highlight=False, markup=False, soft_wrap=True)
-    console.print()
-    for line in _verdict(report):
-        console.print(line, highlight=False, soft_wrap=True)
+    end = _verdict(report)
+    for line in ("", *_failures(report, verbose, ROWS - len(end)), ""):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for text in end:
+        console.print(text, highlight=False, soft_wrap=True)
+
+
+def _failures(report: Report, verbose: bool, rows: int) -> list[str]:
+    """By cause, where there is more than one; then those that are to be shown in full, the clearest first."""
+    first = {cause.clearest.clause for cause in causes(report).found}
+    shown = sorted(parts.shown(report.results), key=lambda pair: pair[0].clause not in first)
+    full = [[describe(result, report.command(result)), *_same(others)] for result, others in shown]
+    if len(full) <= 1:
+        return [line for block in full for line in block]
+    lines, left = overview.overview(report, rows)
+    blocks = full if verbose else _that_fit(full, left - 2)
+    for block in blocks:
+        lines += ["", *block]
+    if len(blocks) < len(full):
+        lines += ["", f"{len(full) - len(blocks)} of {len(full)} are in full in the report, and here with --verbose"]
+    return lines
+
+
+def _same(others: list[str]) -> list[str]:
+    return [f"  the same for {len(others)} more: {', '.join(others)}"] if others else []
+
+
+def _that_fit(blocks: list[list[str]], rows: int) -> list[list[str]]:
+    """As many as there is room for, from the first."""
+    found = []
+    for block in blocks:
+        rows -= 1 + overview.height(block)
+        if rows < 0:
+            break
+        found.append(block)
+    return found
 
 
 def _heading(report: Report) -> str:
