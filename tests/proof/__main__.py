@@ -1,4 +1,4 @@
-"""`python -m tests.proof faults | twins | diagnoses | mutation | bench | speed | pages`: see the modules."""
+"""`python -m tests.proof faults | twins | diagnoses | bugs | mutation | bench | speed | pages`: see the modules."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def main() -> int:
     diagnoses.add_argument("names", nargs="*", metavar="FAULT")
     diagnoses.add_argument("--missing", action="store_true", help="only what has no row yet")
     diagnoses.set_defaults(run=run_diagnoses)
+
+    bugs = what.add_parser("bugs", help="what is said of bugs that nobody planted with a diagnosis in mind")
+    bugs.add_argument("names", nargs="*", metavar="BUG")
+    bugs.add_argument("--missing", action="store_true", help="only what has no row yet")
+    bugs.set_defaults(run=run_bugs)
 
     mutation = what.add_parser("mutation", help="slips in the reference and in the suite that no test sees")
     mutation.add_argument("targets", nargs="*", metavar="reference | suite")
@@ -69,6 +74,12 @@ def run_diagnoses(arguments: argparse.Namespace) -> int:
     from . import diagnoses
 
     return diagnoses.run(arguments.names, workers=arguments.workers, missing=arguments.missing)
+
+
+def run_bugs(arguments: argparse.Namespace) -> int:
+    from . import bugs
+
+    return bugs.run(arguments.names, workers=arguments.workers, missing=arguments.missing)
 
 
 def run_mutation(arguments: argparse.Namespace) -> int:

@@ -39,6 +39,12 @@ def attempt(
     return try_clause(slug, _subject(adapter, dtype), chosen, seed, to_the_end=False)
 
 
+def attempt_on(adapter: Adapter, slug: str) -> tuple[Any, Tried]:
+    """The subject, and what came of trying a clause on it as the gate does."""
+    subject = _subject(adapter, "float32")
+    return subject, try_clause(slug, subject, PROFILES["gate"], 0, to_the_end=False)
+
+
 def is_red(tried: Tried) -> bool:
     return tried.result.verdict in RED
 
