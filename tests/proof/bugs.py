@@ -105,7 +105,8 @@ These bugs were written by somebody who knew the interface and the specification
 faults. What is said at the first clause that fails was then read beside the true cause: *cause* or *place* where it is
 true and leads there, *nothing* where no sentence is printed beside the failure, *false* where one of them is not so.
 
-Made by `python -m tests.proof bugs`; the bugs are in `tests/proof/fresh_bugs.py`, the rows in `docs/proof/bugs.json`."""
+Made by `python -m tests.proof bugs`. The bugs are in `tests/proof/fresh_bugs.py`, the rows in
+`docs/proof/bugs.json`."""
 
 
 def page() -> str:
