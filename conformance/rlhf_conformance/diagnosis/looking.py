@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from rlhf_conformance.diagnosis import exchange, legs, nearest, pictures, provenance, steps
+from rlhf_conformance.diagnosis import exchange, legs, nearest, pictures, places, provenance, steps
 from rlhf_conformance.diagnosis.evidence import Evidence, observe
 from rlhf_conformance.judging.checks import checks
 from rlhf_conformance.judging.subject import Subject
-from rlhf_conformance.results import ERROR, FAIL, Result
+from rlhf_conformance.results import ERROR, FAIL, Diagnosis, Result
 
 
 def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
@@ -33,11 +33,18 @@ def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
     for part, look in (
         ("picture", pictures.picture),
         ("steps", steps.steps),
-        ("diagnoses", lambda e: (*legs.diagnoses(e), *provenance.diagnoses(e), *nearest.diagnoses(e))),
+        ("diagnoses", _named),
         ("exchange", heard),
     ):
         failure = replace(failure, **_seen(part, look, evidence, failure.note))
-    return replace(result, failure=failure)
+    note = "; ".join(said for said in (failure.note, evidence.work.cut) if said)
+    return replace(result, failure=replace(failure, note=note))
+
+
+def _named(evidence: Evidence) -> tuple[Diagnosis, ...]:
+    """Names of the cause; where there are none, the place."""
+    causes = (*provenance.diagnoses(evidence), *nearest.diagnoses(evidence))
+    return (*legs.diagnoses(evidence), *(causes or places.diagnoses(evidence)))
 
 
 def _seen(part: str, look: Callable[[Any], Any], evidence: Evidence | None, note: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from rlhf_conformance.adapter import DECLARATIONS, METHODS, Adapter, provided
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.diagnosis.conventions import conventions
 from rlhf_conformance.diagnosis.evidence import Evidence, Observed, drawn, observe
+from rlhf_conformance.diagnosis.variations import variations
 from rlhf_conformance.faults import Fault, changed, faults
 from rlhf_conformance.judging.checks import Check, checks
 from rlhf_conformance.judging.judge import Comparison
@@ -42,6 +43,8 @@ LEAST_FURTHER = 4
 CONFIRMING, DEAR = 8, 4
 """How many neighboring clauses a name has to hold on that nothing speaks against, none of them dearer than that."""
 LISTED = 3
+VARIED = 3
+"""The rank of variations of the reference, of which no single one is likely."""
 LIKELY = 1
 """The rank up to which candidates are asked first: conventions, and the faults of the clause itself."""
 
@@ -67,6 +70,8 @@ class Candidate:
 
     @property
     def label(self) -> str:
+        if self.rank == VARIED:
+            return self.name
         return f"`{self.name}`" if self.kind == "fault" else f"the convention {self.name}"
 
 
@@ -359,6 +364,15 @@ def _suspects(evidence: Evidence, impostors: Impostors) -> list[Suspect]:
     return _survivors(likely, evidence, impostors) + _survivors(others, evidence, impostors)
 
 
+def _variations(evidence: Evidence, impostors: Impostors) -> list[Suspect]:
+    """The same of those that no library has."""
+    found = [
+        Candidate(v.kind, v.name, v.says, v.adapter, VARIED)
+        for v in variations(evidence.check, evidence.subject.adapter, evidence.smallest)
+    ]
+    return _survivors(found, evidence, impostors)
+
+
 def _survivors(asked: Sequence[Candidate], evidence: Evidence, impostors: Impostors) -> list[Suspect]:
     """All are asked for the smallest case, and who is left for the others. Who could not be asked for all is let go,
     and counted."""
@@ -463,7 +477,7 @@ def agreeing(evidence: Evidence) -> list[Suspect]:
     if not evidence.smallest.failed:  # it does not fail every time: there is nothing to compare
         return []
     impostors = Impostors(evidence.subject)
-    suspects = _suspects(evidence, impostors)
+    suspects = _suspects(evidence, impostors) or _variations(evidence, impostors)
     if not suspects:
         return []
     enough = tells((evidence.smallest, *evidence.more))
@@ -485,6 +499,7 @@ def _said(suspects: Sequence[Suspect], seen: Sequence[Observed]) -> tuple[Diagno
     for s in shown:
         rivals = [other.candidate.label for other in shown if other is not s]
         or_else = f"; or {' or '.join(rivals)}, which cannot be told from it here" if rivals else ""
-        sentence = f"agrees with {s.candidate.label} {on}: {s.candidate.says}{or_else}{others}"
+        agrees_with = "" if s.candidate.rank == VARIED else f"agrees with {s.candidate.label} "
+        sentence = f"{agrees_with}{on}: {s.candidate.says}{or_else}{others}"
         found.append(Diagnosis(s.candidate.kind, s.candidate.name, sentence))
     return tuple(found)
