@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from rlhf_conformance.diagnosis.evidence import Evidence, Observed
+from rlhf_conformance.diagnosis.evidence import MORE_CASES, Evidence, Observed
 from rlhf_conformance.judging.judge import Comparison
 from rlhf_conformance.results import Diagnosis
 
+DEAR = 4
+"""Effort of a check above which no more cases are tried for this."""
 FEWEST = 3
 """Cases that fail, and cases that do not, before it is said what parts them."""
 FITTING = 2
@@ -23,7 +25,8 @@ FITTING = 2
 
 def diagnoses(evidence: Evidence) -> tuple[Diagnosis, ...]:
     """What parts that which is wrong from that which is right; nothing where everything is wrong."""
-    seen = [evidence.smallest, *evidence.more]
+    again = evidence.tried(MORE_CASES, evidence.seed + 1) if evidence.check.effort <= DEAR else ()
+    seen = [evidence.smallest, *evidence.more, *again]
     failing = [o for o in seen if o.failed]
     if len(failing) < 2 or not evidence.smallest.failed:
         return ()
