@@ -311,7 +311,10 @@ def tells(seen: Sequence[Observed]) -> bool:
     failing = [o for o in seen if o.failed]
     wrong = {kind_of(o.ended) for o in failing if o.ended} | {f"{x:.4g}" for o in failing for x in _wrong_numbers(o)}
     answers = {f"{x:.4g}" for o in failing for c in o.comparisons for x in c.actual}
-    return len(wrong) >= TELLING_NUMBERS or (len(failing) >= TELLING_FAILURES and len(answers) >= TELLING_NUMBERS)
+    patterns = {c.actual for o in failing for c in o.broken if not any(c.allowed) and len(set(c.actual)) > 1}
+    return max(len(wrong), len(patterns)) >= TELLING_NUMBERS or (
+        len(failing) >= TELLING_FAILURES and len(answers) >= TELLING_NUMBERS
+    )
 
 
 def _wrong_numbers(seen: Observed) -> Iterator[float]:
@@ -502,4 +505,4 @@ def _said(suspects: Sequence[Suspect], seen: Sequence[Observed]) -> tuple[Diagno
         agrees_with = "" if s.candidate.rank == VARIED else f"agrees with {s.candidate.label} "
         sentence = f"{agrees_with}{on}: {s.candidate.says}{or_else}{others}"
         found.append(Diagnosis(s.candidate.kind, s.candidate.name, sentence))
-    return tuple(found)
+    return tuple(found[:1] if suspects[0].candidate.rank == VARIED else found)  # which says them all

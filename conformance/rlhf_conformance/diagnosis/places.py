@@ -24,13 +24,15 @@ FITTING = 2
 
 
 def diagnoses(evidence: Evidence) -> tuple[Diagnosis, ...]:
-    """What parts that which is wrong from that which is right; nothing where everything is wrong."""
+    """What parts that which is wrong from that which is right; nothing where no line can be drawn."""
     again = evidence.tried(MORE_CASES, evidence.seed + 1) if evidence.check.effort <= DEAR else ()
     seen = [evidence.smallest, *evidence.more, *again]
     failing = [o for o in seen if o.failed]
     if len(failing) < 2 or not evidence.smallest.failed:
         return ()
     said = [*_quantities(failing), *_parameters(failing), *_numbers(failing), *_cases(seen)]
+    if not said and all(_off(c, i) for o in failing for c in o.comparisons for i in range(len(c.actual))):
+        said = ["every number that was compared in them differs"]
     if not said:
         return ()
     return (Diagnosis("scope", "scope", f"of {len(seen)} cases tried, {len(failing)} fail: {'; '.join(said)}"),)
