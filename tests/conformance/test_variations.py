@@ -104,6 +104,16 @@ def test_a_graph_that_only_batches_of_one_row_have_is_no_detached_loss():
     assert "of several rows" in found
 
 
+def test_a_gradient_that_several_losses_have_is_no_ratio_of_fresh_log_probs():
+    """A loss without any ratio has this gradient, too; its value tells them apart."""
+
+    class Trainer(Reference):
+        def policy_loss(self, new, old, advantages, mask, options):
+            return -(new * advantages * mask).sum() / mask.sum().clamp(min=1)
+
+    assert "ratio-of-fresh-log-probs" not in said(Trainer(), "policy-loss.gradient")
+
+
 def test_variations_follow_the_conventions_that_are_declared():
     class Trainer(Reference):
         kl_metric = "k3"

@@ -152,6 +152,12 @@ def _dropped(mask: Any, where: Any) -> Any:
     return mask * (~where).to(mask.dtype)
 
 
+def _without(mask: Any, left_out: Any, kept: Any, *, first: bool) -> Any:
+    if len(mask) == 1:
+        return mask
+    return torch.cat([left_out * 0, kept] if first else [kept, left_out * 0])
+
+
 def _joined(mask: Any, ends: Any, by: int) -> Any:
     return ((mask != 0) | (_shifted(ends.long(), by, 1) != 0)).to(mask.dtype)
 
@@ -169,8 +175,8 @@ MASKS = (
     Change("without the rows of a single 1", lambda m: _rows_with(m, lambda n: n != 1)),
     Change("with its last column left out", lambda m: torch.cat([m[..., :-1], m[..., -1:] * 0], -1)),
     Change("with its first column left out", lambda m: torch.cat([m[..., :1] * 0, m[..., 1:]], -1)),
-    Change("with its first row left out", lambda m: torch.cat([m[:1] * 0, m[1:]])),
-    Change("with its last row left out", lambda m: torch.cat([m[:-1], m[-1:] * 0])),
+    Change("with its first row left out, where there are several", lambda m: _without(m, m[:1], m[1:], first=True)),
+    Change("with its last row left out, where there are several", lambda m: _without(m, m[-1:], m[:-1], first=False)),
     Change("with the first row's 1s in every row", _one_row_for_all),
 )  # fmt: skip
 

@@ -329,14 +329,14 @@ class Suspect:
     """A candidate that agrees with the adapter so far.
 
     apart       the largest difference, as a share of the budget
-    refuted     it disagrees on further cases of the clause itself, or is wrong about the same methods where the adapter
-                is right
+    refuted     it disagrees on further cases of the clause itself, or fails on a neighboring one about the same
+                methods, where the adapter does not or does otherwise
     agreed      further cases of the clause that the adapter passes, and cases of neighboring clauses about the same
                 methods, on which it agrees, too
     parted      cases of those neighboring clauses on which it does not
     elsewhere   cases of neighboring clauses about other methods on which it does not: those may have faults of
                 their own
-    worse       it was wrong on the last case on which it did not agree, and the adapter right
+    wrong       it failed on the last case on which it did not agree
     """
 
     candidate: Candidate
@@ -345,7 +345,7 @@ class Suspect:
     agreed: int = 0
     parted: int = 0
     elsewhere: int = 0
-    worse: bool = False
+    wrong: bool = False
 
     @property
     def against(self) -> tuple[int, int]:
@@ -410,7 +410,7 @@ def _agrees_on(seen: Observed, check: Check, suspect: Suspect, impostors: Impost
     except Exception:
         return False
     if not agrees(seen, other, evidence.subject.dtype):
-        suspect.worse = other.failed and not seen.failed
+        suspect.wrong = other.failed
         return False
     suspect.apart = max(suspect.apart, distance(seen, other))
     return True
@@ -461,7 +461,7 @@ def _confront(suspect: Suspect, seen: Observed, check: Check, impostors: Imposto
     elif set(check.needs) <= set(evidence.check.needs):
         suspect.agreed += agrees_too
         suspect.parted += not agrees_too
-        suspect.refuted |= suspect.worse and not agrees_too
+        suspect.refuted |= suspect.wrong and not agrees_too
     else:
         suspect.elsewhere += not agrees_too
 
