@@ -39,8 +39,9 @@ class Diagnosis:
     """What is wrong, where the evidence leaves no doubt.
 
     kind        "place": the returned numbers are others of the batch; "fault", "convention": the answers are those of
-                a known bug or of an undeclared convention; "numbers": they are the right ones, transformed; "device":
-                which of CPU and device under test is off
+                a known bug or of an undeclared convention; "numbers": they are the right ones, transformed; "input":
+                they are right for something else than was given; "scope": where the failure shows, and where it does
+                not; "device": which of CPU and device under test is off
     name        of the fault or convention; of a place in a word ("shift", "swap", "pad", "neighbor", ...)
     sentence    for the maintainer: what came, what should have, and how far that holds
     cause       what is wrong in words that hold wherever it shows, without a place or a count of this clause; empty in

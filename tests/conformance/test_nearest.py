@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import time
 from dataclasses import replace
 from typing import Any
@@ -14,10 +16,11 @@ from proof.trying import _subject, settle
 from rlhf_conformance.adapter import DECLARATIONS
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters.policy_loss.interface import PolicyLossResult
-from rlhf_conformance.diagnosis import nearest
+from rlhf_conformance.diagnosis import nearest, provenance
 from rlhf_conformance.diagnosis.conventions import conventions
 from rlhf_conformance.diagnosis.evidence import Evidence, observe
 from rlhf_conformance.diagnosis.looking import diagnosed
+from rlhf_conformance.diagnosis.work import CALLS, Work
 from rlhf_conformance.faults import faults
 from rlhf_conformance.judging.checks import checks
 from rlhf_conformance.judging.judge import Comparison
@@ -31,13 +34,13 @@ def _quiet():
     settle()
 
 
-def evidence_of(adapter: Any, slug: str, seconds: float = 20.0) -> Evidence:
-    """The adapter's failure of a clause; there is all the time in the world unless told otherwise."""
+def evidence_of(adapter: Any, slug: str, work: Work | None = None) -> Evidence:
+    """The adapter's failure of a clause."""
     subject = _subject(adapter, "float32")
     tried = try_clause(slug, subject, replace(PROFILES["gate"], shrinking=0.5), 0, to_the_end=False)
     assert tried.result.verdict == FAIL, tried.result.reason
     check = checks()[slug]
-    return Evidence(check, subject, observe(check, subject, tried.case), until=time.monotonic() + seconds)
+    return Evidence(check, subject, observe(check, subject, tried.case), work=work or Work())
 
 
 def names(adapter: Any, slug: str) -> list[str]:
@@ -311,25 +314,42 @@ def test_ends_are_alike_in_kind(one, other, alike):
     assert (nearest.kind_of(one) == nearest.kind_of(other)) is alike
 
 
-# --- time ---------------------------------------------------------------------------------------------------------
+# --- work ---------------------------------------------------------------------------------------------------------
 
 
-def test_whoever_is_late_says_nothing():
-    evidence = evidence_of(faults()["half-dropped"].adapter(), "value-loss.half", seconds=-1.0)
+def test_who_may_ask_no_candidate_says_nothing_but_how_many_were_not_tried():
+    evidence = evidence_of(faults()["half-dropped"].adapter(), "value-loss.half", Work(asked=0))
     assert nearest.diagnoses(evidence) == ()
+    assert re.fullmatch(r"the search for a cause was cut after 0 candidates: \d+ were not tried", evidence.work.cut)
 
 
-def test_the_time_limit_is_kept_where_answers_are_slow():
-    class Slow(faults()["critic-values-shifted"].adapter):  # type: ignore[name-defined, misc]
+def test_a_search_that_was_not_cut_says_nothing_of_it():
+    evidence = evidence_of(faults()["half-dropped"].adapter(), "value-loss.half")
+    nearest.diagnoses(evidence)
+    assert evidence.work.cut == ""
+
+
+def test_a_machine_on_which_an_hour_goes_by_at_each_look_at_the_clock_gives_the_same_names(monkeypatch):
+    evidence = evidence_of(faults()["critic-values-shifted"].adapter(), "critic.state-before")
+    hours = itertools.count(0, 3600)
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(hours)))
+    found = [d.name for d in (*provenance.diagnoses(evidence), *nearest.diagnoses(evidence))]
+    assert "critic-values-shifted" in found
+    assert "shift" in found
+
+
+def test_the_calls_of_a_slow_adapter_are_bounded_beforehand():
+    calls = []
+
+    class Counting(faults()["critic-values-shifted"].adapter):  # type: ignore[name-defined, misc]
         def action_values(self, critic, batch):
-            time.sleep(0.2)
+            calls.append(1)
             return super().action_values(critic, batch)
 
-    evidence = evidence_of(Slow(), "critic.state-before")
-    evidence.until = time.monotonic() + 2.0
-    started = time.monotonic()
-    nearest.diagnoses(evidence)
-    assert time.monotonic() - started < 4.0
+    evidence = evidence_of(Counting(), "critic.state-before")
+    calls.clear()
+    provenance.diagnoses(evidence), nearest.diagnoses(evidence)
+    assert len(calls) <= CALLS + 8  # the last case may have several calls
 
 
 def test_the_report_of_a_run_holds_the_name():

@@ -396,9 +396,22 @@ number where it is looked at. There, and where several candidates agree, the ada
 more cases of the clause and some of the other clauses of the chapter. Candidates that cannot be told apart after
 that are all named, or, where they are more than three, counted.
 
-No name means that the trainer does something that is in no library, or more than one wrong thing at once, or that
-time ran out: the diagnosis of one failure takes four seconds at most, and candidates that were not compared with all
-of the cases are not named."""
+Where nothing of the library agrees, the reference is compared with one thing spoiled that goes in or comes out: a
+tensor that is rolled, shifted, negated or rounded, a mask with one more or less, an option that is not honored, a
+factor, an offset, another denominator, a mask by ids:
+
+    on 13 cases, 12 of them failing: the answer is what it would be if `action_mask` were shifted by one to the left,
+    with a zero behind
+
+And where none of these agrees either, it is said where the failure shows and where it does not, as a fact about the
+cases that were tried:
+
+    of 25 cases tried, 25 fail: all that differ are in row 0 and at the actions; in each of the 43 numbers that differ 0
+    came
+
+What a diagnosis costs is counted in calls of the adapter and in candidates, and not in seconds: a busy machine gives
+the same names as an idle one. Where a search was cut, the note of the failure says after how many candidates, and how
+many were not tried; who was not compared with all of the cases is not named."""
 
 NOT_FIRST_INTRODUCTION = """\
 Each fault that is not called by its own name first, and why."""

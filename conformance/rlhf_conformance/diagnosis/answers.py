@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,8 +10,8 @@ from typing import Any
 import rlhf_spec.reward
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import METHODS
-from rlhf_conformance.diagnosis.evidence import Evidence, Observed, drawn, observe
-from rlhf_conformance.judging.questions import Call, NotReturned, main
+from rlhf_conformance.diagnosis.evidence import MORE_CASES, Evidence, Observed
+from rlhf_conformance.judging.questions import Call, main
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.methods import Readout
 from rlhf_conformance.oracle import budgets
@@ -23,8 +22,6 @@ Cell = tuple[int, int]
 """Row and column of the batch; a pack is one row, its shards behind one another."""
 Table = list[list[float]]
 """For each position what may be read there: a number for each token where answers have a label, else a single one."""
-
-CASES = 12
 
 
 @dataclass(frozen=True)
@@ -174,11 +171,8 @@ def unanswered(evidence: Evidence) -> Seen | None:
 
 def _drawn(evidence: Evidence, seed: int) -> list[Seen]:
     found: list[Seen] = []
-    for case in drawn(evidence.check, evidence.subject, CASES, seed):
-        if evidence.late:
-            break
-        with contextlib.suppress(NotReturned):
-            found += _of(evidence.subject, observe(evidence.check, evidence.subject, case))
+    for observed in evidence.tried(MORE_CASES, seed):
+        found += _of(evidence.subject, observed)
     return found
 
 

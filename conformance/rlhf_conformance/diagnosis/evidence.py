@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from hypothesis import Phase
 
 from rlhf_conformance._lazy import torch
+from rlhf_conformance.diagnosis.work import Work
 from rlhf_conformance.judging.checks import Check
 from rlhf_conformance.judging.isolation import AdapterError
 from rlhf_conformance.judging.judge import ClauseFailure, Comparison, Judge
@@ -21,8 +20,6 @@ from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.judging.trying import searching
 from rlhf_conformance.judging.wiring import WiringError
 
-SECONDS = 4.0
-"""What the diagnosis of one failure may take, about; it is asked for only where something failed."""
 MORE_CASES, FEWEST_CASES = 12, 4
 """How many cases are drawn anew: for cheap checks, and at least for expensive ones."""
 
@@ -79,7 +76,7 @@ class Evidence:
     """What is known about the failure of a clause.
 
     smallest    the failing case that the report shows
-    until       of `time.monotonic()`: what has not been looked at by then is let go
+    work        what it may cost: what is not looked at for that is let go
     remembered  what one look has found and another one needs as well
     """
 
@@ -87,28 +84,40 @@ class Evidence:
     subject: Subject
     smallest: Observed
     seed: int = 0
-    until: float = field(default_factory=lambda: time.monotonic() + SECONDS)
+    work: Work = field(default_factory=Work)
     remembered: dict[str, Any] = field(default_factory=dict)
+    _tried: dict[int, tuple[list[Any], list[Observed | None]]] = field(default_factory=dict)
 
     @property
     def slug(self) -> str:
         return self.check.slug
 
     @property
-    def late(self) -> bool:
-        return time.monotonic() > self.until
+    def spent(self) -> bool:
+        return self.work.spent
+
+    def observe(self, check: Check, case: Any) -> Observed:
+        """Try a case on the adapter, and count its calls."""
+        seen = observe(check, self.subject, case)
+        self.work.calls -= max(1, len(seen.calls))
+        return seen
 
     @cached_property
     def more(self) -> tuple[Observed, ...]:
         """Other cases of the clause, larger than the smallest, on which the adapter may fail or not."""
-        found: list[Observed] = []
-        count = max(FEWEST_CASES, 2 * MORE_CASES // max(2, self.check.effort))
-        for case in drawn(self.check, self.subject, count, self.seed):
-            if self.late:
+        return self.tried(max(FEWEST_CASES, 2 * MORE_CASES // max(2, self.check.effort)), self.seed)
+
+    def tried(self, count: int, seed: int) -> tuple[Observed, ...]:
+        """So many cases drawn with a seed, each of which is tried once, whoever wants to see it."""
+        cases, found = self._tried.setdefault(seed, (drawn(self.check, self.subject, MORE_CASES, seed), []))
+        for case in cases[len(found) : count]:
+            if self.spent:
                 break
-            with contextlib.suppress(NotReturned):  # a case for which the trainer does not make what is judged
-                found.append(observe(self.check, self.subject, case))
-        return tuple(found)
+            try:
+                found.append(self.observe(self.check, case))
+            except NotReturned:  # a case for which the trainer does not make what is judged
+                found.append(None)
+        return tuple(seen for seen in found[:count] if seen is not None)
 
 
 def drawn(check: Check, subject: Subject, count: int, seed: int) -> list[Any]:

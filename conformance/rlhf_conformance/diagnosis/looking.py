@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from rlhf_conformance.diagnosis import exchange, legs, nearest, pictures, provenance, repeating, steps
+from rlhf_conformance.diagnosis import exchange, legs, nearest, pictures, places, provenance, repeating, steps
 from rlhf_conformance.diagnosis.evidence import Evidence, Observed, observe
 from rlhf_conformance.judging.checks import Check, checks
 from rlhf_conformance.judging.subject import Subject
@@ -38,11 +38,18 @@ def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
     for part, look in (
         ("picture", pictures.picture),
         ("steps", steps.steps),
-        ("diagnoses", lambda e: (*legs.diagnoses(e), *provenance.diagnoses(e), *nearest.diagnoses(e))),
+        ("diagnoses", _named),
         ("exchange", heard),
     ):
         failure = replace(failure, **_seen(part, look, evidence, failure.note))
-    return replace(result, failure=failure)
+    note = "; ".join(said for said in (failure.note, evidence.work.cut) if said)
+    return replace(result, failure=replace(failure, note=note))
+
+
+def _named(evidence: Evidence) -> tuple[Diagnosis, ...]:
+    """Names of the cause; where there are none, the place."""
+    causes = (*provenance.diagnoses(evidence), *nearest.diagnoses(evidence))
+    return (*legs.diagnoses(evidence), *(causes or places.diagnoses(evidence)))
 
 
 def _changing(check: Check, subject: Subject, smallest: Observed) -> Diagnosis | None:

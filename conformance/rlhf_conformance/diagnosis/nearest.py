@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,6 +25,7 @@ from rlhf_conformance.adapter import DECLARATIONS, METHODS, Adapter, provided
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.diagnosis.conventions import conventions
 from rlhf_conformance.diagnosis.evidence import Evidence, Observed, drawn, observe
+from rlhf_conformance.diagnosis.variations import variations
 from rlhf_conformance.faults import Fault, changed, faults
 from rlhf_conformance.judging.checks import Check, checks
 from rlhf_conformance.judging.judge import Comparison
@@ -40,7 +40,11 @@ MORE_OF_THE_SAME, FURTHER_CASES = 8, 2
 """Cases of the clause itself and of each neighboring one, for a further examination."""
 LEAST_FURTHER = 4
 """How many further cases must agree where the evidence itself tells little."""
+CONFIRMING, DEAR = 8, 4
+"""How many neighboring clauses a name has to hold on that nothing speaks against, none of them dearer than that."""
 LISTED = 3
+VARIED = 3
+"""The rank of variations of the reference, of which no single one is likely."""
 LIKELY = 1
 """The rank up to which candidates are asked first: conventions, and the faults of the clause itself."""
 
@@ -66,6 +70,8 @@ class Candidate:
 
     @property
     def label(self) -> str:
+        if self.rank == VARIED:
+            return self.name
         return f"`{self.name}`" if self.kind == "fault" else f"the convention {self.name}"
 
 
@@ -320,7 +326,10 @@ def tells(seen: Sequence[Observed]) -> bool:
     failing = [o for o in seen if o.failed]
     wrong = {kind_of(o.ended) for o in failing if o.ended} | {f"{x:.4g}" for o in failing for x in _wrong_numbers(o)}
     answers = {f"{x:.4g}" for o in failing for c in o.comparisons for x in c.actual}
-    return len(wrong) >= TELLING_NUMBERS or (len(failing) >= TELLING_FAILURES and len(answers) >= TELLING_NUMBERS)
+    patterns = {c.actual for o in failing for c in o.broken if not any(c.allowed) and len(set(c.actual)) > 1}
+    return max(len(wrong), len(patterns)) >= TELLING_NUMBERS or (
+        len(failing) >= TELLING_FAILURES and len(answers) >= TELLING_NUMBERS
+    )
 
 
 def _wrong_numbers(seen: Observed) -> Iterator[float]:
@@ -335,12 +344,14 @@ class Suspect:
     """A candidate that agrees with the adapter so far.
 
     apart       the largest difference, as a share of the budget
-    refuted     it disagrees on further cases of the clause itself
+    refuted     it disagrees on further cases of the clause itself, or fails on a neighboring one about the same
+                methods, where the adapter does not or does otherwise
     agreed      further cases of the clause that the adapter passes, and cases of neighboring clauses about the same
                 methods, on which it agrees, too
     parted      cases of those neighboring clauses on which it does not
     elsewhere   cases of neighboring clauses about other methods on which it does not: those may have faults of
                 their own
+    wrong       it failed on the last case on which it did not agree
     """
 
     candidate: Candidate
@@ -349,6 +360,7 @@ class Suspect:
     agreed: int = 0
     parted: int = 0
     elsewhere: int = 0
+    wrong: bool = False
 
     @property
     def against(self) -> tuple[int, int]:
@@ -362,26 +374,40 @@ class Suspect:
 
 
 def _suspects(evidence: Evidence, impostors: Impostors) -> list[Suspect]:
-    """Those who agree on every case; the likeliest are asked first, and who could not be asked in time is let go."""
+    """Those who agree on every case; the likeliest are asked first."""
     everyone = candidates(evidence.check, evidence.subject.adapter)
     everyone = [c for c in everyone if impostors.can_be_asked(c.adapter, evidence.check)]
     likely = [c for c in everyone if c.rank <= LIKELY]
     others = [c for c in everyone if c.rank > LIKELY]
-    found = _survivors(likely, evidence, impostors, evidence.until)
-    left = evidence.until - time.monotonic()
-    return found + _survivors(others, evidence, impostors, evidence.until - left / 3)
+    return _survivors(likely, evidence, impostors) + _survivors(others, evidence, impostors)
 
 
-def _survivors(asked: Sequence[Candidate], evidence: Evidence, impostors: Impostors, until: float) -> list[Suspect]:
-    """All are asked for the smallest case, and who is left for the others."""
-    dtype = evidence.subject.dtype
+def _variations(evidence: Evidence, impostors: Impostors) -> list[Suspect]:
+    """The same of those that no library has."""
+    found = [
+        Candidate(v.kind, v.name, v.says, v.adapter, VARIED)
+        for v in variations(evidence.check, evidence.subject.adapter, evidence.smallest)
+    ]
+    return _survivors(found, evidence, impostors)
+
+
+def _survivors(asked: Sequence[Candidate], evidence: Evidence, impostors: Impostors) -> list[Suspect]:
+    """All are asked for the smallest case, and who is left for the others. Who could not be asked for all is let go,
+    and counted."""
     suspects = [Suspect(candidate) for candidate in asked]
+    untried = 0
     for seen in _one_by_one(evidence):
-        suspects = [
-            s for s in suspects if time.monotonic() < until and _agrees_on(seen, evidence.check, s, impostors, dtype)
-        ]
+        left: list[Suspect] = []
+        for suspect in suspects:
+            if evidence.work.asked <= 0:
+                untried += 1
+            elif _agrees_on(seen, evidence.check, suspect, impostors, evidence):
+                left.append(suspect)
+        suspects = left
         if not suspects:
             break
+    evidence.work.tried += len(asked) - untried
+    evidence.work.untried += untried
     return suspects
 
 
@@ -391,13 +417,15 @@ def _one_by_one(evidence: Evidence) -> Iterator[Observed]:
     yield from evidence.more
 
 
-def _agrees_on(seen: Observed, check: Check, suspect: Suspect, impostors: Impostors, dtype: torch.dtype) -> bool:
+def _agrees_on(seen: Observed, check: Check, suspect: Suspect, impostors: Impostors, evidence: Evidence) -> bool:
     """Ask a suspect, whose errors are its own affair."""
+    evidence.work.asked -= max(1, check.effort)
     try:
         other = observe(check, impostors.of(suspect.candidate.adapter), seen.case)
     except Exception:
         return False
-    if not agrees(seen, other, dtype):
+    if not agrees(seen, other, evidence.subject.dtype):
+        suspect.wrong = other.failed
         return False
     suspect.apart = max(suspect.apart, distance(seen, as_far_as(seen, other)))
     return True
@@ -417,31 +445,40 @@ def _neighbors(check: Check, adapter: Adapter) -> list[Check]:
     return sorted(found, key=lambda other: not set(other.needs) <= set(check.needs))
 
 
-def _examine(evidence: Evidence, suspects: list[Suspect], impostors: Impostors) -> None:
-    """The suspects and the adapter on more cases, also of the neighboring clauses, as long as there is time."""
-    dtype = evidence.subject.dtype
-    for check in (evidence.check, *_neighbors(evidence.check, evidence.subject.adapter)):
-        same = set(check.needs) <= set(evidence.check.needs)
-        count = MORE_OF_THE_SAME if check is evidence.check else FURTHER_CASES
+def _examine(evidence: Evidence, suspects: list[Suspect], impostors: Impostors, *, thorough: bool) -> None:
+    """The suspects and the adapter on more cases, also of the neighboring clauses: of all of them, or of a few about
+    the same methods."""
+    neighbors = _neighbors(evidence.check, evidence.subject.adapter)
+    if not thorough:
+        near = [c for c in neighbors if set(c.needs) <= set(evidence.check.needs) and c.effort <= DEAR]
+        neighbors = near[:CONFIRMING]
+    for check in (evidence.check, *neighbors):
+        own = MORE_OF_THE_SAME if thorough else MORE_OF_THE_SAME // 2
+        count = own if check is evidence.check else FURTHER_CASES if thorough else 1
         for case in drawn(check, evidence.subject, count, evidence.seed + 1):
-            if evidence.late:
+            if evidence.spent:
                 return
             try:
-                seen = observe(check, evidence.subject, case)
+                seen = evidence.observe(check, case)
             except Exception:  # a part that the trainer does not return
                 continue
             for suspect in suspects:
-                if not impostors.can_be_asked(suspect.candidate.adapter, check):
-                    continue
-                agrees_too = _agrees_on(seen, check, suspect, impostors, dtype)
-                if check is evidence.check:
-                    suspect.refuted |= not agrees_too
-                    suspect.agreed += agrees_too and not seen.failed
-                elif same:
-                    suspect.agreed += agrees_too
-                    suspect.parted += not agrees_too
-                else:
-                    suspect.elsewhere += not agrees_too
+                if not suspect.refuted and impostors.can_be_asked(suspect.candidate.adapter, check):
+                    _confront(suspect, seen, check, impostors, evidence)
+
+
+def _confront(suspect: Suspect, seen: Observed, check: Check, impostors: Impostors, evidence: Evidence) -> None:
+    """A suspect with a further case."""
+    agrees_too = _agrees_on(seen, check, suspect, impostors, evidence)
+    if check is evidence.check:
+        suspect.refuted |= not agrees_too
+        suspect.agreed += agrees_too and not seen.failed
+    elif set(check.needs) <= set(evidence.check.needs):
+        suspect.agreed += agrees_too
+        suspect.parted += not agrees_too
+        suspect.refuted |= suspect.wrong and not agrees_too
+    else:
+        suspect.elsewhere += not agrees_too
 
 
 # --- what is said -------------------------------------------------------------------------------------------------
@@ -458,13 +495,12 @@ def agreeing(evidence: Evidence) -> list[Suspect]:
     if not evidence.smallest.failed:  # it does not fail every time: there is nothing to compare
         return []
     impostors = Impostors(evidence.subject)
-    suspects = _suspects(evidence, impostors)
+    suspects = _suspects(evidence, impostors) or _variations(evidence, impostors)
     if not suspects:
         return []
     enough = tells((evidence.smallest, *evidence.more))
-    if not enough or len(suspects) > 1:
-        _examine(evidence, suspects, impostors)
-        suspects = [s for s in suspects if not s.refuted]
+    _examine(evidence, suspects, impostors, thorough=not enough or len(suspects) > 1)
+    suspects = [s for s in suspects if not s.refuted]
     if not enough:
         suspects = [s for s in suspects if not s.parted and s.agreed >= LEAST_FURTHER]
     least = min((s.against for s in suspects), default=(0, 0))
@@ -477,14 +513,13 @@ def _said(suspects: Sequence[Suspect], seen: Sequence[Observed]) -> tuple[Diagno
     on = f"on {len(seen)} cases, {failing} of them failing" if len(seen) > 1 else "on the failing case"
     shown = suspects if len(suspects) <= LISTED else suspects[:1]
     others = "" if shown is suspects else f"; or {len(suspects) - 1} others that answer alike here"
-    return tuple(
-        Diagnosis(
-            s.candidate.kind,
-            s.candidate.name,
-            f"agrees with {s.candidate.label} {on}: {s.candidate.says}{others}",
-            cause=s.candidate.says,
-            alike=tuple(other.candidate.name for other in suspects[len(shown) :]),
-            bug=s.candidate.bug,
-        )
-        for s in shown
-    )
+    found = []
+    for s in shown:
+        rivals = [other.candidate.label for other in shown if other is not s]
+        or_else = f"; or {' or '.join(rivals)}, which cannot be told from it here" if rivals else ""
+        agrees_with = "" if s.candidate.rank == VARIED else f"agrees with {s.candidate.label} "
+        sentence = f"{agrees_with}{on}: {s.candidate.says}{or_else}{others}"
+        more = {"cause": s.candidate.says, "bug": s.candidate.bug}
+        alike = tuple(other.candidate.name for other in suspects[len(shown) :])
+        found.append(Diagnosis(s.candidate.kind, s.candidate.name, sentence, alike=alike, **more))
+    return tuple(found[:1] if suspects[0].candidate.rank == VARIED else found)  # which says them all

@@ -63,7 +63,7 @@ def _look(evidence: Evidence) -> Found:
     if explained:
         found.diagnosis = _claimed(explained, seens)
         found.where = explained[0].reading.where
-    elif not evidence.late:
+    else:
         found.diagnosis = _in_half(seens) or _scattered(seens)
     return found
 
@@ -100,8 +100,6 @@ def _held(evidence: Evidence, readings: list[Reading], seens: list[Seen], tried:
     some open, those with nothing fitted before the others."""
     held: list[Explanation] = []
     for reading in readings:
-        if evidence.late:
-            return []
         explanation = explain(reading, seens, tried)
         if explanation:
             held.append(explanation)

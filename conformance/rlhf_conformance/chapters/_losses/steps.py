@@ -124,7 +124,7 @@ class _Shown:
         """The first tokens, one by one, up to the number of each, asked for in a row without another action."""
         blocks: list[Block] = []
         for i, j in self.case.actions[:ALONE]:
-            if self.evidence.late:
+            if self.evidence.spent:
                 break
             place = f"{self.where}row {i}, token {j}"
             only = tuple(int(column == j) for column in range(len(self.case.action_mask[i])))
@@ -160,7 +160,7 @@ class _Shown:
         lines = []
         for i, count in enumerate(self.case.counts):
             case = self.case.rows([i]).with_options(global_count=None)
-            if count and not self.evidence.late:
+            if count and not self.evidence.spent:
                 label = f"{self.where}mean of row {i} over its action tokens, {count} (asked for alone)"
                 lines.append(replace(self.asked(case, [i], case.action_mask), label=label))
         return lines

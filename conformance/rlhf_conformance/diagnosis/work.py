@@ -1,0 +1,37 @@
+"""What a diagnosis may cost, in work: a busy machine takes longer for the same, and finds the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CALLS = 96
+"""Calls of the adapter for the diagnosis of one failure. At half a second a call that is 48 s at most."""
+ASKED = 1200
+"""Cases that candidates are asked for, each counted as often as its check is dear."""
+
+
+@dataclass
+class Work:
+    """What is left of it.
+
+    calls       of the adapter
+    asked       cases that candidates may still be asked for, in units of a cheap check
+    tried, untried      candidates that were asked all that they had to be, and those that were not
+    """
+
+    calls: int = CALLS
+    asked: int = ASKED
+    tried: int = 0
+    untried: int = 0
+
+    @property
+    def spent(self) -> bool:
+        """Whether the adapter is to be left alone."""
+        return self.calls <= 0
+
+    @property
+    def cut(self) -> str:
+        """In words, where the search ended before its end; empty where it did not."""
+        if not self.untried:
+            return ""
+        return f"the search for a cause was cut after {self.tried} candidates: {self.untried} were not tried"
