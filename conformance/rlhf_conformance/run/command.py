@@ -141,7 +141,18 @@ def run_plan(plan: Plan, workers: int, progress: Progress | None = None) -> Repo
         python = inheriting.command(Path(folder), plan.pass_env)
         arguments = [
             str(entry),
-            *("-c", str(ini), "--rootdir", folder, "--noconftest", "-s", "-p", "no:faulthandler"),
+            *(
+                "-c",
+                str(ini),
+                "--rootdir",
+                folder,
+                "--basetemp",
+                str(Path(folder) / "pytest"),
+                "--noconftest",
+                "-s",
+                "-p",
+                "no:faulthandler",
+            ),
             *("-p", "xdist.plugin", "-p", "rlhf_conformance.run.plugin", "-p", "no:cacheprovider", "-p", "no:terminal"),
             *("--tx", f"{workers}*popen//python={python}", "--dist", "load", "--maxschedchunk", "1"),
             *("--max-worker-restart", str(len(slugs))),

@@ -139,7 +139,7 @@ class Watch:
                     self._end_if_late(path, name, float(until))
             for name, process in list(self.processes.items()):
                 if name in running or process.poll() is not None:
-                    self._heard[name] = max(now, self._heard[name])
+                    self._heard[name] = now
                 elif now > self._heard[name] + SILENT:
                     self.unheard.add(name)
                     end_worker(process)
