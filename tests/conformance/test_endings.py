@@ -201,7 +201,8 @@ def test_a_check_in_this_process_leaves_neither_folder_nor_process(hostile, tmp_
 def test_a_run_leaves_no_descriptor_no_thread_and_no_child(hostile, tmp_path, monkeypatch):
     import tempfile
 
-    from rlhf_conformance import check
+    from rlhf_conformance.run.command import run_plan
+    from rlhf_conformance.run.plan import Plan
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("HOSTILE_NOTES", str(tmp_path / "notes"))
@@ -209,12 +210,9 @@ def test_a_run_leaves_no_descriptor_no_thread_and_no_child(hostile, tmp_path, mo
     def now() -> tuple[set[str], set[str], list[int]]:
         return set(os.listdir("/proc/self/fd")), set(os.listdir("/proc/self/task")), _children()
 
-    def once() -> None:
-        report = check(hostile("processes.py:Waits"), only=CLAUSES, profile="smoke", workers=2, budget=15)
-        assert report.result(CLAUSES[0]).verdict == PASS
-
     before = now()
-    once()
+    report = run_plan(Plan(adapter=hostile("processes.py:Waits"), only=CLAUSES, profile="smoke", time_limit=4), 2)
+    assert [result.verdict for result in report.results] == [PASS, LOST]
     assert now() == before
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 

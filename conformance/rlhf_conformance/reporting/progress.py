@@ -75,7 +75,7 @@ def line(standing: Standing) -> str:
     said = [f"{standing.done:>4} of {standing.total} clauses"]
     said += [f"about {in_words(standing.left)} left" if standing.left is not None else "time left not known yet"]
     if standing.budget_left is not None and (standing.left is None or standing.left > standing.budget_left):
-        said += [f"budget for {in_words(max(0.0, standing.budget_left))}"]
+        said += [f"budget ends in {in_words(max(0.0, standing.budget_left))}"]
     names = list(standing.running[:SHOWN])
     more = len(standing.running) - len(names)
     said += [f"trying {' and '.join(names)}" + (f" and {more} more" if more else "")] * bool(names)

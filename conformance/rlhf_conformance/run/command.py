@@ -17,7 +17,7 @@ import pytest
 
 import rlhf_spec.clauses
 from rlhf_conformance.adapter import Adapter
-from rlhf_conformance.results import LOST, Report, Result
+from rlhf_conformance.results import LOST, NOT_PROVIDED, Report, Result
 from rlhf_conformance.run import ending, inheriting
 from rlhf_conformance.run.folders import own_folder
 from rlhf_conformance.run.known import KnownFailure, with_known_failures
@@ -162,8 +162,8 @@ def run_plan(plan: Plan, workers: int, progress: Progress | None = None) -> Repo
             pytest.main(arguments, plugins=[gathered])
         if gathered.unusable is not None:
             raise LoadError(gathered.unusable)
-        results = tuple(gathered.results.get(slug) or gathered.lost(slug) for slug in slugs)
         gathered.read_what_was_run()
+        results = tuple(gathered.results.get(slug) or gathered.not_come_to(slug) for slug in slugs)
     subject = gathered.subject or {"adapter": plan.adapter, "name": plan.adapter, "options": plan.options}
     run = _run_of(plan, started, gathered.import_seconds, workers=workers, ended_by=gathered.ended_by)
     return Report(results, subject, gathered.environment, run, plan.strict)
@@ -201,6 +201,7 @@ class _Gathered:
     ends: dict[str, str] = field(default_factory=dict)
     running: dict[str, float] = field(default_factory=dict)
     cases: dict[str, int] = field(default_factory=dict)
+    not_provided: dict[str, str] = field(default_factory=dict)
     ended_by: str = ""
     looping: bool = False
 
@@ -245,7 +246,7 @@ class _Gathered:
         spent = time.monotonic() - self.begun
         if self.plan.budget and spent > self.plan.budget:
             self.stop(BUDGET)
-        if not self.cases:
+        if not self.loaded and loaded_marker(self.plan).exists():
             self.read_what_was_run()
             self.loaded = time.monotonic()
         if self.progress is not None and self.looping and not self.ended_by:
@@ -254,6 +255,8 @@ class _Gathered:
             self.progress.standing(Standing(len(self.results), self.total, running, self._left(), budget_left))
 
     def _left(self) -> float | None:
+        if not self.loaded:
+            return None
         done = list(self.results)
         tried = {slug: self._tried(slug) for slug in (*done, *self.running)}
         spent = time.monotonic() - self.loaded
@@ -317,13 +320,21 @@ class _Gathered:
         if marker.exists():
             said = json.loads(marker.read_text())
             self.environment, self.subject = said["environment"], said["subject"]
-            self.import_seconds, self.cases = said["import_seconds"], said["cases"]
+            self.import_seconds = said["import_seconds"]
+            self.cases, self.not_provided = said["cases"], said["not_provided"]
 
     def _add(self, result: Result) -> None:
         self.results[result.clause] = result
         self.running.pop(result.clause, None)
         if self.progress is not None:
             self.progress.result(result, len(self.results), self.total)
+
+    def not_come_to(self, slug: str) -> Result:
+        """The verdict on a clause that no worker sent one on."""
+        if slug not in self.not_provided or slug in self.running:
+            return self.lost(slug)
+        clause = rlhf_spec.clauses.clause(slug)
+        return Result(slug, clause.level, NOT_PROVIDED, reason=self.not_provided[slug])
 
     def lost(self, slug: str, said: str = "", end: str = "") -> Result:
         """The verdict on a clause whose worker died under it: the failure that it had found, or else the reason."""

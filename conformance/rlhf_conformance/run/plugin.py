@@ -265,6 +265,7 @@ def _say_what_is_run(suite: Suite) -> None:
         "subject": suite.describe(),
         "import_seconds": suite.import_seconds,
         "cases": suite.cases_to_try(),
+        "not_provided": suite.not_provided(),
     }
     _write_at_once(loaded_marker(suite.plan), json.dumps(said))
     suite.told = True

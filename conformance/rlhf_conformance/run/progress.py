@@ -33,7 +33,7 @@ def seconds_left(
 ) -> float | None:
     """How long the other clauses will take if a case takes as long as it did so far, and no clause more than `limit`.
 
-    cases       how many are tried of each clause; 0 where the adapter does not provide it
+    cases       how many are tried of each clause that the adapter provides
     tried       how many have been, of clauses that are done and of those that run
     seconds     since the first clause was begun, with `workers` processes
     """

@@ -75,9 +75,7 @@ class Suite:
     @property
     def provides_nothing(self) -> bool:
         """Whether no selected clause can be tried on the adapter."""
-        from rlhf_conformance.judging.checks import checks
-
-        return all(checks()[slug].not_provided(self.adapter) for slug in self.slugs)
+        return len(self.not_provided()) == len(self.slugs)
 
     def prepare(self) -> None:
         """Import what is needed and construct the adapter, unless that is done."""
@@ -91,7 +89,7 @@ class Suite:
         from rlhf_conformance.diagnosis.looking import diagnosed
 
         until = self._end_of_budget()
-        if time.monotonic() > until:
+        if time.monotonic() > until and slug not in self.not_provided():
             return Result(
                 slug, rlhf_spec.clauses.clause(slug).level, LOST, reason=f"not begun: {self.plan.over_budget}"
             )
@@ -117,14 +115,20 @@ class Suite:
         return self._until
 
     def cases_to_try(self) -> dict[str, int]:
-        """How many cases of each clause are tried; 0 where the adapter does not provide it."""
+        """How many cases are tried of each clause that the adapter provides."""
         from rlhf_conformance.judging.checks import checks
         from rlhf_conformance.judging.trying import PROFILES
 
-        profile, known = PROFILES[self.plan.profile], checks()
-        if self.plan.cases:
-            return dict.fromkeys(self.slugs, 1)
-        return {s: 0 if known[s].not_provided(self.adapter) else profile.examples_of(known[s]) for s in self.slugs}
+        profile, missing = PROFILES[self.plan.profile], self.not_provided()
+        slugs = (slug for slug in self.slugs if slug not in missing)
+        return {slug: 1 if slug in self.plan.cases else profile.examples_of(checks()[slug]) for slug in slugs}
+
+    def not_provided(self) -> dict[str, str]:
+        """The clauses that the adapter does not provide, with why."""
+        from rlhf_conformance.judging.checks import checks
+
+        reasons = {slug: checks()[slug].not_provided(self.adapter) for slug in self.slugs}
+        return {slug: reason for slug, reason in reasons.items() if reason}
 
     def close(self) -> None:
         """Remove what lies in a folder of its own. The suite makes it again if it is used again."""
