@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import sys
@@ -148,7 +149,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         seed = random.SystemRandom().randrange(2**31) if arguments.profile == "full" else 0
     if arguments.time_limit is not None and arguments.time_limit <= 0:
         raise UsageError(f"--time-limit {arguments.time_limit:g}: wanted a number of seconds above 0")
-    if arguments.budget is not None and arguments.budget <= 0:
+    if arguments.budget is not None and not 0 < arguments.budget < math.inf:
         raise UsageError(f"--budget {arguments.budget:g}: wanted a number of seconds above 0")
     if arguments.report is not None and arguments.report.exists() and not arguments.report.is_dir():
         raise UsageError(f"--report {arguments.report}: wanted a folder, this is a file")

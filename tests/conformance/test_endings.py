@@ -16,7 +16,7 @@ import pytest
 from rlhf_conformance.reporting import read
 from rlhf_conformance.results import LOST, PASS
 
-from .conftest import FLOORS
+from .conftest import FLOORS, HOSTILE, ROOT
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 
@@ -35,6 +35,12 @@ from rlhf_conformance import conformance_suite
 from processes import Waits
 test_conformance = conformance_suite(Waits(), only={clauses}, profile="smoke")
 """
+IN_A_POOL = """
+from processes import notes_and_waits
+from proof.trying import each
+if __name__ == "__main__":
+    list(each(notes_and_waits, [(1,), (2,)], workers=2))
+"""
 
 
 class Run:
@@ -45,7 +51,7 @@ class Run:
         self.temporary.mkdir()
         self.environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([FLOORS, str(Path(__file__).with_name("hostile"))]),
+            "PYTHONPATH": os.pathsep.join([FLOORS, str(ROOT / "tests"), str(HOSTILE)]),
             "TMPDIR": str(self.temporary),
             "HOSTILE_NOTES": str(self.notes),
             "PYTEST_ADDOPTS": "",
@@ -183,6 +189,16 @@ def test_a_signal_to_python_leaves_no_folder_of_ours(door, name, start, hostile,
     run.ends()
     os.kill(program, signal.SIGKILL)
     assert wait_for(lambda: not [name for name in run.left if "conformance" in name], 15), run.left
+
+
+@pytest.mark.parametrize("name", [*ORDERLY, "SIGKILL"])
+def test_a_signal_to_a_measurement_leaves_none_of_its_workers(name, start, tmp_path):
+    (tmp_path / "measure.py").write_text(IN_A_POOL)
+    run = start("measure.py")
+    run.waits()
+    run.process.send_signal(signal.Signals[name])
+    assert run.ends() != 0
+    assert wait_for(lambda: not run.left, 15), run.left
 
 
 def test_a_check_in_this_process_leaves_neither_folder_nor_process(hostile, tmp_path, monkeypatch):

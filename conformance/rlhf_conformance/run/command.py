@@ -161,7 +161,7 @@ def run_plan(plan: Plan, workers: int, progress: Progress | None = None) -> Repo
         with _own_pytest(), ending.signals_to(gathered.signalled), gathered.watch.over():
             pytest.main(arguments, plugins=[gathered])
         if gathered.unusable is not None:
-            raise LoadError(gathered.unusable)
+            raise LoadError(gathered.unusable + inheriting.hint(gathered.unusable, plan.pass_env))
         gathered.read_what_was_run()
         results = tuple(gathered.results.get(slug) or gathered.not_come_to(slug) for slug in slugs)
     subject = gathered.subject or {"adapter": plan.adapter, "name": plan.adapter, "options": plan.options}

@@ -64,6 +64,12 @@ def _belongs_to_ci(name: str, value: str) -> bool:
     return _OF_CI.match(upper) is not None and os.path.isabs(value) and not os.path.isdir(value)
 
 
+def hint(said: str, passed: Iterable[str]) -> str:
+    """What to do where an error names a variable that was withheld; empty where it names none."""
+    names = [name for name in withheld(os.environ, passed) if re.search(rf"\b{re.escape(name)}\b", said)]
+    return "".join(f"; {name} looks like a secret and was not passed on: --pass-env {name} does" for name in names)
+
+
 def command(folder: Path, passed: Iterable[str]) -> str:
     """The Python of a worker, as a shell would read it: one below a keeper, with the environment that is its due.
 

@@ -46,17 +46,22 @@ class PrintsMuch(Survivor):
         return super().position_ids(attention_mask)
 
 
+def notes_and_waits(number):
+    """Notes its process and another number, and comes to no end."""
+    draft = Path(os.environ["HOSTILE_NOTES"]).with_suffix(".draft")
+    draft.write_text(f"{os.getpid()} {number}")
+    draft.rename(os.environ["HOSTILE_NOTES"])
+    while True:
+        time.sleep(0.01)
+
+
 class Waits(Survivor):
     """Starts a program in a session of its own, notes both numbers, and waits for what never comes."""
 
     def pack_sequences(self, sequences):
         program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], start_new_session=True)
         tempfile.mkdtemp()
-        draft = Path(os.environ["HOSTILE_NOTES"]).with_suffix(".draft")
-        draft.write_text(f"{os.getpid()} {program.pid}")
-        draft.rename(os.environ["HOSTILE_NOTES"])
-        while True:
-            time.sleep(3600)
+        notes_and_waits(program.pid)
 
 
 class TakesHalfASecond(Adapter):
