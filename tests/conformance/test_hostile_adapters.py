@@ -431,9 +431,11 @@ RUNS = {
             "writes_on_descriptors",
             "token_log_probs",
             LOST,
-            f"{ENDED}(nothing was heard from it for 4 s, and it was ended|it closed the connection to the suite)",
+            f"{ENDED}(nothing was heard from it, and it was ended|it closed the connection to the suite)",
         ),
         Hostile("kills_its_parent", "token_entropy", LOST, KILLED),
+        Hostile("stops_its_parent", "pack_sequences", LOST, rf"{SLOW}, in harms.py:{LINE} in hangs"),
+        Hostile("stops_its_parent_for_good", "policy_loss", LOST, SLOW),
     ],
     "poison": [
         Hostile(
@@ -511,6 +513,7 @@ def judged(hostile, rows, limit, count):
 def test_harm_to_the_process_is_a_verdict_on_its_clause_alone(name, hostile, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "LATE", 1.0)
     monkeypatch.setattr(workers, "SILENT", 4.0)
+    monkeypatch.setattr(workers, "PATIENCE", 3.0)
     monkeypatch.setenv("HOSTILE_NOTES", str(tmp_path / "notes"))
     limit = 3 if any(SLOW in row.says for row in RUNS[name]) else 60
     report = judged(hostile, RUNS[name], limit, 1 if name in ("poison", "survived", "leftovers", "away") else 2)

@@ -250,7 +250,8 @@ class _Gathered:
             self.read_what_was_run()
             self.loaded = time.monotonic()
         if self.progress is not None and self.looping and not self.ended_by:
-            running = tuple(sorted(self.running, key=self.running.__getitem__))
+            since = dict(self.running)
+            running = tuple(sorted(since, key=since.__getitem__))
             budget_left = self.plan.budget - spent if self.plan.budget else None
             self.progress.standing(Standing(len(self.results), self.total, running, self._left(), budget_left))
 

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 GLANCE = 0.5
@@ -54,7 +54,7 @@ def keep(parent: int, command: Sequence[str], environment: dict[str, str]) -> No
     while status is None and not told and os.getppid() == parent:
         select.select([woken], [], [], GLANCE)
         _drain(woken)
-        status = dict(_reaped()).get(worker)
+        status = _reap()[0].get(worker)
     left = _end_all(worker)
     _leave(left if status is None else status)
 
@@ -109,16 +109,17 @@ def _let_go_of_streams() -> None:
     os.close(null)
 
 
-def _reaped() -> Iterator[tuple[int, int]]:
-    """The children that have ended, with how."""
+def _reap() -> tuple[dict[int, int], bool]:
+    """How the children ended that have ended, and whether there are others."""
+    ended: dict[int, int] = {}
     try:
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
-                return
-            yield pid, status
+                return ended, True
+            ended[pid] = status
     except ChildProcessError:
-        return
+        return ended, False
 
 
 def _end_all(worker: int) -> int | None:
@@ -129,20 +130,12 @@ def _end_all(worker: int) -> int | None:
             kill(pid)
         if sys.platform != "linux":
             kill(-worker)
-        for pid, how in _reaped():
-            status = how if pid == worker else status
-        if not _has_children():
+        ended, others = _reap()
+        status = ended.get(worker, status)
+        if not others:
             break
         time.sleep(0.01)
     return status
-
-
-def _has_children() -> bool:
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
 
 
 def kill(pid: int) -> None:

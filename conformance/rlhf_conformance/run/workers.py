@@ -91,6 +91,7 @@ class Watch:
     overdue: set[str] = field(default_factory=set)
     unheard: set[str] = field(default_factory=set)
     _heard: dict[str, float] = field(default_factory=dict)
+    _told: dict[str, float] = field(default_factory=dict)
     _over: threading.Event = field(default_factory=threading.Event)
 
     @contextlib.contextmanager
@@ -113,8 +114,18 @@ class Watch:
 
     def end_all(self) -> None:
         """Begin to end all workers; nothing is waited for."""
-        for process in list(self.processes.values()):
-            end_worker(process)
+        for name in list(self.processes):
+            self._end(name)
+
+    def _end(self, name: str) -> None:
+        """Tell a keeper to end its worker, and all that the worker has started. One that does not obey, since an
+        adapter stops it, is killed, and Linux kills its worker."""
+        process = self.processes[name]
+        if time.monotonic() > self._told.setdefault(name, time.monotonic()) + PATIENCE:
+            process.kill()
+        with contextlib.suppress(OSError):
+            process.terminate()
+            process.send_signal(getattr(signal, "SIGCONT", signal.SIGTERM))
 
     def end_of(self, name: str) -> str:
         """How a worker that is down came to its end, in words."""
@@ -122,11 +133,11 @@ class Watch:
         if process is None:
             return "it exited, was killed, or crashed"
         if name in self.unheard:
-            return f"nothing was heard from it for {SILENT:g} s, and it was ended"
+            return "nothing was heard from it, and it was ended"
         try:
             return end_in_words(process.wait(timeout=GRACE))
         except subprocess.TimeoutExpired:
-            end_worker(process)
+            self._end(name)
             return "it closed the connection to the suite"
 
     def _watch(self) -> None:
@@ -142,14 +153,16 @@ class Watch:
                     self._heard[name] = now
                 elif now > self._heard[name] + SILENT:
                     self.unheard.add(name)
-                    end_worker(process)
-            self.tick()
+                    self._end(name)
+                if name in self._told:
+                    self._end(name)
+            with contextlib.suppress(Exception):  # whatever goes wrong there, the limits hold
+                self.tick()
 
     def _end_if_late(self, path: Path, name: str, until: float) -> None:
-        process = self.processes.get(name)
-        if process is not None and time.time() > until + LATE:
+        if name in self.processes and time.time() > until + LATE:
             self.overdue.add(path.stem)
-            end_worker(process)
+            self._end(name)
 
     def _clear_away(self) -> None:
         """End what is left, by force where it does not go."""
@@ -162,12 +175,6 @@ class Watch:
                 process.kill()
                 process.wait()
         _kill_those_of(self.folder)
-
-
-def end_worker(process: Worker) -> None:
-    """Tell a keeper to end its worker, and all that the worker has started."""
-    with contextlib.suppress(OSError):
-        process.terminate()
 
 
 def _kill_those_of(folder: Path) -> None:

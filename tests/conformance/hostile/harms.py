@@ -168,6 +168,19 @@ def kills_its_parent(ask):
     time.sleep(3600)
 
 
+def stops_its_parent(ask):
+    """Stops the process that started this one, and hangs."""
+    os.kill(os.getppid(), signal.SIGSTOP)
+    hangs(ask)
+
+
+def stops_its_parent_for_good(ask):
+    """The same again and again, with nothing to end it from within."""
+    faulthandler.cancel_dump_traceback_later()
+    while True:
+        os.kill(os.getppid(), signal.SIGSTOP)
+
+
 def reads_environment(ask):
     """Answers only where nothing in the environment opens a door, and what a trainer needs is there."""
     found = {name for name in os.environ if name.startswith(("SECRET", "GITHUB", "ACTIONS", "MY_", "HF_", "DATABASE"))}
