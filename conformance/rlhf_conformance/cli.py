@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import sys
@@ -64,6 +65,14 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--replay", metavar="FILE", type=Path, help="try the failing cases of a report again, or one stored case"
     )
     check.add_argument("--time-limit", metavar="SECONDS", type=float, help="for a clause (default: by profile)")
+    check.add_argument("--budget", metavar="SECONDS", type=float, help="for the run: what is left then is lost")
+    check.add_argument(
+        "--pass-env",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a variable that the adapter needs although it looks like a secret",
+    )
     check.add_argument("--seed", metavar="N", type=int, help="of the cases (default: 0; drawn and printed for full)")
     check.add_argument("--verbose", action="store_true", help="show every failure in full, not only as far as fits")
     check.set_defaults(run=run_check)
@@ -133,7 +142,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from rlhf_conformance import reporting
-    from rlhf_conformance.reporting import github, terminal
+    from rlhf_conformance.reporting import github, progress, terminal
     from rlhf_conformance.run.command import run_plan
     from rlhf_conformance.run.loading import UsageError, parse_options
     from rlhf_conformance.run.plan import validate_plan
@@ -144,6 +153,8 @@ def run_check(arguments: argparse.Namespace) -> int:
         seed = random.SystemRandom().randrange(2**31) if arguments.profile == "full" else 0
     if arguments.time_limit is not None and arguments.time_limit <= 0:
         raise UsageError(f"--time-limit {arguments.time_limit:g}: wanted a number of seconds above 0")
+    if arguments.budget is not None and not 0 < arguments.budget < math.inf:
+        raise UsageError(f"--budget {arguments.budget:g}: wanted a number of seconds above 0")
     if arguments.report is not None and arguments.report.exists() and not arguments.report.is_dir():
         raise UsageError(f"--report {arguments.report}: wanted a folder, this is a file")
     if arguments.workers is not None and arguments.workers < 1:
@@ -160,6 +171,8 @@ def run_check(arguments: argparse.Namespace) -> int:
         strict=arguments.strict,
         seed=seed,
         time_limit=arguments.time_limit or 0.0,
+        budget=arguments.budget or 0.0,
+        pass_env=tuple(arguments.pass_env),
         database=str(Path(".rlhf-conformance").resolve()),
         known_failures=known_failures,
         known_file=str(arguments.known_failures or ""),
@@ -171,7 +184,8 @@ def run_check(arguments: argparse.Namespace) -> int:
     require_device(plan.device)
     console = Console(soft_wrap=False)
     console.print(f"checking {plan.adapter} on {plan.device} in {plan.dtype}, profile {plan.profile}, seed {plan.seed}")
-    report = run_plan(plan, arguments.workers or _cores(), lambda *args: terminal.show_progress(console, *args))
+    with progress.Shown(console) as shown:
+        report = run_plan(plan, arguments.workers or _cores(), shown)
     if plan.accepting:
         return _accept(console, report, plan, arguments)
     report = _named_across(report)

@@ -420,6 +420,23 @@ RUNS = {
         ),
         Hostile("interrupts", "value_loss", ERROR, raised("value_loss", "KeyboardInterrupt", "", "interrupts")),
     ],
+    "away": [
+        Hostile("leaves_daemon", "token_log_probs", PASS),
+        Hostile("leaves_stranger", "token_entropy", PASS),
+        Hostile("holds_descriptors", "pack_sequences", PASS),
+        Hostile("leaves_files", "policy_loss", PASS),
+    ],
+    "unheard": [
+        Hostile(
+            "writes_on_descriptors",
+            "token_log_probs",
+            LOST,
+            f"{ENDED}(nothing was heard from it, and it was ended|it closed the connection to the suite)",
+        ),
+        Hostile("kills_its_parent", "token_entropy", LOST, KILLED),
+        Hostile("stops_its_parent", "pack_sequences", LOST, rf"{SLOW}, in harms.py:{LINE} in hangs"),
+        Hostile("stops_its_parent_for_good", "policy_loss", LOST, SLOW),
+    ],
     "poison": [
         Hostile(
             "poisons_cuda",
@@ -495,9 +512,11 @@ def judged(hostile, rows, limit, count):
 @pytest.mark.parametrize("name", RUNS)
 def test_harm_to_the_process_is_a_verdict_on_its_clause_alone(name, hostile, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "LATE", 1.0)
+    monkeypatch.setattr(workers, "SILENT", 4.0)
+    monkeypatch.setattr(workers, "PATIENCE", 3.0)
     monkeypatch.setenv("HOSTILE_NOTES", str(tmp_path / "notes"))
     limit = 3 if any(SLOW in row.says for row in RUNS[name]) else 60
-    report = judged(hostile, RUNS[name], limit, 1 if name in ("poison", "survived", "leftovers") else 2)
+    report = judged(hostile, RUNS[name], limit, 1 if name in ("poison", "survived", "leftovers", "away") else 2)
     for row in RUNS[name]:
         result = report.result(CLAUSES[row.strikes])
         assert result.verdict == row.verdict, (row.name, result.reason)
@@ -513,6 +532,8 @@ def test_harm_to_the_process_is_a_verdict_on_its_clause_alone(name, hostile, tmp
     notes = tmp_path / "notes"
     for pid in notes.read_text().split() if notes.exists() else ():
         assert not _alive(int(pid)), "a program that the adapter started outlives the run"
+    left = tmp_path / "notes.folder"
+    assert not (left.exists() and Path(left.read_text()).exists()), "a folder of the adapter outlives the run"
 
 
 def _alive(pid: int) -> bool:

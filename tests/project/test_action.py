@@ -63,6 +63,8 @@ INPUTS = {
     "DTYPE": "float32",
     "KNOWN_FAILURES": "",
     "STRICT": "false",
+    "BUDGET": "",
+    "PASS_ENV": "",
     "REPORT": "reports",
 }
 
@@ -163,6 +165,8 @@ def test_the_environment_of_each_script_is_set(file):
     [
         ({}, []),
         ({"STRICT": "true"}, ["--strict"]),
+        ({"BUDGET": "600"}, ["--budget", "600"]),
+        ({"PASS_ENV": "LICENSE_KEY\nHF_TOKEN\n"}, ["--pass-env", "LICENSE_KEY", "--pass-env", "HF_TOKEN"]),
         ({"KNOWN_FAILURES": "my known.toml"}, ["--known-failures", "my known.toml"]),
         ({"OPTIONS": "packing=true\n\nattention=eager\n"}, ["-o", "packing=true", "-o", "attention=eager"]),
         ({"ADAPTER": "$(touch hacked)`touch hacked`; touch hacked"}, []),

@@ -22,7 +22,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_conformance.results import Result
+from rlhf_conformance.run.folders import own_folder
 from rlhf_conformance.run.known import failures, signature
 
 from .files import DOCS, MEASURED, ROOT, by_line, table
@@ -189,7 +189,7 @@ def copied(package: str) -> Iterator[Path]:
     if spec is None or not spec.submodule_search_locations:
         raise MutationError(f"{package} is not installed here: run this in its environment")
     (installed,) = spec.submodule_search_locations
-    with tempfile.TemporaryDirectory(prefix="rlhf-mutant-") as folder:
+    with own_folder("rlhf-mutant-") as folder:
         shutil.copytree(installed, Path(folder, package), ignore=shutil.ignore_patterns("__pycache__"))
         yield Path(folder)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import tempfile
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -16,6 +18,8 @@ from rlhf_conformance.faults import changed
 from rlhf_conformance.judging.checks import checks
 from rlhf_conformance.judging.trying import PROFILES, Tried, try_clause
 from rlhf_conformance.results import ERROR, FAIL, NOT_PROVIDED, PASS
+from rlhf_conformance.run.folders import OwnFolder, own_folder
+from rlhf_conformance.run.keeper import PR_SET_PDEATHSIG, prctl
 
 Answer = TypeVar("Answer")
 RED = (FAIL, ERROR)
@@ -68,9 +72,9 @@ def _store() -> Any:
 
 
 @cache
-def _own_folder() -> tempfile.TemporaryDirectory:
+def _own_folder() -> OwnFolder:
     """Of a process that shares no probes; it goes when the process does."""
-    return tempfile.TemporaryDirectory(prefix="rlhf-proof-")
+    return OwnFolder("rlhf-proof-")
 
 
 @cache
@@ -123,25 +127,37 @@ PROBES = "RLHF_CONFORMANCE_PROOF_PROBES"
 
 def each(function: Callable[..., Answer], tasks: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Answer]:
     """The answers of `function(*task)`, as they come, from processes of one thread each with shared probes."""
-    import multiprocessing
-
-    with tempfile.TemporaryDirectory(prefix="rlhf-proof-") as folder:
+    with own_folder("rlhf-proof-") as folder:
         os.environ[PROBES] = folder
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=settle) as pool:
             try:
                 for done in as_completed([pool.submit(function, *task) for task in tasks]):
                     yield done.result()
-            finally:
-                pool.shutdown(cancel_futures=True)  # where one has failed, nobody waits for the rest
+            except BaseException:  # where one has failed, or the whole is ended, nobody waits for the rest
+                for process in list((pool._processes or {}).values()):
+                    process.kill()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def die_with_parent() -> None:
+    """End this worker of a pool when the process that measures is gone, however it went: a queue of multiprocessing has
+    no end that its readers could see, and what runs now would go on, too."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def settle() -> None:
+    """Make a process of a pool one thread wide, quiet, and mortal."""
     import warnings
 
     import torch
     from transformers.utils import logging
 
+    die_with_parent()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     logging.set_verbosity_error()

@@ -75,6 +75,10 @@ PROFILES = {
 }
 
 
+class OutOfBudget(BaseException):
+    """There is no time for another case. Not an Exception, of which Hypothesis would look for a smaller one."""
+
+
 Broken = ClauseFailure | AdapterError | WiringError
 Kind = tuple[str, str]
 """What failures of a clause are told apart by: the quantity without its numbers, and the backbone."""
@@ -91,6 +95,7 @@ class _Trial:
     given       the kinds of those that showed on cases which were given, and are looked for no more; `shown`, on each
     wanted      the kind that is being made smaller, and the only one for which an attempt raises; None before the first
     tried       the failures of that kind, by their cases
+    until       when no further case is begun, of `time.monotonic()`; `count` is told how many there were
     """
 
     check: Check
@@ -108,6 +113,9 @@ class _Trial:
     gave_up: float | None = None
     found_after: int | None = None
     found: Callable[[BaseException], None] = lambda error: None
+    until: float = math.inf
+    begun: int = 0
+    count: Callable[[int], None] = lambda begun: None
 
     def attempt(self, case: Any) -> None:
         """One case. After some seconds of shrinking, only cases already known to fail fail again, so that it ends."""
@@ -137,7 +145,11 @@ class _Trial:
             self.kinds.setdefault(kind, error)
 
     def _errors(self, case: Any) -> dict[Kind, Broken]:
-        """What is wrong on a case, one of each kind; nothing where it holds."""
+        """What is wrong on a case, one of each kind; nothing where it holds. Raises OutOfBudget before it."""
+        if time.monotonic() > self.until:
+            raise OutOfBudget
+        self.count(self.begun)
+        self.begun += 1
         _seed_other_generators()
         try:
             numbers = self.judge.try_case(self.check, self.subject, case)
@@ -221,12 +233,17 @@ def try_clause(
     replayed: Any = None,
     first: Sequence[Any] = (),
     to_the_end: bool = True,
+    count: Callable[[int], None] | None = None,
+    until: float = math.inf,
+    over: str = "",
 ) -> Tried:
     """Try one clause on the subject. Whatever the adapter does short of ending the process becomes a verdict.
 
     replayed    a case to try in place of all that could be drawn
     first       cases to try before those that are drawn: what is wrong on one of them is looked for no more
     to_the_end  after a failure, too, the other cases are tried, for what else is wrong
+    count       told before each case how many there were
+    until       when no further case is begun, of `time.monotonic()`, and `over`: why
     """
     clause, check = rlhf_spec.clauses.clause(slug), checks()[slug]
     floor = profile.floor_of(check) if replayed is None else 1
@@ -240,7 +257,8 @@ def try_clause(
         return Tried(replace(blank, verdict=LOST, reason=reason))
     started = time.perf_counter()
     subject.forget_models()
-    trial = _Trial(check, subject, profile.shrinking)
+    trial = _Trial(check, subject, profile.shrinking, until=until)
+    trial.count = count or trial.count
 
     def seen() -> Result:
         seconds = round(time.perf_counter() - started, 3)
@@ -251,8 +269,13 @@ def try_clause(
     with surroundings_kept():
         outcome = _tried(trial, [*first, *([replayed] * (replayed is not None))])
         if outcome is None and replayed is None:
-            until = time.monotonic() + profile.time_limit / 2 if to_the_end else 0.0
-            outcome = _explore(trial, profile, seed_of(slug, seed), database, until)
+            enough = time.monotonic() + profile.time_limit / 2 if to_the_end else 0.0
+            outcome = _explore(trial, profile, seed_of(slug, seed), database, enough)
+    if isinstance(outcome, OutOfBudget):
+        outcome = next(reversed(trial.tried.values()), None)
+        if outcome is None and not trial.kinds:
+            said = f"{over} while this clause was tried, after {trial.begun} cases"
+            return Tried(replace(seen(), verdict=LOST, reason=said))
     if outcome is None and trial.kinds:
         outcome = next(iter(trial.kinds.values()))
     case = getattr(outcome, "case", None)
@@ -293,6 +316,8 @@ def _explore(
         if trial.settled and (time.monotonic() > until or trial.subject.poison is not None):
             break
         error = _outcome(functools.partial(_attempt, trial, cases, data), nothing=UnsatisfiedAssumption)
+        if isinstance(error, OutOfBudget):
+            return first or error
         if error is not None and first is None:
             # Which puts it where the search begins.
             _outcome(functools.partial(search.hypothesis.fuzz_one_input, data))

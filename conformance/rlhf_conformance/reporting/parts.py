@@ -110,6 +110,15 @@ def headline(report: Report) -> str:
     return f"{report.verdict}: {counts(report)}"
 
 
+def ended(report: Report) -> list[str]:
+    """A sentence where the run was ended before its end: what ended it, and how many clauses have no verdict."""
+    by, count = report.run.get("ended_by", ""), report.count(LOST)
+    if not by:
+        return []
+    why = f"the budget of {report.run['budget']:g} s was used up" if by == "budget" else f"the run was ended by {by}"
+    return [f"{why}: {count} of {len(report.results)} clauses were not tried to the end"]
+
+
 def tested_nothing(report: Report) -> bool:
     return all(r.verdict in (NOT_PROVIDED, SKIP) for r in report.results)
 

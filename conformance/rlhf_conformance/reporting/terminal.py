@@ -48,16 +48,6 @@ ROWS = 56
 OTHERS = (SKIP, KNOWN_FAILURE, UNEXPECTED_PASS, INCONCLUSIVE, LOST)
 
 
-def show_progress(console: Console, result: Result, done: int, total: int) -> None:
-    """One line for each clause that is worth one; on a terminal a counter that overwrites itself."""
-    if result.verdict not in (PASS, NOT_PROVIDED):
-        console.print(f"[{STYLES[result.verdict]}]{result.verdict:>15}[/] {result.clause}", highlight=False)
-    if console.is_terminal:
-        console.print(f"{done:>4} of {total} clauses", end="\r", highlight=False)
-    elif done % 25 == 0 or done == total:
-        console.print(f"{done:>4} of {total} clauses", highlight=False)
-
-
 def show_report(console: Console, report: Report, *, verbose: bool = False) -> None:
     """The table, the failures, the verdict. Failures are shown by their causes, and each in full as far as there is
     room, or where that is asked for (`verbose`)."""
@@ -202,6 +192,7 @@ def _verdict(report: Report) -> list[Text]:
         lines.append(Text(f"warning: broken SHOULD clauses (red with --strict): {slugs}", style="yellow"))
     known = (r for r in report.results if r.verdict == KNOWN_FAILURE)
     lines.extend(Text(f"known failure: {r.clause}: {r.reason}", style="magenta") for r in known)
+    lines.extend(Text(text, style="yellow") for text in parts.ended(report))
     style = {0: "bold green", 1: "bold red", 3: "bold yellow"}[report.exit_status]
     seconds = f"{report.run['seconds']:.1f} s, imports {report.run['import_seconds']:.1f} s of it"
     text = f"{parts.headline(report)}, in {seconds}"
@@ -223,4 +214,4 @@ def show_clauses(console: Console, rows: Iterable[tuple[str, str, str]]) -> None
         console.print(f"{slug:<32} {level:<11} {remark}".rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 
-__all__: list[Any] = ["command_line", "describe", "show_clauses", "show_progress", "show_report"]
+__all__: list[Any] = ["command_line", "describe", "show_clauses", "show_report"]

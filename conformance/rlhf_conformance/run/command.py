@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import pytest
 
 import rlhf_spec.clauses
 from rlhf_conformance.adapter import Adapter
-from rlhf_conformance.results import LOST, Report, Result
+from rlhf_conformance.results import LOST, NOT_PROVIDED, Report, Result
+from rlhf_conformance.run import ending, inheriting
+from rlhf_conformance.run.folders import own_folder
 from rlhf_conformance.run.known import KnownFailure, with_known_failures
 from rlhf_conformance.run.loading import LoadError, UsageError, validate
 from rlhf_conformance.run.plan import Plan, planned, selected
@@ -25,15 +29,27 @@ from rlhf_conformance.run.plugin import (
     PLAN_OPTION,
     PROPERTY,
     UNUSABLE,
+    count_file,
     found_file,
     loaded_marker,
     stack_file,
 )
+from rlhf_conformance.run.progress import Standing, seconds_left
 from rlhf_conformance.run.suite import Suite, environment, light_environment
 from rlhf_conformance.run.workers import ENDED, Watch, innermost
 
-Progress = Callable[[Result, int, int], None]
-"""Called with each result, how many there are so far, and how many there will be."""
+BUDGET = "budget"
+"""What ended a run that was ended by no signal."""
+
+
+class Progress(Protocol):
+    """Whoever wants to know how a run goes."""
+
+    def result(self, result: Result, done: int, total: int) -> None:
+        """There is a result: how many there are so far, and how many there will be."""
+
+    def standing(self, standing: Standing) -> None:
+        """Called twice a second, from a thread of its own."""
 
 
 def check(
@@ -48,11 +64,14 @@ def check(
     seed: int = 0,
     workers: int = 1,
     known_failures: Path | str | Iterable[KnownFailure] = (),
+    budget: float = 0.0,
 ) -> Report:
     """Check an adapter and return the report.
 
     An adapter object is tried in this process, one clause after the other; a name ("package.module:Name", a path or
-    a short name) in `workers` processes, in which the adapter may hang or die without taking the report along.
+    a short name) in `workers` processes, in which the adapter may hang or die without taking the report along. After
+    `budget` seconds (0: none) what has no verdict is `lost`; a call that hangs is ended in a process of its own only.
+    A signal that ends this process ends the run first.
     Raises LoadError where the adapter cannot be loaded, UsageError where there is no such device or clause.
     """
     plan = planned(
@@ -65,21 +84,30 @@ def check(
         profile=profile,
         strict=strict,
         seed=seed,
+        budget=budget,
     )
     if isinstance(adapter, str):
-        return run_plan(plan, workers)
+        report = run_plan(plan, workers)
+        ended_by = report.run["ended_by"]
+        if ended_by.startswith("SIG") and ended_by != signal.SIGINT.name:
+            signal.raise_signal(signal.Signals[ended_by])  # what was done about it here is done
+        return report
     validate(adapter)
-    return _run_here(Suite(plan, adapter))
+    with contextlib.closing(Suite(plan, adapter)) as suite:
+        return _run_here(suite)
 
 
 def _run_here(suite: Suite) -> Report:
     started = time.perf_counter()
     results = tuple(suite.run(slug) for slug in suite.slugs)
-    run = _run_of(suite.plan, started, suite.import_seconds, workers=0)
+    over = (
+        any(r.verdict == LOST and suite.plan.over_budget in r.reason for r in results) if suite.plan.budget else False
+    )
+    run = _run_of(suite.plan, started, suite.import_seconds, workers=0, ended_by=BUDGET if over else "")
     return Report(results, suite.describe(), environment(suite.plan), run, suite.plan.strict)
 
 
-def _run_of(plan: Plan, started: float, import_seconds: float, *, workers: int) -> dict[str, Any]:
+def _run_of(plan: Plan, started: float, import_seconds: float, *, workers: int, ended_by: str) -> dict[str, Any]:
     return {
         "command": plan.command,
         "report": "",
@@ -91,6 +119,8 @@ def _run_of(plan: Plan, started: float, import_seconds: float, *, workers: int) 
         "strict": plan.strict,
         "workers": workers,
         "time_limit": plan.limit if workers else None,
+        "budget": plan.budget or None,
+        "ended_by": ended_by,
         "seconds": round(time.perf_counter() - started, 2),
         "import_seconds": round(import_seconds, 2),
     }
@@ -98,51 +128,52 @@ def _run_of(plan: Plan, started: float, import_seconds: float, *, workers: int) 
 
 def run_plan(plan: Plan, workers: int, progress: Progress | None = None) -> Report:
     """Run a plan in worker processes under pytest and xdist. Raises LoadError, UsageError."""
-    import pytest
-
     started = time.perf_counter()
     slugs = selected(plan.only)
-    with tempfile.TemporaryDirectory(prefix="rlhf-conformance-", ignore_cleanup_errors=True) as folder:
+    with own_folder("rlhf-conformance-") as folder:
         plan = replace(plan, folder=folder, path=tuple(str(Path(entry).absolute()) for entry in sys.path))
-        gathered = _Gathered(plan, len(slugs), progress, environment=light_environment(plan))
+        workers = max(1, min(workers, len(slugs)))
+        gathered = _Gathered(plan, len(slugs), workers, progress, environment=light_environment(plan))
         ini = Path(folder) / "pytest.ini"
         ini.write_text("[pytest]\n")
         entry = Path(folder) / ENTRY
         entry.touch()
+        python = inheriting.command(Path(folder), plan.pass_env)
         arguments = [
             str(entry),
-            *("-c", str(ini), "--rootdir", folder, "--noconftest", "-s", "-p", "no:faulthandler"),
+            *(
+                "-c",
+                str(ini),
+                "--rootdir",
+                folder,
+                "--basetemp",
+                str(Path(folder) / "pytest"),
+                "--noconftest",
+                "-s",
+                "-p",
+                "no:faulthandler",
+            ),
             *("-p", "xdist.plugin", "-p", "rlhf_conformance.run.plugin", "-p", "no:cacheprovider", "-p", "no:terminal"),
-            *("-n", str(max(1, min(workers, len(slugs)))), "--dist", "load", "--maxschedchunk", "1"),
+            *("--tx", f"{workers}*popen//python={python}", "--dist", "load", "--maxschedchunk", "1"),
             *("--max-worker-restart", str(len(slugs))),
             *(PLAN_OPTION, plan.to_json()),
         ]
-        with _worker_environment(), gathered.watch.over():
+        with _own_pytest(), ending.signals_to(gathered.signalled), gathered.watch.over():
             pytest.main(arguments, plugins=[gathered])
         if gathered.unusable is not None:
-            raise LoadError(gathered.unusable)
-        results = tuple(gathered.results.get(slug) or gathered.lost(slug) for slug in slugs)
+            raise LoadError(gathered.unusable + inheriting.hint(gathered.unusable, plan.pass_env))
         gathered.read_what_was_run()
+        results = tuple(gathered.results.get(slug) or gathered.not_come_to(slug) for slug in slugs)
     subject = gathered.subject or {"adapter": plan.adapter, "name": plan.adapter, "options": plan.options}
-    run = _run_of(plan, started, gathered.import_seconds, workers=workers)
+    run = _run_of(plan, started, gathered.import_seconds, workers=workers, ended_by=gathered.ended_by)
     return Report(results, subject, gathered.environment, run, plan.strict)
 
 
 @contextlib.contextmanager
-def _worker_environment() -> Iterator[None]:
-    """What workers inherit: no foreign pytest plugins or options, quiet libraries, one thread each."""
-    wanted = {
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "PYTEST_ADDOPTS": "",
-        "PYTEST_PLUGINS": "",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
+def _own_pytest() -> Iterator[None]:
+    """In the body, pytest in this process knows no foreign plugins or options."""
+    before = {key: os.environ.get(key) for key in inheriting.OWN_PYTEST}
+    os.environ.update(inheriting.OWN_PYTEST)
     try:
         yield
     finally:
@@ -159,6 +190,7 @@ class _Gathered:
 
     plan: Plan
     total: int
+    workers: int
     progress: Progress | None
     results: dict[str, Result] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -167,24 +199,84 @@ class _Gathered:
     import_seconds: float = 0.0
     config: Any = None
     ends: dict[str, str] = field(default_factory=dict)
-    interrupted: bool = False
+    running: dict[str, float] = field(default_factory=dict)
+    cases: dict[str, int] = field(default_factory=dict)
+    not_provided: dict[str, str] = field(default_factory=dict)
+    ended_by: str = ""
+    looping: bool = False
 
     def __post_init__(self) -> None:
-        self.watch = Watch(Path(self.plan.folder))
+        self.watch = Watch(Path(self.plan.folder), self._tick)
+        self.begun = time.monotonic()
+        self.loaded = 0.0
 
     def pytest_configure(self, config: Any) -> None:
         self.config = config
 
+    def signalled(self, number: signal.Signals) -> None:
+        """Workers are in sessions of their own, so that Ctrl-C does not reach them."""
+        self.stop(number.name)
+
+    def stop(self, ended_by: str) -> None:
+        """End the run in order, for a signal or the budget: called from another thread, or in the middle of anything.
+
+        The workers that end wake up the loop of xdist, which calls `pytest_testnodedown` below.
+        """
+        if not self.ended_by:
+            self.ended_by = ended_by
+            if self.looping:
+                self.watch.end_all()
+
+    def _end_if_stopped(self) -> None:
+        if self.ended_by:
+            self.watch.end_all()
+            raise KeyboardInterrupt
+
     def pytest_configure_node(self, node: Any) -> None:
         self.watch.add(node.gateway)
+        self._end_if_stopped()
 
-    def pytest_keyboard_interrupt(self) -> None:
-        """Workers are in process groups of their own, so that Ctrl-C does not reach them."""
-        self.interrupted = True
-        self.watch.end_all()
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self) -> None:
+        self.looping = True
+        self._end_if_stopped()
+
+    def _tick(self) -> None:
+        """Twice a second: end the run where its budget is used up, and tell how it stands."""
+        spent = time.monotonic() - self.begun
+        if self.plan.budget and spent > self.plan.budget:
+            self.stop(BUDGET)
+        if not self.loaded and loaded_marker(self.plan).exists():
+            self.read_what_was_run()
+            self.loaded = time.monotonic()
+        if self.progress is not None and self.looping and not self.ended_by:
+            since = dict(self.running)
+            running = tuple(sorted(since, key=since.__getitem__))
+            budget_left = self.plan.budget - spent if self.plan.budget else None
+            self.progress.standing(Standing(len(self.results), self.total, running, self._left(), budget_left))
+
+    def _left(self) -> float | None:
+        if not self.loaded:
+            return None
+        done = list(self.results)
+        tried = {slug: self._tried(slug) for slug in (*done, *self.running)}
+        spent = time.monotonic() - self.loaded
+        return seconds_left(self.cases, tried, done, spent, self.workers, self.plan.limit)
+
+    def _tried(self, slug: str) -> int:
+        """How many cases of a clause were tried, as far as it is known."""
+        if slug in self.results and self.results[slug].verdict != LOST:
+            return self.cases.get(slug, 0)
+        try:
+            return int(count_file(self.plan, slug).read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.running[_slug_of(nodeid)] = time.monotonic()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        slug = report.nodeid.rsplit("::", 1)[-1].partition("[")[0]
+        slug = _slug_of(report.nodeid)
         for key, value in report.user_properties:
             if key == UNUSABLE:
                 self._give_up(value)
@@ -219,6 +311,7 @@ class _Gathered:
         return stack.read_text(errors="replace") if stack.exists() else ""
 
     def pytest_testnodedown(self, node: Any, error: Any) -> None:
+        self._end_if_stopped()
         if error is not None:
             self.ends[node.gateway.id] = self.watch.end_of(node.gateway.id)
 
@@ -229,11 +322,20 @@ class _Gathered:
             said = json.loads(marker.read_text())
             self.environment, self.subject = said["environment"], said["subject"]
             self.import_seconds = said["import_seconds"]
+            self.cases, self.not_provided = said["cases"], said["not_provided"]
 
     def _add(self, result: Result) -> None:
         self.results[result.clause] = result
+        self.running.pop(result.clause, None)
         if self.progress is not None:
-            self.progress(result, len(self.results), self.total)
+            self.progress.result(result, len(self.results), self.total)
+
+    def not_come_to(self, slug: str) -> Result:
+        """The verdict on a clause that no worker sent one on."""
+        if slug not in self.not_provided or slug in self.running:
+            return self.lost(slug)
+        clause = rlhf_spec.clauses.clause(slug)
+        return Result(slug, clause.level, NOT_PROVIDED, reason=self.not_provided[slug])
 
     def lost(self, slug: str, said: str = "", end: str = "") -> Result:
         """The verdict on a clause whose worker died under it: the failure that it had found, or else the reason."""
@@ -250,11 +352,21 @@ class _Gathered:
             return f"the adapter took longer than {self.plan.limit:g} s and was ended, {innermost(text)}"
         if slug in self.watch.overdue:
             return f"the adapter took longer than {self.plan.limit:g} s and was ended"
-        if self.interrupted:
-            return "the run was interrupted"
+        if self.ended_by:
+            return self._stopped(slug)
         if "crashed" in said:
             return f"{ENDED}: {end}, {innermost(text)}" if "Fatal" in text else f"{ENDED}: {end}"
         return f"the suite itself failed here, please report it: {said.strip()[-1500:]}" if said else "never started"
+
+    def _stopped(self, slug: str) -> str:
+        if self.ended_by == BUDGET:
+            why = self.plan.over_budget
+            return f"{why} while this clause was tried" if slug in self.running else f"not begun: {why}"
+        return "the run was interrupted" if self.ended_by == "SIGINT" else f"the run was ended by {self.ended_by}"
+
+
+def _slug_of(nodeid: str) -> str:
+    return nodeid.rsplit("::", 1)[-1].partition("[")[0]
 
 
 def _and_then(found: Result, cause: str) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ class Plan:
     adapter     what the user named, or None if the adapter is an object
     only        slug prefixes; empty: all clauses
     time_limit  seconds for a clause; 0: the profile's
+    budget      seconds for the whole run; 0: as long as it takes
+    pass_env    variables that workers get, whatever they look like
     folder      where probes and the example database lie
     cases       stored cases by slug, which are tried in place of what could be drawn; empty: nothing is replayed
     known_file  where the known failures were read, or an empty string
@@ -44,6 +47,8 @@ class Plan:
     strict: bool = False
     seed: int = 0
     time_limit: float = 0.0
+    budget: float = 0.0
+    pass_env: tuple[str, ...] = ()
     folder: str = ""
     database: str = ""
     known_failures: tuple[KnownFailure, ...] = ()
@@ -69,6 +74,11 @@ class Plan:
         return self.time_limit or PROFILES[self.profile].time_limit
 
     @property
+    def over_budget(self) -> str:
+        """Why a clause was not tried, or not to its end, where the budget is used up."""
+        return f"the budget of {self.budget:g} s was used up"
+
+    @property
     def where(self) -> str:
         """What stands behind a clause in ids and reports."""
         return f"{self.device}-{self.dtype}"
@@ -83,11 +93,13 @@ def planned(known_failures: Path | str | Iterable[KnownFailure], only: Iterable[
 
 
 def validate_plan(plan: Plan) -> None:
-    """Raises UsageError for a clause, profile, dtype or device that there is not (or cannot be)."""
+    """Raises UsageError for a clause, profile, dtype, device or budget that there is not (or cannot be)."""
     selected(plan.only)
     for what, value, choices in (("dtype", plan.dtype, DTYPES), ("profile", plan.profile, PROFILES)):
         if value not in choices:
             raise UsageError(f"there is no {what} {value!r}; there are {', '.join(choices)}")
+    if not 0 <= plan.budget < math.inf:
+        raise UsageError(f"a budget of {plan.budget:g} s: wanted a number of seconds above 0, or 0 for none")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", plan.device):
         raise UsageError(f"there is no device {plan.device!r}; there are cpu, cuda, cuda:0, ...")
 

@@ -24,6 +24,7 @@ from rlhf_conformance.results import (
     FAIL,
     INCONCLUSIVE,
     KNOWN_FAILURE,
+    LOST,
     NOT_PROVIDED,
     PASS,
     SKIP,
@@ -38,6 +39,8 @@ from rlhf_conformance.run.suite import Suite, environment
 PROPERTY = "rlhf_conformance"
 LOADING_LIMIT = 300.0
 """Seconds for importing and constructing the adapter, which a worker does once."""
+COUNTING = 2.0
+"""Seconds between two words on how far a clause has come."""
 UNUSABLE = "rlhf_conformance_unusable"
 PLAN_OPTION = "--rlhf-conformance-plan"
 
@@ -148,15 +151,16 @@ class ClauseItem(pytest.Item):
         super().__init__(**kwargs)
         self.slug = slug
         self.suite = suite
+        self._counted = 0.0
 
     def runtest(self) -> None:
         try:
-            with _time_limit(self.suite, self.slug, LOADING_LIMIT):
+            with self._time_limit(LOADING_LIMIT):
                 self.suite.prepare()
                 if self.suite.plan.folder:
                     _say_what_is_run(self.suite)
-            with _time_limit(self.suite, self.slug, self.suite.plan.limit):
-                result = self.suite.run(self.slug, self._keep)
+            with self._time_limit(self.suite.plan.limit):
+                result = self.suite.run(self.slug, self._keep, self._count)
         except (LoadError, UsageError) as error:
             self.user_properties.append((UNUSABLE, str(error)))
             raise
@@ -167,7 +171,7 @@ class ClauseItem(pytest.Item):
             result.level == "SHOULD" and result.verdict in (FAIL, ERROR) and self._lenient
         ):
             pytest.xfail(f"{result.level} {result.verdict}: {result.reason}")
-        if result.verdict in (FAIL, ERROR, UNEXPECTED_PASS, INCONCLUSIVE):
+        if result.verdict in (FAIL, ERROR, UNEXPECTED_PASS, INCONCLUSIVE, LOST):
             raise ClauseFailed(result)
         assert result.verdict == PASS
 
@@ -175,6 +179,18 @@ class ClauseItem(pytest.Item):
         """What was found stays found, whatever the adapter does while it is looked into."""
         if self.suite.plan.folder:
             _write_at_once(found_file(self.suite.plan, self.slug), json.dumps(result.to_json()))
+
+    def _count(self, tried: int) -> None:
+        """Tell the command how many cases have been tried, which it makes an estimate of."""
+        if self.suite.plan.folder and time.monotonic() > self._counted + COUNTING:
+            self._counted = time.monotonic()
+            _write_at_once(count_file(self.suite.plan, self.slug), str(tried))
+
+    def _time_limit(self, seconds: float) -> contextlib.AbstractContextManager[None]:
+        if not self.suite.plan.folder:
+            return contextlib.nullcontext()
+        worker = getattr(self.config, "workerinput", {}).get("workerid", "")
+        return _time_limit(self.suite.plan, self.slug, seconds, worker)
 
     @property
     def _lenient(self) -> bool:
@@ -192,21 +208,18 @@ class ClauseItem(pytest.Item):
 
 
 @contextlib.contextmanager
-def _time_limit(suite: Suite, slug: str, seconds: float) -> Iterator[None]:
+def _time_limit(plan: Plan, slug: str, seconds: float, worker: str) -> Iterator[None]:
     """In a worker of the command: end the process where a clause hangs, and leave the stack where the command finds it.
 
     faulthandler's timer needs no cooperation of what hangs, not even the interpreter's lock. Should the adapter stop
     it, the command ends the process a little later.
     """
-    if not suite.plan.folder:
-        yield
-        return
     workers.silence()
-    stack, running = stack_file(suite.plan, slug), stack_file(suite.plan, slug).with_suffix(".running")
+    stack, running = stack_file(plan, slug), stack_file(plan, slug).with_suffix(".running")
     with stack.open("w") as file:
         faulthandler.enable(file)
         faulthandler.dump_traceback_later(seconds, exit=True, file=file)
-        _write_at_once(running, f"{os.getpid()} {time.time() + seconds}")
+        _write_at_once(running, f"{worker} {time.time() + seconds}")
         try:
             yield
         finally:
@@ -233,6 +246,11 @@ def found_file(plan: Plan, slug: str) -> Path:
     return Path(plan.folder) / f"{slug}.found.json"
 
 
+def count_file(plan: Plan, slug: str) -> Path:
+    """How many cases of a clause have been tried, as far as it was told."""
+    return Path(plan.folder) / f"{slug}.count"
+
+
 def loaded_marker(plan: Plan) -> Path:
     """Exists as soon as any worker has imported and constructed the adapter, and says what is run."""
     return Path(plan.folder) / "loaded.json"
@@ -246,6 +264,8 @@ def _say_what_is_run(suite: Suite) -> None:
         "environment": environment(suite.plan),
         "subject": suite.describe(),
         "import_seconds": suite.import_seconds,
+        "cases": suite.cases_to_try(),
+        "not_provided": suite.not_provided(),
     }
     _write_at_once(loaded_marker(suite.plan), json.dumps(said))
     suite.told = True

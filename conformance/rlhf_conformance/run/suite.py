@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import rlhf_spec.clauses
 from rlhf_conformance.adapter import METHODS, Adapter, declarations, provided
-from rlhf_conformance.results import Result
+from rlhf_conformance.results import LOST, Result
 from rlhf_conformance.run.borrowed import borrowed, imported_files
+from rlhf_conformance.run.folders import OwnFolder
 from rlhf_conformance.run.known import KnownFailure, rows_with_a_case, stale_rows, storable, with_known_failures
 from rlhf_conformance.run.loading import UsageError, load_adapter, validate
 from rlhf_conformance.run.plan import Plan, planned, selected
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from rlhf_conformance.judging.trying import Tried
 
 Found = Callable[[Result], None]
+Count = Callable[[int], None]
 
 
 class Suite:
@@ -31,7 +34,8 @@ class Suite:
         self.plan = plan
         self._adapter = adapter
         self._subject: Any = None
-        self._probes: tempfile.TemporaryDirectory[str] | None = None
+        self._probes: OwnFolder | None = None
+        self._until: float | None = None
         self.import_seconds = 0.0
         self.told = False
 
@@ -71,38 +75,76 @@ class Suite:
     @property
     def provides_nothing(self) -> bool:
         """Whether no selected clause can be tried on the adapter."""
-        from rlhf_conformance.judging.checks import checks
-
-        return all(checks()[slug].not_provided(self.adapter) for slug in self.slugs)
+        return len(self.not_provided()) == len(self.slugs)
 
     def prepare(self) -> None:
         """Import what is needed and construct the adapter, unless that is done."""
         assert self.subject is not None
 
-    def run(self, slug: str, found: Found | None = None) -> Result:
-        """Try one clause. `found` is told of a failure before it is looked into."""
+    def run(self, slug: str, found: Found | None = None, count: Count | None = None) -> Result:
+        """Try one clause. `found` is told of a failure before it is looked into, `count` of how many cases were tried.
+
+        In the caller's own process it ends with the budget, which runs from the first clause on; a worker is ended.
+        """
         from rlhf_conformance.diagnosis.looking import diagnosed
 
+        until = self._end_of_budget()
+        if time.monotonic() > until and slug not in self.not_provided():
+            return Result(
+                slug, rlhf_spec.clauses.clause(slug).level, LOST, reason=f"not begun: {self.plan.over_budget}"
+            )
+        beside = {"count": count, "until": until, "over": self.plan.over_budget}
         if self.plan.accepting:
-            tried = self._to_accept(slug, found)
+            tried = self._to_accept(slug, found, beside)
         elif slug in self.plan.cases:
-            tried = self._replay(slug, self.plan.cases[slug])
+            tried = self._replay(slug, self.plan.cases[slug], beside)
         else:
-            tried = self._try(slug, found)
+            tried = self._try(slug, found, beside)
         # What is known is not looked into again.
         stale = stale_rows(slug, self.plan, tried.shown) if slug not in self.plan.cases else ()
         result = with_known_failures(tried.result, self.plan, stale)
+        if time.monotonic() > until:
+            return result
         return diagnosed(result, tried.case, self.subject, self.plan.seed)
 
-    def _replay(self, slug: str, stored: Any) -> Tried:
+    def _end_of_budget(self) -> float:
+        """Of `time.monotonic()`."""
+        if self._until is None:
+            limited = self.plan.budget and not self.plan.folder
+            self._until = time.monotonic() + self.plan.budget if limited else math.inf
+        return self._until
+
+    def cases_to_try(self) -> dict[str, int]:
+        """How many cases are tried of each clause that the adapter provides."""
+        from rlhf_conformance.judging.checks import checks
+        from rlhf_conformance.judging.trying import PROFILES
+
+        profile, missing = PROFILES[self.plan.profile], self.not_provided()
+        slugs = (slug for slug in self.slugs if slug not in missing)
+        return {slug: 1 if slug in self.plan.cases else profile.examples_of(checks()[slug]) for slug in slugs}
+
+    def not_provided(self) -> dict[str, str]:
+        """The clauses that the adapter does not provide, with why."""
+        from rlhf_conformance.judging.checks import checks
+
+        reasons = {slug: checks()[slug].not_provided(self.adapter) for slug in self.slugs}
+        return {slug: reason for slug, reason in reasons.items() if reason}
+
+    def close(self) -> None:
+        """Remove what lies in a folder of its own. The suite makes it again if it is used again."""
+        if self._probes is not None:
+            self._probes.close()
+            self._probes = self._subject = None
+
+    def _replay(self, slug: str, stored: Any, beside: dict[str, Any]) -> Tried:
         """Try a stored case, and nothing else."""
         from rlhf_conformance.judging import storing
         from rlhf_conformance.judging.trying import PROFILES, try_clause
 
         profile, case = PROFILES[self.plan.profile], storing.from_json(stored)
-        return try_clause(slug, self.subject, profile, self.plan.seed, replayed=case)
+        return try_clause(slug, self.subject, profile, self.plan.seed, replayed=case, **beside)
 
-    def _try(self, slug: str, found: Found | None) -> Tried:
+    def _try(self, slug: str, found: Found | None, beside: dict[str, Any]) -> Tried:
         """Try the cases of known failures, those that failed before, and those that are drawn."""
         from hypothesis.database import DirectoryBasedExampleDatabase
 
@@ -113,14 +155,14 @@ class Suite:
         folder = Path(self.plan.database or ".rlhf-conformance") / slug  # Hypothesis takes all clauses for one test
         database = None if profile.deterministic else DirectoryBasedExampleDatabase(folder)
         first = [storing.from_json(row.counterexample) for row in rows_with_a_case(slug, self.plan)]
-        return try_clause(slug, self.subject, profile, self.plan.seed, database, found=found, first=first)
+        return try_clause(slug, self.subject, profile, self.plan.seed, database, found=found, first=first, **beside)
 
-    def _to_accept(self, slug: str, found: Found | None) -> Tried:
+    def _to_accept(self, slug: str, found: Found | None, beside: dict[str, Any]) -> Tried:
         """Try a clause for `--accept`: a case is kept only where it fails in the same way again."""
-        tried = self._try(slug, found)
+        tried = self._try(slug, found, beside)
 
         def again(stored: Any) -> Result:
-            return self._replay(slug, stored).result
+            return self._replay(slug, stored, beside).result
 
         return replace(tried, result=storable(tried.result, again))
 
@@ -142,7 +184,7 @@ class Suite:
         if self.plan.folder:
             return Path(self.plan.folder) / "probes"
         if self._probes is None:
-            self._probes = tempfile.TemporaryDirectory(prefix="rlhf-conformance-")
+            self._probes = OwnFolder("rlhf-conformance-")
         return Path(self._probes.name)
 
 
@@ -225,13 +267,16 @@ def conformance_suite(
     strict: bool = False,
     seed: int = 0,
     known_failures: Path | str | Iterable[KnownFailure] = (),
+    budget: float = 0.0,
 ) -> Suite:
     """The suite for a pytest file of one's own: `test_conformance = conformance_suite(MyTrainer())`.
 
     pytest collects it as one item for each clause, `clause[device-dtype]`. A broken SHOULD is an expected failure
-    unless `strict`, and so are `known_failures` (a TOML file as for the command, or rows). Raises LoadError or
+    unless `strict`, and so are `known_failures` (a TOML file as for the command, or rows). After `budget`
+    seconds, counted from the first clause in each process, no further clause is tried: those that are left fail, with
+    that reason; 0: all are tried, however long it takes. Raises LoadError or
     UsageError for what cannot be run.
     """
     validate(adapter)
-    plan = planned(known_failures, only, device=device, dtype=dtype, profile=profile, strict=strict, seed=seed)
-    return Suite(plan, adapter)
+    asked = {"device": device, "dtype": dtype, "profile": profile, "strict": strict, "seed": seed, "budget": budget}
+    return Suite(planned(known_failures, only, **asked), adapter)

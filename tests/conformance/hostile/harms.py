@@ -8,8 +8,10 @@ import faulthandler
 import inspect
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -118,6 +120,79 @@ def leaves_process(ask):
     started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     with Path(os.environ["HOSTILE_NOTES"]).open("a") as file:
         file.write(f"{started.pid}\n")
+    return ask()
+
+
+def leaves_daemon(ask):
+    """Starts a program in a session of its own, as a daemon does, and notes its number."""
+    return _leaves(ask, start_new_session=True)
+
+
+def leaves_stranger(ask):
+    """The same with an empty environment, so that nothing says where it comes from."""
+    return _leaves(ask, start_new_session=True, env={})
+
+
+def _leaves(ask, **options):
+    run = "import os, sys, time; os.fork() and os._exit(0); print(os.getpid(), flush=True); time.sleep(3600)"
+    with Path(os.environ["HOSTILE_NOTES"]).open("a") as file:
+        subprocess.run([sys.executable, "-c", run], stdout=file, check=True, **options)
+    return ask()
+
+
+def holds_descriptors(ask):
+    """Leaves a child in a session of its own that holds all that this process has open."""
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        time.sleep(3600)
+    with Path(os.environ["HOSTILE_NOTES"]).open("a") as file:
+        file.write(f"{pid}\n")
+    return ask()
+
+
+def writes_on_descriptors(ask):
+    """Writes on whatever is open, as a library does that takes a number for its own."""
+    for descriptor in range(3, 64):
+        with contextlib.suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.write(descriptor, bytes([1, 0, 0, 0, 0, 127, 0, 0, 0]))  # to a reader: much is to come
+    return ask()
+
+
+def kills_its_parent(ask):
+    """Kills the process that started this one, and leaves a program behind."""
+    with contextlib.suppress(OSError):
+        leaves_daemon(ask)
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(3600)
+
+
+def stops_its_parent(ask):
+    """Stops the process that started this one, and hangs."""
+    os.kill(os.getppid(), signal.SIGSTOP)
+    hangs(ask)
+
+
+def stops_its_parent_for_good(ask):
+    """The same again and again, with nothing to end it from within."""
+    faulthandler.cancel_dump_traceback_later()
+    while True:
+        os.kill(os.getppid(), signal.SIGSTOP)
+
+
+def reads_environment(ask):
+    """Answers only where nothing in the environment opens a door, and what a trainer needs is there."""
+    found = {name for name in os.environ if name.startswith(("SECRET", "GITHUB", "ACTIONS", "MY_", "HF_", "DATABASE"))}
+    wanted = {"GITHUB_REF", "MY_TRAINER_HOME", "MY_MAX_TOKENS", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"}
+    if found != wanted:
+        raise RuntimeError(f"found {sorted(found - wanted)}, missed {sorted(wanted - found)}")
+    return ask()
+
+
+def leaves_files(ask):
+    """Leaves a temporary folder, and notes its name."""
+    Path(os.environ["HOSTILE_NOTES"]).with_suffix(".folder").write_text(tempfile.mkdtemp())
     return ask()
 
 
