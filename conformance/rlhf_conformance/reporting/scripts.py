@@ -355,7 +355,7 @@ def _tested(report: Report) -> str:
 
 
 def _comment(paragraphs: Iterable[str]) -> str:
-    lines = [line for text in paragraphs for line in (textwrap.wrap(" ".join(text.split()), WIDTH) or [""])]
+    lines = [line for text in paragraphs for line in (textwrap.wrap(shown(text), WIDTH) or [""])]
     return "\n".join(f"# {line}".rstrip() for line in lines)
 
 
