@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 import rlhf_spec.clauses
+from rlhf_conformance.escaping import logged
 from rlhf_conformance.reporting import parts
 from rlhf_conformance.results import (
     ERROR,
@@ -83,7 +84,7 @@ def _heading(report: Report) -> str:
         f"{run['time_limit']:g} s a clause" if run.get("time_limit") else "",
     ]
     files = [f"{name} from {file}" for name, file in report.subject.get("files", {}).items()]
-    return "\n" + escape("\n".join(["  |  ".join(fact for fact in facts if fact), *files]))
+    return "\n" + escape(logged("\n".join(["  |  ".join(fact for fact in facts if fact), *files])))
 
 
 def _table(report: Report) -> Table:
@@ -114,7 +115,7 @@ def describe(result: Result, command: str = "") -> str:
         lines += _failure_lines(result)
     if command:
         lines.append(f"  repeat with  {command}")
-    return "\n".join(lines)
+    return logged("\n".join(lines))
 
 
 def _failure_lines(result: Result) -> list[str]:
@@ -170,10 +171,10 @@ def _verdict(report: Report) -> list[Text]:
         slugs = ", ".join(r.clause for r in report.warnings)
         lines.append(Text(f"warning: broken SHOULD clauses (red with --strict): {slugs}", style="yellow"))
     known = (r for r in report.results if r.verdict == KNOWN_FAILURE)
-    lines.extend(Text(f"known failure: {r.clause}: {r.reason}", style="magenta") for r in known)
+    lines.extend(Text(logged(f"known failure: {r.clause}: {r.reason}"), style="magenta") for r in known)
     style = {0: "bold green", 1: "bold red", 3: "bold yellow"}[report.exit_status]
     seconds = f"{report.run['seconds']:.1f} s, imports {report.run['import_seconds']:.1f} s of it"
-    text = f"{parts.headline(report)}, in {seconds}"
+    text = logged(f"{parts.headline(report)}, in {seconds}")
     lines.append(Text(text, style=style))
     if parts.tested_nothing(report):
         text = "nothing was tested: the adapter provides no method that a selected clause needs; write one"
