@@ -162,7 +162,6 @@ def _own_failure(error: Exception) -> int:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.markup import escape
 
     from rlhf_conformance import reporting
@@ -202,7 +201,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     plan = replace(plan, command=_repeat(plan))
     validate_plan(plan)
     require_device(plan.device)
-    console = Console(soft_wrap=False)
+    console = terminal.Screen(soft_wrap=False)
     asked = f"checking {plan.adapter} on {plan.device} in {plan.dtype}, profile {plan.profile}, seed {plan.seed}"
     console.print(escape(logged(asked)))
     report = run_plan(plan, arguments.workers or _cores(), lambda *args: terminal.show_progress(console, *args))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable
 from typing import Any
@@ -44,6 +45,13 @@ COLUMNS = (PASS, FAIL, ERROR, NOT_PROVIDED)
 OTHER_FAILURES = 6
 """Of one clause, so many are shown beside the first."""
 OTHERS = (SKIP, KNOWN_FAILURE, UNEXPECTED_PASS, INCONCLUSIVE, LOST)
+
+
+class Screen(Console):
+    """A console whose reader may go away: rich would then end the process with the status of a broken clause."""
+
+    def on_broken_pipe(self) -> None:
+        self.file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def show_progress(console: Console, result: Result, done: int, total: int) -> None:
