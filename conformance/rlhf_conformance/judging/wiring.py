@@ -90,10 +90,10 @@ class Metric:
     def checked(self, method: str, value: Any, given: Given, device: str, label: str = "") -> Any:
         if is_a(value, float):
             return float.__float__(value)
-        if is_a(value, int):
+        if is_a(value, int) and type(value) is not bool:
             return _number(method, int.__int__(value), f"{label} = ", self.wanted)
         tensor = dense(method, value, self.wanted, device, f"{label} = ")
-        if tensor.numel() != 1:
+        if tensor.numel() != 1 or tensor.dtype == torch.bool:
             raise WiringError(method, f"{label} = {describe(value)}", self.wanted)
         return tensor
 
