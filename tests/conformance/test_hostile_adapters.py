@@ -475,14 +475,14 @@ def test_the_table_has_at_least_a_hundred_rows():
 @pytest.mark.parametrize("row", KINDS, ids=lambda row: " ".join(row[:2]).strip())
 @pytest.mark.filterwarnings("ignore")
 def test_an_answer_of_a_wrong_kind_is_an_error_with_a_sentence(row):
-    from hostile.kinds import ERRORS, Raising, Wrong
 
     from rlhf_conformance import check
 
     method, value, verdict, says = row
     if method == "group" and not hasattr(builtins, "ExceptionGroup"):
         pytest.skip("Python has no groups of exceptions")
-    adapter = Raising(method) if method in ERRORS else Wrong(method, value)
+    options = {"method": method, "value": value} if value else {"error": method}
+    adapter = load_adapter(hostile(f"kinds.py:{'Wrong' if value else 'Raising'}"), options)
     result = check(adapter, only=[STRIKES.get(method, DEFINITION)], profile="smoke").results[0]
     assert result.verdict == verdict, result.reason
     assert re.sub(r"kinds.py:\d+", "kinds.py:#", result.reason).startswith(says)

@@ -141,15 +141,14 @@ def test_markdown_shows_text_as_it_is(text, shown):
     assert escaped(text) == shown
 
 
-def test_the_nightly_profile_keeps_the_failing_case_for_the_next_run(tmp_path):
-    from hostile.answers import ReturnsNan
-
+def test_the_nightly_profile_keeps_the_failing_case_for_the_next_run(tmp_path, hostile):
+    from rlhf_conformance.run.loading import load_adapter
     from rlhf_conformance.run.plan import planned
     from rlhf_conformance.run.suite import Suite
 
     asked = {"profile": "full", "database": str(tmp_path / "kept")}
     only = ["policy-loss.ratio"]
-    first = Suite(planned((), only, **asked), ReturnsNan()).run(*only)
+    first = Suite(planned((), only, **asked), load_adapter(hostile("answers.py:ReturnsNan"))).run(*only)
     assert any((tmp_path / "kept" / "policy-loss.ratio").rglob("*"))
-    again = Suite(planned((), only, seed=7, **asked), ReturnsNan()).run(*only)
+    again = Suite(planned((), only, seed=7, **asked), load_adapter(hostile("answers.py:ReturnsNan"))).run(*only)
     assert again.failure.case == first.failure.case

@@ -1,12 +1,12 @@
-"""Answers of a wrong kind and exceptions that are hard to read, each in one method of an adapter that is else honest."""
+"""Answers of a wrong kind, and exceptions that are hard to read, in one method of an adapter that is else honest."""
 
 from __future__ import annotations
 
 import collections.abc
 
 import torch
+from answers import Honest
 
-from hostile.answers import Honest
 from rlhf_conformance import PackedSequences, PolicyLossResult, ProcessedSequences
 
 
