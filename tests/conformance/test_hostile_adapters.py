@@ -474,9 +474,9 @@ def test_the_table_has_at_least_a_hundred_rows():
 
 @pytest.mark.parametrize("row", KINDS, ids=lambda row: " ".join(row[:2]).strip())
 @pytest.mark.filterwarnings("ignore")
-def test_an_answer_of_a_wrong_kind_is_an_error_with_a_sentence(row):
-
+def test_an_answer_of_a_wrong_kind_is_an_error_with_a_sentence(row, hostile):
     from rlhf_conformance import check
+    from rlhf_conformance.run.loading import load_adapter
 
     method, value, verdict, says = row
     if method == "group" and not hasattr(builtins, "ExceptionGroup"):
