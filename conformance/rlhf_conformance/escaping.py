@@ -6,7 +6,7 @@ import re
 
 _COMMAND = re.compile(r"^(\s*)::", re.MULTILINE)
 _LINK = re.compile(r"([@#])(?=\w)")
-_BLOCK = re.compile(r"^([#>+=-]|\d+(?=[.)]))")
+_BLOCK = re.compile(r"^([#>+=-](?!\d)|\d+(?=[.)](?:\s|$)))")
 
 
 def printable(text: str) -> str:
