@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import random
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rlhf_spec.clauses
-from rlhf_conformance.results import CONFORMANT_STATUS, FAILED_STATUS, INCOMPLETE_STATUS, USAGE_STATUS
+from rlhf_conformance.escaping import logged
+from rlhf_conformance.results import BROKEN_STATUS, CONFORMANT_STATUS, FAILED_STATUS, INCOMPLETE_STATUS, USAGE_STATUS
 from rlhf_conformance.run.known import DTYPES
 from rlhf_conformance.run.plan import PROFILES, Plan
 
@@ -30,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="rlhf-conformance",
         description="Check an RLHF trainer against the specification of its log-probs, masks, models and losses.",
         epilog="exit status: 0 conformant (what was accepted, and what was not asked, stands beside the verdict), "
-        "1 not conformant, 2 bad usage or unusable adapter, 3 incomplete",
+        "1 not conformant, 2 bad usage or unusable adapter, 3 incomplete, 4 the suite itself failed",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_check(commands)
@@ -128,18 +131,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rlhf_conformance.reporting import ReportError
     from rlhf_conformance.run.loading import LoadError, UsageError
 
-    arguments = build_parser().parse_args(argv)
+    _settle_streams()
     try:
-        return int(arguments.run(arguments))
+        arguments = build_parser().parse_args(argv)
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return status
     except (LoadError, ReportError, UsageError, UnknownName, rlhf_spec.clauses.UnknownClause) as error:
-        print(f"rlhf-conformance: {error}", file=sys.stderr)
+        print(logged(f"rlhf-conformance: {error}"), file=sys.stderr)
         return USAGE_STATUS
     except BrokenPipeError:
+        _leave_stdout()
         return CONFORMANT_STATUS
+    except Exception as error:
+        return _own_failure(error)
+
+
+def _settle_streams() -> None:
+    """A stream that cannot show a character shows its escape; one that is closed shows nothing."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _leave_stdout() -> None:
+    """Whoever read it has gone, or its disk is full: Python shall not fail again when it ends."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _own_failure(error: Exception) -> int:
+    """Say that the suite itself failed, and how: no verdict on the adapter."""
+    if isinstance(error, OSError):
+        _leave_stdout()
+    with contextlib.suppress(Exception):
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        said = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}{where}"
+        print(logged("".join(traceback.format_exception(error))), file=sys.stderr)
+        print(logged(f"rlhf-conformance: the suite itself failed, please report it: {said}"), file=sys.stderr)
+    return BROKEN_STATUS
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
+    from rich.markup import escape
 
     from rlhf_conformance import reporting
     from rlhf_conformance.reporting import github, progress, terminal
@@ -155,8 +191,8 @@ def run_check(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--time-limit {arguments.time_limit:g}: wanted a number of seconds above 0")
     if arguments.budget is not None and not 0 < arguments.budget < math.inf:
         raise UsageError(f"--budget {arguments.budget:g}: wanted a number of seconds above 0")
-    if arguments.report is not None and arguments.report.exists() and not arguments.report.is_dir():
-        raise UsageError(f"--report {arguments.report}: wanted a folder, this is a file")
+    if arguments.report is not None:
+        _check_folder(arguments.report)
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError(f"-n {arguments.workers}: at least one worker is needed")
     known_failures = _known_failures(arguments)
@@ -182,19 +218,30 @@ def run_check(arguments: argparse.Namespace) -> int:
     plan = replace(plan, command=_repeat(plan))
     validate_plan(plan)
     require_device(plan.device)
-    console = Console(soft_wrap=False)
-    console.print(f"checking {plan.adapter} on {plan.device} in {plan.dtype}, profile {plan.profile}, seed {plan.seed}")
+    console = terminal.Screen(soft_wrap=False)
+    asked = f"checking {plan.adapter} on {plan.device} in {plan.dtype}, profile {plan.profile}, seed {plan.seed}"
+    console.print(escape(logged(asked)))
     with progress.Shown(console) as shown:
         report = run_plan(plan, arguments.workers or _cores(), shown)
     if plan.accepting:
         return _accept(console, report, plan, arguments)
     report = _named_across(report)
-    if arguments.report is not None:
+    written = ""
+    if arguments.report is not None:  # files first: whatever becomes of the printing, they are there
         report = reporting.placed(report, arguments.report)
-    terminal.show_report(console, report, verbose=arguments.verbose)
-    if arguments.report is not None:
-        console.print(f"report: {_written(report, arguments.report)}", highlight=False, markup=False, soft_wrap=True)
-    github.announce(report, os.environ)
+        written = _written(report, arguments.report)
+    unwritten = github.summarize(report, os.environ)
+    try:
+        terminal.show_report(console, report, verbose=arguments.verbose)
+        if written:
+            console.print(logged(f"report: {written}"), highlight=False, markup=False, soft_wrap=True)
+        github.annotate(report, os.environ)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _leave_stdout()
+    if unwritten:
+        print(logged(f"rlhf-conformance: {unwritten}"), file=sys.stderr)
+        return BROKEN_STATUS
     return report.exit_status
 
 
@@ -208,6 +255,20 @@ def _named_across(report: Report) -> Report:
         return named_across(report)
     except KeyboardInterrupt:
         return report
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UsageError where no report could be written: known before a run that takes minutes."""
+    from rlhf_conformance.run.loading import UsageError
+
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--report {folder}: wanted a folder, this is a file")
+        above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise UsageError(f"--report {folder}: nothing can be written into {above}; name another folder")
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL in it
+        raise UsageError(f"--report {folder}: this cannot be a folder: {error}") from error
 
 
 def _known_failures(arguments: argparse.Namespace) -> tuple[KnownFailure, ...]:
@@ -236,17 +297,17 @@ def _accept(console: Console, report: Report, plan: Plan, arguments: argparse.Na
         return INCOMPLETE_STATUS
     accepted = known.accept(report, plan)
     known.write(accepted.rows, arguments.known_failures)
+    written = ""
+    if arguments.report is not None:
+        after = replace(plan, accepting=False, known_failures=accepted.rows)
+        judged = replace(report, results=tuple(known.with_known_failures(r, after) for r in report.results))
+        written = _written(reporting.placed(judged, arguments.report), arguments.report)
     for result in report.results:
         if result.clause in (*accepted.added, *accepted.updated, *accepted.unfinished):
             console.print(f"\n{terminal.describe(result)}", highlight=False, markup=False, soft_wrap=True)
     console.print()
-    for line in accepted.lines(plan.known_file):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if arguments.report is not None:
-        after = replace(plan, accepting=False, known_failures=accepted.rows)
-        judged = replace(report, results=tuple(known.with_known_failures(r, after) for r in report.results))
-        placed = reporting.placed(judged, arguments.report)
-        console.print(f"report: {_written(placed, arguments.report)}", highlight=False, markup=False, soft_wrap=True)
+    for line in (*accepted.lines(plan.known_file), *([f"report: {written}"] if written else [])):
+        console.print(logged(line), highlight=False, markup=False, soft_wrap=True)
     return INCOMPLETE_STATUS if accepted.unfinished else CONFORMANT_STATUS
 
 
@@ -357,18 +418,19 @@ def run_init(arguments: argparse.Namespace) -> int:
 
 
 def run_matrix(arguments: argparse.Namespace) -> int:
+    from rlhf_conformance import files
     from rlhf_conformance.reporting import markdown, matrix
     from rlhf_conformance.run.loading import UsageError
 
     found = matrix.combined([(path, _read(path)) for path in arguments.reports])
-    sys.stdout.write(markdown.matrix(found))
     if arguments.html is not None:
         from rlhf_conformance.reporting import page
 
         try:
-            arguments.html.write_text(page.matrix(found), encoding="utf-8", errors="backslashreplace")
+            files.write_whole(arguments.html, page.matrix(found))
         except OSError as error:
             raise UsageError(f"cannot write {arguments.html}: {error.strerror}") from error
+    sys.stdout.write(markdown.matrix(found))
     return CONFORMANT_STATUS
 
 

@@ -13,7 +13,7 @@ NUMBER = "float"
 def literal(value: Any) -> str:
     """Plain data as source; numbers that are not finite as `float("nan")`."""
     if isinstance(value, dict) and set(value) == {NUMBER}:
-        return f'float("{value[NUMBER]}")'
+        return f"float({literal(str(value[NUMBER]))})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{literal(key)}: {literal(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -23,8 +23,13 @@ def literal(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")'
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+        return '"' + "".join(map(_character, value)) + '"'
     return repr(value)
+
+
+def _character(c: str) -> str:
+    """A character of a string in quotes: what nobody sees, or what ends the string, is escaped."""
+    return f"\\{c}" if c in '"\\' else c if c.isprintable() else repr(c)[1:-1]
 
 
 def tensor(data: dict[str, Any], *, leaf: bool = False, indent: int = 8) -> str:

@@ -23,7 +23,8 @@ VERDICTS = (PASS, FAIL, ERROR, NOT_PROVIDED, SKIP, KNOWN_FAILURE, UNEXPECTED_PAS
 NOT_CONFORMANT = (FAIL, ERROR, UNEXPECTED_PASS)
 NOT_FINISHED = (INCONCLUSIVE, LOST)
 
-CONFORMANT_STATUS, FAILED_STATUS, USAGE_STATUS, INCOMPLETE_STATUS = 0, 1, 2, 3
+CONFORMANT_STATUS, FAILED_STATUS, USAGE_STATUS, INCOMPLETE_STATUS, BROKEN_STATUS = 0, 1, 2, 3, 4
+"""Exit statuses: the last is that of the suite's own failures, which say nothing about the adapter."""
 
 
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|(?<![A-Za-z_0-9.])[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import os
 import re
@@ -477,8 +478,41 @@ def whole(report, folder) -> None:
     assert read(write(report, folder)).results == report.results
 
 
-def test_the_table_has_at_least_sixteen_rows():
-    assert len(HERE) + sum(map(len, RUNS.values())) >= 16
+KINDS = [
+    tuple(line.split("\t"))
+    for line in Path(__file__).with_name("hostile").joinpath("kinds.tsv").read_text().splitlines()
+]
+"""The method (or the exception), the value, the verdict, and how its reason begins; # stands for a line."""
+
+
+def test_the_table_has_at_least_a_hundred_rows():
+    assert len(HERE) + len(KINDS) + sum(map(len, RUNS.values())) >= 100
+
+
+@pytest.mark.parametrize("row", KINDS, ids=lambda row: " ".join(row[:2]).strip())
+@pytest.mark.filterwarnings("ignore")
+def test_an_answer_of_a_wrong_kind_is_an_error_with_a_sentence(row, hostile):
+    from rlhf_conformance import check
+    from rlhf_conformance.run.loading import load_adapter
+
+    method, value, verdict, says = row
+    if method == "group" and not hasattr(builtins, "ExceptionGroup"):
+        pytest.skip("Python has no groups of exceptions")
+    options = {"method": method, "value": value} if value else {"error": method}
+    adapter = load_adapter(hostile(f"kinds.py:{'Wrong' if value else 'Raising'}"), options)
+    result = check(adapter, only=[STRIKES.get(method, DEFINITION)], profile="smoke").results[0]
+    assert result.verdict == verdict, result.reason
+    assert re.sub(r"kinds.py:\d+", "kinds.py:#", result.reason).startswith(says)
+    assert not any(text in result.reason for text in NEVER)
+
+
+STRIKES = {
+    "position_ids": "positions.cumsum",
+    "policy_loss": "policy-loss.gradient",
+    "approx_kl": "policy-loss.kl-metric",
+    "pack_sequences": "packing.tokens",
+    "process_sequences": "sequences.tokens-unchanged",
+}
 
 
 @pytest.mark.parametrize("row", HERE, ids=lambda row: f"{row.name} {row.strikes}")
@@ -589,6 +623,53 @@ def test_what_imports_none_of_our_code_or_belongs_to_us_is_not_told_apart(name, 
     from rlhf_conformance.run.loading import load_adapter
 
     assert borrowed(load_adapter(hostile(f"answers.py:{name}") if name == "Honest" else name)) == ()
+
+
+def test_a_helper_elsewhere_that_borrows_is_found(tmp_path, monkeypatch):
+    from rlhf_conformance.run.borrowed import borrowed
+    from rlhf_conformance.run.loading import load_adapter
+
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "lends_it.py").write_text("from rlhf_reference.log_probs import token_log_probs\n")
+    adapter = "import lends_it\nfrom rlhf_conformance import Adapter\nclass Mine(Adapter):\n    helper = lends_it\n"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "borrows_by_helper.py").write_text(adapter)
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    found = borrowed(load_adapter(f"{tmp_path}/mine/borrows_by_helper.py:Mine"))
+    assert "rlhf_reference.log_probs" in found
+
+
+def test_what_is_installed_below_the_adapter_borrows_nothing(tmp_path, monkeypatch):
+    """As pytest plugins of ours do, in a virtual environment beside the adapter."""
+    from rlhf_conformance.run.borrowed import borrowed
+    from rlhf_conformance.run.loading import load_adapter
+
+    packages = tmp_path / ".venv" / "lib" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "installed_trainer.py").write_text("import rlhf_spec.policy_loss\n")
+    adapter = "import installed_trainer\nfrom rlhf_conformance import Adapter\nclass Mine(Adapter):\n    pass\n"
+    (tmp_path / "beside_an_environment.py").write_text(adapter)
+    monkeypatch.syspath_prepend(packages)
+    assert borrowed(load_adapter(f"{tmp_path}/beside_an_environment.py:Mine")) == ()
+
+
+@pytest.mark.parametrize("what", ["compare", "judged", "report"])
+def test_a_judge_that_was_changed_makes_no_run_green(what, command, hostile):
+    only = ("--only", "positions.cumsum", "--only", "positions.pads")
+    done = command("check", hostile("patches.py:Patches"), "-o", f"what={what}", "--profile", "smoke", *only, "-n", "1")
+    assert done.status == INCOMPLETE
+    assert "is not believed: a planted fault (OneOff, at positions.cumsum)" in done.said
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_the_planted_faults_are_seen_where_nothing_was_changed(dtype, hostile):
+    from rlhf_conformance.run.loading import load_adapter
+    from rlhf_conformance.run.plan import planned
+    from rlhf_conformance.run.suite import Suite
+
+    suite = Suite(planned((), ["positions"], dtype=dtype), load_adapter(hostile("answers.py:Honest")))
+    suite.prepare()
+    assert suite.unseen() == ""
 
 
 @pytest.mark.cuda

@@ -122,7 +122,7 @@ _NAMED = {
 
 def named(c: float) -> str:
     """A constant in words, where it is one that has a name."""
-    close = [word for word, value in _NAMED.items() if abs(c - value) <= 1e-5 * abs(value)]
+    close = [word for word, value in _NAMED.items() if f"{c:.5g}" == f"{value:.5g}"]
     return close[0] if close else f"{c:.5g}"
 
 

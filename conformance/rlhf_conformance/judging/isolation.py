@@ -13,31 +13,37 @@ import re
 import signal
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from rlhf_conformance._lazy import torch
+from rlhf_conformance.judging import raised
 from rlhf_conformance.oracle.batch import Batch, Prompts
 
 
 class AdapterError(Exception):
-    """A method of the adapter raised."""
+    """A method of the adapter raised.
+
+    behind  what stands behind its exception, in words: causes, the exceptions of a group; empty where nothing does
+
+    The exception itself is not kept: nobody else shall read it, who may not expect what it does.
+    """
 
     def __init__(self, method: str, cause: BaseException) -> None:
         self.method = method
         self.poisons = poisons(cause)
-        frames = traceback.extract_tb(cause.__traceback__)[1:]
-        self.where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-        kind = "called sys.exit" if isinstance(cause, SystemExit) else f"raised {type(cause).__name__}"
-        text = _text(cause)[:400]
+        self.behind = raised.story(cause)
+        where = raised.place_of(cause, skipped=1)
+        kind = f"raised {raised.kind_of(cause)}"
+        if issubclass(type(cause), SystemExit):
+            kind = "called sys.exit"
+        text = raised.text_of(cause)[: raised.LONGEST]
         said = f"{method} {kind}: {text}" if text else f"{method} {kind}"
-        super().__init__(f"{said} ({self.where})" if self.where else said)
-        _let_go(cause)
+        super().__init__(f"{said} ({where})" if where else said)
+        raised.let_go(cause)
 
 
 @dataclass(frozen=True)
@@ -277,16 +283,7 @@ _STICKY = re.compile(
 
 
 def poisons(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and _STICKY.search(_text(error)) is not None
-
-
-def _let_go(error: BaseException | None) -> None:
-    """Free what the frames of an error hold, which may be all of the memory. Its causes may lead back to itself."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+    return issubclass(type(error), RuntimeError) and _STICKY.search(raised.text_of(error)) is not None
 
 
 def copied(value: Any) -> Any:
@@ -299,16 +296,49 @@ def copied(value: Any) -> Any:
     return value
 
 
-def owned(answer: Any) -> Any:
+DEEPEST = 20
+"""Lists in lists that an answer may be."""
+
+
+def owned(answer: Any, depth: int = 0) -> Any:
     """An answer whose tensors share no memory with anything: the adapter's may be views of its inputs, or a buffer
-    that its next call writes."""
-    if isinstance(answer, torch.Tensor):
-        return answer.clone()
-    if type(answer) in (list, tuple):
-        return type(answer)(owned(item) for item in answer)
-    if is_dataclass(answer) and not isinstance(answer, type):
-        return replace(answer, **{f.name: owned(getattr(answer, f.name)) for f in fields(answer) if f.init})
+    that its next call writes. What is a tensor or a list is told by its type alone, since objects lie. Raises
+    ValueError where it is lists in lists without end."""
+    if depth > DEEPEST:
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    kind = type(answer)
+    if issubclass(kind, torch.Tensor):
+        return plain(answer)
+    if kind in (list, tuple):
+        return kind(owned(item, depth + 1) for item in answer)
+    if is_dataclass(kind):
+        return replace(answer, **{f.name: owned(getattr(answer, f.name), depth + 1) for f in fields(answer) if f.init})
     return answer
+
+
+def plain(tensor: Any) -> Any:
+    """A copy of a tensor. One of a subclass becomes a plain one where it can, and has to show its numbers now: whatever
+    it raises when they are asked for is raised here."""
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        if is_freed(tensor):
+            raise ValueError("its memory was freed")
+        return tensor.clone()
+    copy = tensor.clone()
+    if type(copy) is not torch.Tensor and issubclass(type(copy), torch.Tensor):
+        with contextlib.suppress(RuntimeError, TypeError), torch._C.DisableTorchFunctionSubclass():
+            copy = copy.as_subclass(torch.Tensor)
+    if type(copy) is not torch.Tensor and not copy.is_nested and copy.layout == torch.strided:
+        copy.detach().cpu().double().tolist()
+    return copy
+
+
+def is_freed(tensor: torch.Tensor) -> bool:
+    """Whether its numbers lie beyond the end of its storage, as where a trainer has freed that to save memory: reading
+    them ends the process."""
+    if tensor.layout != torch.strided or tensor.is_nested or not tensor.numel():
+        return False
+    last = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.untyped_storage().nbytes() < (last + 1) * tensor.element_size()
 
 
 def differences(before: Any, after: Any, name: str) -> list[str]:
@@ -316,7 +346,7 @@ def differences(before: Any, after: Any, name: str) -> list[str]:
     if isinstance(before, torch.Tensor):
         return [] if _identical(before, after) else [name]
     if isinstance(before, list):
-        if len(before) != len(after):
+        if type(after) is not list or len(before) != len(after):
             return [name]
         pairs = enumerate(zip(before, after, strict=True))
         return [n for i, (b, a) in pairs for n in differences(b, a, f"{name}[{i}]")]
@@ -327,20 +357,11 @@ def differences(before: Any, after: Any, name: str) -> list[str]:
 
 
 def _identical(before: torch.Tensor, after: torch.Tensor) -> bool:
-    """Equal in shape and in every number, NaN being equal to itself."""
-    if before.shape != after.shape or before.dtype != after.dtype:
+    """Equal in kind, in shape and in every number, NaN being equal to itself."""
+    kinds = [(type(x), x.layout, x.device, x.dtype, x.shape) for x in (before, after) if type(x) is type(before)]
+    if len(kinds) < 2 or kinds[0] != kinds[1] or is_freed(after):
         return False
     if torch.equal(before, after):
         return True
     same = before == after
     return bool((same | (before.isnan() & after.isnan())).all() if before.is_floating_point() else same.all())
-
-
-def _text(error: BaseException) -> str:
-    """str(error) in one line, without what a terminal or a report could not show; an exception may refuse it."""
-    try:
-        text = str(error)
-    except BaseException as second:
-        return f"(its message cannot be read: {type(second).__name__})"
-    words = " ".join(text[:100_000].split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words[:1000])

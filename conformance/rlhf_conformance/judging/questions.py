@@ -137,6 +137,8 @@ class Answered:
         numbers; zeros where there is no graph."""
         if not self._gradients:
             answer = main(self)
+            if answer.element_size() == 1:  # float8 has no sum
+                answer = answer.double()
             total = answer.sum() if weights is None else (answer * weights).sum()
             (found,) = subject.gradients(self.method, total, [self.argument(METHODS[self.method].leaf)])
             self._gradients.append(found.double().tolist())

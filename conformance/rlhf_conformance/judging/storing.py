@@ -100,7 +100,7 @@ def _renewed(name: str, data: dict[str, Any]) -> dict[str, Any]:
 def _number(text: Any) -> float:
     try:
         return float(text)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise StoredCaseError(f"{text!r} is no number") from error
 
 
@@ -112,5 +112,5 @@ def _made(kind: type, fields: dict[str, Any]) -> Any:
             raise StoredCaseError(f"{kind.__name__}.{name} = {str(value)[:60]}: wanted {words(declared[name])}")
     try:
         return kind(**fields)
-    except TypeError as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise StoredCaseError(f"not a {kind.__name__} of this version: {error}") from error

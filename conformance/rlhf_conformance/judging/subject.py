@@ -6,13 +6,16 @@ Checks only see answers that are wired right, so that a wrong number is told apa
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import METHODS, Adapter, provided
+from rlhf_conformance.judging import raised
 from rlhf_conformance.judging.isolation import (
     AdapterError,
     GlobalState,
@@ -23,8 +26,11 @@ from rlhf_conformance.judging.isolation import (
     unset_memory_is_nan,
 )
 from rlhf_conformance.judging.questions import Answered, Call, CallRecord, Loaded
+from rlhf_conformance.judging.wiring import WiringError, describe
 from rlhf_conformance.oracle.probes import Checkpoint, Probe, ProbeStore
 from rlhf_conformance.oracle.truth import Truth
+
+READABLE = "an answer that can be read: plain tensors"
 
 
 @dataclass
@@ -94,24 +100,41 @@ class Subject:
         row says.
         """
         row = METHODS[method]
-        handed = [copied(argument) for argument in given] if copies else list(given)
-        with self._guarded(method):
-            raw = self._called(method, handed)
+        models = range(1 if row.model or row.arguments[:1] == ("model",) else 0)  # which are the adapter's own
+        handed = [x if not copies or i in models else copied(x) for i, x in enumerate(given)]
+        raw = self._guarded(method, lambda: self._called(method, handed))
         if copies and not row.loads:
-            try:
-                raw = owned(raw)
-            except Exception as error:  # a subclass of a tensor may refuse to be copied
-                raise self.blamed(method, error) from error
+            raw = self._read(method, raw, functools.partial(owned, raw))
         named = row.named(given)
         if copies:
             self.record.left = tuple(handed)
             self.record.written = [
                 written
-                for (name, argument), copy in zip(named.items(), handed, strict=True)
+                for i, ((name, argument), copy) in enumerate(zip(named.items(), handed, strict=True))
+                if i not in models
                 for written in differences(argument, copy, name)
             ]
-        value = raw if row.answer is None else row.answer.checked(method, raw, named, self.device)
+        value = raw
+        if row.answer is not None:
+            value = self._read(method, raw, lambda: row.answer.checked(method, raw, named, self.device))
         return Answered(method, tuple(given), value, raw, self.record)
+
+    def _read(self, method: str, raw: Any, reading: Callable[[], Any]) -> Any:
+        """What `reading` makes of an answer. Raises WiringError where the answer lets nobody read it: an object of the
+        adapter may raise whenever it is touched, and tensors of some kinds do."""
+        try:
+            return reading()
+        except WiringError:
+            raise
+        except BaseException as error:
+            if issubclass(type(error), KeyboardInterrupt) and self.interruptible:
+                raise
+            if poisons(error):
+                failed: Exception = self.blamed(method, error)
+            else:
+                why = f"{raised.kind_of(error)}: {raised.text_of(error)[: raised.LONGEST]}"
+                failed = WiringError(method, f"{describe(raw)}, which cannot be read ({why})", READABLE)
+        raise failed
 
     def call(self, method: str, *given: Any) -> Any:
         """The checked answer alone."""
@@ -134,24 +157,27 @@ class Subject:
             torch.cuda.synchronize(self.device)  # an error of its kernels is an error of this call
         return answer
 
-    @contextlib.contextmanager
-    def _guarded(self, method: str, *, recorded: bool = True) -> Iterator[None]:
-        """Whatever is raised inside is the adapter's error, and whatever is changed is put back."""
+    def _guarded(self, method: str, action: Callable[[], Any], *, recorded: bool = True) -> Any:
+        """Whatever the action raises is the adapter's error, and whatever it changes is put back."""
         if self.poison is not None:
             raise self.poison
         self._last, process, before = method, os.getpid(), GlobalState.now()
+        blamed = None
         try:
-            yield
+            value = action()
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and self.interruptible:
+            if issubclass(type(error), KeyboardInterrupt) and self.interruptible:
                 raise
-            raise self.blamed(method, error) from error
+            blamed = self.blamed(method, error)
         finally:
             if os.getpid() != process:
                 os._exit(0)  # a child of the adapter, which must not answer in our name
             changed = before.restore() if self.poison is None else []
             if recorded:
                 self.record.disturbed = changed
+        if blamed is not None:
+            raise blamed  # here, where it has no context: the adapter's exception may lead whoever reads it in circles
+        return value
 
     def blamed(self, method: str, error: BaseException) -> AdapterError:
         """The error of a method, remembered where it leaves CUDA beyond use."""
@@ -161,16 +187,28 @@ class Subject:
         return blamed
 
     def late(self, error: BaseException) -> AdapterError | None:
-        """What the adapter is to be blamed for although the suite met it: CUDA reports errors at some later call."""
-        return self.blamed(f"{self._last} (or a call before it)", error) if poisons(error) else None
+        """What the adapter is to be blamed for although the suite met it: CUDA reports errors at some later call, and
+        an object of the adapter's may raise when it is looked at."""
+        if poisons(error):
+            return self.blamed(f"{self._last} (or a call before it)", error)
+        if raised.passes_through(error, self._home):
+            return self.blamed(f"{self._last} returned something that, looked at later,", error)
+        return None
+
+    @functools.cached_property
+    def _home(self) -> tuple[str, ...]:
+        """The files of the adapter's classes, unless they are the suite's own."""
+        kinds = [kind for kind in type(self.adapter).__mro__ if not kind.__module__.startswith(("rlhf_", "builtins"))]
+        files = (getattr(sys.modules.get(kind.__module__), "__file__", None) for kind in kinds)
+        return tuple(file for file in files if file)
 
     def gradients(self, method: str, total: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Gradients of `total`, which came from `method`, with respect to `inputs`; zeros where there is no graph."""
         if not total.requires_grad:
             return [torch.zeros_like(x) for x in inputs]
-        with self._guarded(f"{method} (its backward pass)", recorded=False):
-            grads = torch.autograd.grad(total, inputs, allow_unused=True)
-        return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
+        backward = functools.partial(torch.autograd.grad, total, inputs, allow_unused=True)
+        grads = self._guarded(f"{method} (its backward pass)", backward, recorded=False)
+        return [torch.zeros_like(x) if g is None else _dense(g) for x, g in zip(inputs, grads, strict=True)]
 
     def trained(self, method: str, total: torch.Tensor, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
         """The same with respect to parameters of a model, by a backward pass as in training: reentrant checkpointing
@@ -179,9 +217,8 @@ class Subject:
         for p in parameters:
             p.grad = None
         try:
-            with self._guarded(f"{method} (its backward pass)", recorded=False):
-                total.backward()
-            return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+            self._guarded(f"{method} (its backward pass)", total.backward, recorded=False)
+            return [torch.zeros_like(p) if p.grad is None else _dense(p.grad.clone()) for p in parameters]
         finally:
             for p, grad in zip(parameters, held, strict=True):
                 p.grad = grad
@@ -225,3 +262,8 @@ class Subject:
         if key not in self._models:
             self._models[key] = self.load(*key)
         return self._models[key]
+
+
+def _dense(gradient: torch.Tensor) -> torch.Tensor:
+    """A gradient with all its zeros: that of a table whose rows were looked up may be sparse."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()

@@ -155,11 +155,12 @@ class _Trial:
             numbers = self.judge.try_case(self.check, self.subject, case)
         except SeveralFailures as several:
             found: tuple[Broken, ...] = several.found
-        except RuntimeError as error:
+        except NotReturned:
+            raise
+        except Exception as error:
             late = self.subject.late(error)
             if late is None:
                 raise
-            late.__cause__ = error
             found = (late,)
         else:
             self.examples += numbers > 0
@@ -396,7 +397,9 @@ def _judged(result: Result, trial: _Trial, outcome: BaseException | None) -> Res
     if isinstance(outcome, NotReturned):
         return replace(result, verdict=NOT_PROVIDED, reason=str(outcome), floor=0)
     if isinstance(outcome, WiringError | AdapterError):
-        return replace(result, verdict=ERROR, reason=str(outcome), failure=_failure(outcome))
+        behind = _behind(outcome)
+        reason = f"{outcome}; {behind}" if behind else str(outcome)
+        return replace(result, verdict=ERROR, reason=reason, failure=_failure(outcome))
     if isinstance(outcome, Unsatisfiable):
         return replace(result, verdict=INCONCLUSIVE, reason="no case could be drawn for what the adapter declares")
     if isinstance(outcome, Flaky):
@@ -411,7 +414,12 @@ def _judged(result: Result, trial: _Trial, outcome: BaseException | None) -> Res
 def _failure(error: Broken) -> Failure:
     if isinstance(error, ClauseFailure):
         return Failure(**asdict(error.mismatch), **_case_of(error))
-    return Failure(what=str(error), place="", expected="", actual="", **_case_of(error))
+    return Failure(what=str(error), place="", expected="", actual="", note=_behind(error), **_case_of(error))
+
+
+def _behind(error: Broken) -> str:
+    """What stands behind the adapter's exception. It is told beside the failure, which known failures are told by."""
+    return error.behind if isinstance(error, AdapterError) else ""
 
 
 def _failure_of(first: BaseException, what: str) -> Failure:

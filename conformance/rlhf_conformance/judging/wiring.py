@@ -8,11 +8,13 @@ Each kind of answer is a small class with one method, `checked`, which returns t
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from rlhf_conformance._lazy import torch
+from rlhf_conformance.judging.raised import shown
 
 Given = Mapping[str, Any]
 """The arguments of a call by name."""
@@ -86,10 +88,12 @@ class Metric:
     wanted: str = "a number, or a tensor that holds one"
 
     def checked(self, method: str, value: Any, given: Given, device: str, label: str = "") -> Any:
-        if isinstance(value, int | float):
-            return value
+        if is_a(value, float):
+            return float.__float__(value)
+        if is_a(value, int) and type(value) is not bool:
+            return _number(method, int.__int__(value), f"{label} = ", self.wanted)
         tensor = dense(method, value, self.wanted, device, f"{label} = ")
-        if tensor.numel() != 1:
+        if tensor.numel() != 1 or tensor.dtype == torch.bool:
             raise WiringError(method, f"{label} = {describe(value)}", self.wanted)
         return tensor
 
@@ -112,19 +116,20 @@ class Record:
     bare: str = ""
 
     def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
-        if self.loose and isinstance(value, tuple) and len(value) == len(fields(self.kind)):
-            value = self.kind(*value)
-        if not isinstance(value, self.kind):
+        if self.loose and is_a(value, tuple) and tuple.__len__(value) == len(fields(self.kind)):
+            value = self.kind(*tuple.__iter__(value))
+        if not is_a(value, self.kind):
             if not self.bare:
                 raise WiringError(method, describe(value), f"a {self.kind.__name__}")
             return self.kind(**{self.bare: self.parts[self.bare].checked(method, value, given, device)})
+        whole = {field.name: getattr(value, field.name) for field in fields(self.kind)}
         found: dict[str, Any] = {}
         for name, part in self.parts.items():
-            inner = getattr(value, name)
+            inner = whole[name]
             if inner is not None or name in self.required:
                 label = "" if name == self.bare else name
-                found[name] = part.checked(method, inner, {**given, "answer": {**vars(value), **found}}, device, label)
-        return self.kind(**{**vars(value), **found})
+                found[name] = part.checked(method, inner, {**given, "answer": {**whole, **found}}, device, label)
+        return self.kind(**{**whole, **found})
 
 
 @dataclass(frozen=True)
@@ -137,10 +142,11 @@ class Actions:
     def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
         rows: Any
         either = "a tensor, or a list of 1-D tensors, one for each sample"
-        if isinstance(value, list | tuple) and not all(isinstance(row, torch.Tensor) for row in value):
-            raise WiringError(method, describe(value), either)
-        if isinstance(value, list | tuple):
-            rows = [dense(method, row, either, device, "in a list ") for row in value]
+        if is_a(value, list) or is_a(value, tuple):
+            items = list((list if is_a(value, list) else tuple).__iter__(value))
+            if not all(is_a(row, torch.Tensor) for row in items):
+                raise WiringError(method, describe(value), either)
+            rows = [dense(method, row, either, device, "in a list ") for row in items]
         else:
             rows = dense(method, value, either, device)
         if not all(part.is_floating_point() for part in (rows if isinstance(rows, list) else [rows])):
@@ -195,7 +201,7 @@ class Beside:
     bare: str = "answers"
 
     def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
-        if not isinstance(value, list | tuple) or len(value) != 2:
+        if not (is_a(value, list) or is_a(value, tuple)) or len(value) != 2:
             raise WiringError(method, describe(value), "a pair: the answers, and the whole output beside them")
         kinds = (self.answers, self.output)
         return WithOutput(*(k.checked(method, part, given, device) for k, part in zip(kinds, value, strict=True)))
@@ -228,14 +234,38 @@ class Named:
     """Parameters by name."""
 
     def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
-        if not isinstance(value, Mapping) or not all(isinstance(p, torch.Tensor) for p in value.values()):
-            raise WiringError(method, describe(value), "a mapping of names to parameters")
-        return dict(value)
+        wanted = "a mapping of names to parameters"
+        if not is_a(value, Mapping):
+            raise WiringError(method, describe(value), wanted)
+        found = dict(value)
+        for name, parameter in found.items():
+            if type(name) is not str:
+                raise WiringError(method, f"a mapping with {describe(name)} among its keys", wanted)
+            if not is_a(parameter, torch.Tensor):
+                raise WiringError(method, f"{describe(parameter)} under {shown(name)!r}", wanted)
+            odd = _oddity(parameter)
+            if odd:
+                came = f"{describe(parameter)} under {shown(name)!r}, {odd}"
+                raise WiringError(method, came, f"{wanted}, each a dense tensor of real numbers")
+        return found
+
+
+def is_a(value: Any, kind: type) -> bool:
+    """`isinstance`, by the type alone: `__class__` of an object may lie, or raise."""
+    return issubclass(type(value), kind)
+
+
+def _number(method: str, value: int, prefix: str, wanted: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        came = f"{prefix}an int of {value.bit_length()} bits, which no float can hold"
+        raise WiringError(method, came, wanted) from None
 
 
 def dense(method: str, value: Any, wanted: str, device: str, prefix: str = "") -> Any:
     """A plain tensor of real numbers on the device of the run. Raises WiringError for anything else."""
-    if not isinstance(value, torch.Tensor):
+    if not is_a(value, torch.Tensor):
         raise WiringError(method, prefix + describe(value), wanted)
     odd = _oddity(value, device)
     if odd:
@@ -243,8 +273,9 @@ def dense(method: str, value: Any, wanted: str, device: str, prefix: str = "") -
     return value
 
 
-def _oddity(value: torch.Tensor, device: str) -> str:
-    """What keeps a tensor from being read as plain numbers, in words; empty where nothing does."""
+def _oddity(value: torch.Tensor, device: str = "") -> str:
+    """What keeps a tensor from being read as plain numbers, on a device if one is named, in words; empty where nothing
+    does."""
     if value.is_nested:
         return "which is nested"
     if value.layout != torch.strided:
@@ -255,9 +286,21 @@ def _oddity(value: torch.Tensor, device: str) -> str:
         return "which is complex"
     if value.device.type == "meta":
         return "which is on the device meta and holds no numbers"
-    if not _is_on(value.device, torch.device(device)):
+    if not _has_numbers(value.dtype):
+        return "whose numbers torch cannot convert"
+    if device and not _is_on(value.device, torch.device(device)):
         return f"which is on {value.device}"
     return ""
+
+
+@functools.cache
+def _has_numbers(dtype: torch.dtype) -> bool:
+    """Whether torch makes float64 of a dtype: of some, which pack several numbers into a byte, it does not."""
+    try:
+        torch.empty(1, dtype=dtype).double()
+    except (RuntimeError, NotImplementedError, TypeError):
+        return False
+    return True
 
 
 def _is_on(device: torch.device, wanted: torch.device) -> bool:
@@ -270,21 +313,34 @@ def _is_on(device: torch.device, wanted: torch.device) -> bool:
 
 
 def describe(value: Any) -> str:
-    """What something is, in words that never fail."""
+    """What something is, in words that never fail, whatever it says of itself."""
     if value is None:
         return "None (is a return statement missing?)"
-    if isinstance(value, torch.Tensor):
-        dtype = str(value.dtype).removeprefix("torch.")
-        try:
+    name = shown(type.__dict__["__name__"].__get__(type(value)))
+    if is_a(value, torch.Tensor):
+        return _of_tensor(value, name)
+    for kind in (list, tuple, dict, set):
+        if is_a(value, kind):
+            return f"{_an(name)} of {kind.__len__(value)}"
+    if is_a(value, Sequence) and not is_a(value, str):
+        with contextlib.suppress(Exception):  # which its `__len__` may raise
+            return f"{_an(name)} of {len(value)}"
+    return _an(name)
+
+
+def _of_tensor(value: torch.Tensor, name: str) -> str:
+    try:
+        with torch._C.DisableTorchFunctionSubclass():
+            dtype = str(value.dtype).removeprefix("torch.")
             shape = "" if value.is_nested else f" of shape {tuple(value.shape)}"
-        except Exception:  # a subclass may refuse even that
-            shape = ""
-        plain = type(value) in (torch.Tensor, torch.nn.Parameter)
-        kind = "tensor" if plain else f"tensor ({type(value).__name__})"
-        return f"{'an' if dtype[0] == 'i' else 'a'} {dtype} {kind}{shape}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+    except Exception:  # a subclass may refuse even that
+        return f"a tensor ({name})"
+    plain = type(value) in (torch.Tensor, torch.nn.Parameter)
+    return f"{_an(dtype)} {'tensor' if plain else f'tensor ({name})'}{shape}"
+
+
+def _an(word: str) -> str:
+    return f"{'an' if word[:1].lower() in 'aeio' else 'a'} {word}"
 
 
 def _fits(shape: tuple[int, ...], wanted: Shape) -> bool:

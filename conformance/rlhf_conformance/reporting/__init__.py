@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import rlhf_spec.clauses
+from rlhf_conformance.escaping import printable
+from rlhf_conformance.files import write_whole
 from rlhf_conformance.reporting import replaying
 from rlhf_conformance.reporting.stored import FILE_NAME, SCHEMA, ReportError, Scripts, read, to_json
 from rlhf_conformance.results import Report, Result
@@ -53,8 +55,7 @@ def write(report: Report, folder: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_whole(path, "".join(c if c in "\n\t" or c >= " " else printable(c) for c in text))
 
 
 def _clear(folder: Path) -> None:

@@ -15,11 +15,32 @@ MOST = 10
 """GitHub shows so many annotations of one level of a step, and drops the others."""
 
 
-def announce(report: Report, environ: Mapping[str, str], say: Callable[[str], None] = print) -> None:
-    """Tell GitHub, where its variables say that it listens."""
-    if environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8", errors="backslashreplace") as file:
+def announce(report: Report, environ: Mapping[str, str], say: Callable[[str], None] = print) -> str:
+    """Tell GitHub, where its variables say that it listens; what could not be written, as `summarize` says it."""
+    unwritten = summarize(report, environ)
+    annotate(report, environ, say)
+    return unwritten
+
+
+def summarize(report: Report, environ: Mapping[str, str]) -> str:
+    """Add the summary of the step. A sentence where its file cannot be written; else empty."""
+    path = environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return ""
+    try:
+        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(markdown.summary(report, {}) + "\n")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        return (
+            f"the run is {report.verdict}, but its summary cannot be written to {path}: {why}; let GITHUB_STEP_SUMMARY "
+            "name a file in a folder that can be written, or unset it"
+        )
+    return ""
+
+
+def annotate(report: Report, environ: Mapping[str, str], say: Callable[[str], None] = print) -> None:
+    """Say a workflow command for each failure."""
     if environ.get("GITHUB_ACTIONS") == "true":
         for text in told(report):
             say(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import rlhf_spec.clauses
+from rlhf_conformance import escaping
 from rlhf_conformance.reporting import parts
 from rlhf_conformance.reporting.causes import Cause, Causes, causes
 from rlhf_conformance.reporting.matrix import Matrix
@@ -144,17 +145,11 @@ def table(rows: list[list[str]]) -> str:
 
 def escaped(text: str) -> str:
     """Text of whatever kind as one line of Markdown that shows it; code in backticks stays code."""
-    pieces = " ".join(text.split()).split("`")
+    pieces = escaping.line(text).split("`")
     if len(pieces) % 2 == 0:  # one backtick too many
-        pieces = ["\\`".join(pieces)]
-    plain = [piece if i % 2 else _plain(piece) for i, piece in enumerate(pieces)]
-    return "`".join(plain).replace("|", r"\|")
-
-
-def _plain(text: str) -> str:
-    for sign in "*_[]":
-        text = text.replace(sign, f"\\{sign}")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        pieces = ["`".join(pieces)]
+    plain = [piece if i % 2 else escaping.markdown(piece) for i, piece in enumerate(pieces)]
+    return escaping.unblocked("`".join(plain)).replace("|", r"\|")
 
 
 def fenced(text: str, language: str = "") -> str:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import rlhf_spec.clauses
+from rlhf_conformance.files import FileError, misfit, read_json, write_whole
 from rlhf_conformance.reporting import stored
 
 SCHEMA = "rlhf-conformance/case/1"
+SCHEMA_FILE = "case.schema.json"
 Cases = dict[str, Any]
 """Stored cases by the slug of the clause that they break."""
 
@@ -19,20 +21,20 @@ class ReplayError(ValueError):
 
 
 def write_case(clause: str, case: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"schema": SCHEMA, "clause": clause, "case": case}, indent=1) + "\n")
+    write_whole(path, json.dumps({"schema": SCHEMA, "clause": clause, "case": case}, indent=1) + "\n")
 
 
 def read_cases(path: Path) -> Cases:
     """The cases of a report's failures, or the one of a file beside it. Raises ReplayError."""
     try:
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise ReplayError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ReplayError(f"{path} is not JSON, or not the whole of it: {error}") from error
+        data = read_json(path)
+    except FileError as error:
+        raise ReplayError(str(error)) from error
     if isinstance(data, dict) and data.get("schema") == SCHEMA:
-        return {_clause(data.get("clause"), path): data.get("case")}
+        said = misfit(data, SCHEMA_FILE)
+        if said:
+            raise ReplayError(f"{path} does not fit {SCHEMA_FILE}: {said}")
+        return {_clause(data["clause"], path): data["case"]}
     try:
         report = stored.read(path)
     except stored.ReportError as error:
@@ -50,7 +52,7 @@ def check_cases(cases: Cases, path: Path) -> None:
     for clause, case in cases.items():
         try:
             storing.from_json(case)
-        except storing.StoredCaseError as error:
+        except (storing.StoredCaseError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ReplayError(f"{path}: the case of {clause} cannot be tried: {error}") from error
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import rlhf_spec.clauses
 from rlhf_conformance.adapter import METHODS
+from rlhf_conformance.escaping import line
 from rlhf_conformance.judging import storing
 from rlhf_conformance.literals import literal, tensor
 from rlhf_conformance.oracle import probe_files, probes
@@ -349,8 +350,8 @@ def _tested(report: Report) -> str:
 
 
 def _comment(paragraphs: Iterable[str]) -> str:
-    lines = [line for text in paragraphs for line in (textwrap.wrap(" ".join(text.split()), WIDTH) or [""])]
-    return "\n".join(f"# {line}".rstrip() for line in lines)
+    lines = [row for text in paragraphs for row in (textwrap.wrap(line(text), WIDTH) or [""])]
+    return "\n".join(f"# {row}".rstrip() for row in lines)
 
 
 def _column(values: Iterable[str]) -> str:

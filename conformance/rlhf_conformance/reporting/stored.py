@@ -6,11 +6,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import rlhf_spec.clauses
+from rlhf_conformance.files import FileError, misfit, read_json
 from rlhf_conformance.plain import PlainError
 from rlhf_conformance.results import VERDICTS, Report, Result
 
@@ -83,39 +83,18 @@ def read(path: Path) -> Report:
         )
     try:
         return _checked(data, path)
-    except (KeyError, TypeError, AttributeError, PlainError, rlhf_spec.clauses.UnknownClause) as error:
+    except ReportError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, rlhf_spec.clauses.UnknownClause) as error:
         said = _misfit(data) or (str(error) if isinstance(error, PlainError) else repr(error))
         raise ReportError(f"{path} was changed by hand or written by another version: {said}") from error
 
 
 def _loaded(path: Path) -> Any:
     try:
-        return json.loads(
-            path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles, parse_constant=_no_constant
-        )
-    except OSError as error:
-        raise ReportError(f"cannot read {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            raise ReportError(f"{path} goes on behind its end, at line {error.lineno}: is it there twice?") from error
-        raise ReportError(f"{path} is not JSON, or not the whole of it: {error}") from error
-    except ValueError as error:  # a key twice, a number that is none, or not UTF-8
-        raise ReportError(f"{path} is not JSON as this command writes it: {error}") from error
-    except RecursionError as error:
-        raise ReportError(f"{path} is not JSON as this command writes it: it is nested too deeply") from error
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"an object has the key {key!r} twice")
-        found[key] = value
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number in JSON")
+        return read_json(path)
+    except FileError as error:
+        raise ReportError(str(error)) from error
 
 
 def _checked(data: dict[str, Any], path: Path) -> Report:
@@ -146,15 +125,7 @@ def _checked(data: dict[str, Any], path: Path) -> Report:
 
 def _misfit(data: dict[str, Any]) -> str:
     """The place at which a report fits the schema of this version least, and why; empty: it fits."""
-    import jsonschema
-    from jsonschema.exceptions import best_match
-
-    schema = json.loads(resources.files("rlhf_conformance").joinpath(SCHEMA_FILE).read_text("utf-8"))
-    error = best_match(jsonschema.Draft202012Validator(schema).iter_errors(data))
-    if error is None:
-        return ""
-    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
-    return f"{place.lstrip('.') or 'the whole'}: {error.message[:300]}"
+    return misfit(data, SCHEMA_FILE)
 
 
 def _follows(read: Any, again: Any) -> bool:

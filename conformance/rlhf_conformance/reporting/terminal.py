@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 import rlhf_spec.clauses
+from rlhf_conformance.escaping import logged
 from rlhf_conformance.reporting import overview, parts
 from rlhf_conformance.reporting.causes import causes
 from rlhf_conformance.results import (
@@ -48,6 +50,13 @@ ROWS = 56
 OTHERS = (SKIP, KNOWN_FAILURE, UNEXPECTED_PASS, INCONCLUSIVE, LOST)
 
 
+class Screen(Console):
+    """A console whose reader may go away: rich would then end the process with the status of a broken clause."""
+
+    def on_broken_pipe(self) -> None:
+        self.file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
 def show_report(console: Console, report: Report, *, verbose: bool = False) -> None:
     """The table, the failures, the verdict. Failures are shown by their causes, and each in full as far as there is
     room, or where that is asked for (`verbose`)."""
@@ -55,7 +64,7 @@ def show_report(console: Console, report: Report, *, verbose: bool = False) -> N
     console.print(_table(report))
     end = _verdict(report)
     for line in ("", *_failures(report, verbose, ROWS - len(end)), ""):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(logged(line), highlight=False, markup=False, soft_wrap=True)
     for text in end:
         console.print(text, highlight=False, soft_wrap=True)
 
@@ -104,7 +113,7 @@ def _heading(report: Report) -> str:
         f"{run['time_limit']:g} s a clause" if run.get("time_limit") else "",
     ]
     files = [f"{name} from {file}" for name, file in report.subject.get("files", {}).items()]
-    return "\n" + escape("\n".join(["  |  ".join(fact for fact in facts if fact), *files]))
+    return "\n" + escape(logged("\n".join(["  |  ".join(fact for fact in facts if fact), *files])))
 
 
 def _table(report: Report) -> Table:
@@ -135,7 +144,7 @@ def describe(result: Result, command: str = "") -> str:
         lines += _failure_lines(result)
     if command:
         lines.append(f"  repeat with  {command}")
-    return "\n".join(lines)
+    return logged("\n".join(lines))
 
 
 def _failure_lines(result: Result) -> list[str]:
@@ -191,11 +200,11 @@ def _verdict(report: Report) -> list[Text]:
         slugs = ", ".join(r.clause for r in report.warnings)
         lines.append(Text(f"warning: broken SHOULD clauses (red with --strict): {slugs}", style="yellow"))
     known = (r for r in report.results if r.verdict == KNOWN_FAILURE)
-    lines.extend(Text(f"known failure: {r.clause}: {r.reason}", style="magenta") for r in known)
-    lines.extend(Text(text, style="yellow") for text in parts.ended(report))
+    lines.extend(Text(logged(f"known failure: {r.clause}: {r.reason}"), style="magenta") for r in known)
+    lines.extend(Text(logged(text), style="yellow") for text in parts.ended(report))
     style = {0: "bold green", 1: "bold red", 3: "bold yellow"}[report.exit_status]
     seconds = f"{report.run['seconds']:.1f} s, imports {report.run['import_seconds']:.1f} s of it"
-    text = f"{parts.headline(report)}, in {seconds}"
+    text = logged(f"{parts.headline(report)}, in {seconds}")
     lines.append(Text(text, style=style))
     if parts.tested_nothing(report):
         text = "nothing was tested: the adapter provides no method that a selected clause needs; write one"

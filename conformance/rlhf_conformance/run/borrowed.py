@@ -13,12 +13,13 @@ from types import ModuleType
 from rlhf_conformance.adapter import Adapter
 
 _OURS = re.compile(r"(rlhf_reference|rlhf_spec(?!\.clauses)|rlhf_conformance\.adapters\.reference)\b[\w.]*")
-_MOST = 50
+_MOST = 200
 
 
 def borrowed(adapter: Adapter) -> tuple[str, ...]:
     """The modules of the specification and of the reference that are imported by the files of an adapter: those of its
-    classes, and those beside them that they import. Empty for the adapters of this package."""
+    classes, and those of the user's that they import, wherever these lie. Installed packages are a trainer's own, and
+    are not looked into, but for the one that the adapter is in. Empty for the adapters of this package."""
     kind = type(adapter)
     if kind.__module__.startswith("rlhf_conformance."):
         return ()
@@ -32,7 +33,7 @@ def borrowed(adapter: Adapter) -> tuple[str, ...]:
         seen.add(module.__name__)
         names = list(_imported(module))
         found |= {name for name in names if _OURS.fullmatch(name)}
-        waiting += [name for name in names if _beside(module, sys.modules.get(name))]
+        waiting += [name for name in names if _is_users(sys.modules.get(name)) or _root(name) == _root(module.__name__)]
     return tuple(sorted(found))
 
 
@@ -67,7 +68,18 @@ def _imported(module: ModuleType) -> Iterator[str]:
             yield node.value
 
 
-def _beside(module: ModuleType, other: ModuleType | None) -> bool:
-    """Whether another module lies in the folder of a module or below it."""
-    file, near = getattr(other, "__file__", None), Path(getattr(module, "__file__", None) or ".").parent
-    return file is not None and near in Path(file).parents
+def _root(name: str) -> str:
+    return name.partition(".")[0]
+
+
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+def _is_users(module: ModuleType | None) -> bool:
+    """Whether a module is source of the user's: neither of Python, nor installed, nor this project's own."""
+    file = getattr(module, "__file__", None)
+    if module is None or file is None or _OURS.match(module.__name__):
+        return False
+    root = _root(module.__name__)
+    standard = root in sys.stdlib_module_names or root in ("rlhf_conformance", "rlhf_spec", "rlhf_reference")
+    return not standard and not set(_INSTALLED) & set(Path(file).parts)

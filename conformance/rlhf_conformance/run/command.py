@@ -23,11 +23,13 @@ from rlhf_conformance.run.folders import own_folder
 from rlhf_conformance.run.known import KnownFailure, with_known_failures
 from rlhf_conformance.run.loading import LoadError, UsageError, validate
 from rlhf_conformance.run.plan import Plan, planned, selected
+from rlhf_conformance.run.planted import doubted
 from rlhf_conformance.run.plugin import (
     ENTRY,
     LOADING_LIMIT,
     PLAN_OPTION,
     PROPERTY,
+    UNSEEN,
     UNUSABLE,
     count_file,
     found_file,
@@ -100,6 +102,8 @@ def check(
 def _run_here(suite: Suite) -> Report:
     started = time.perf_counter()
     results = tuple(suite.run(slug) for slug in suite.slugs)
+    why = suite.unseen()
+    results = tuple(doubted(result, why) if why else result for result in results)
     over = (
         any(r.verdict == LOST and suite.plan.over_budget in r.reason for r in results) if suite.plan.budget else False
     )
@@ -163,7 +167,7 @@ def run_plan(plan: Plan, workers: int, progress: Progress | None = None) -> Repo
         if gathered.unusable is not None:
             raise LoadError(gathered.unusable + inheriting.hint(gathered.unusable, plan.pass_env))
         gathered.read_what_was_run()
-        results = tuple(gathered.results.get(slug) or gathered.not_come_to(slug) for slug in slugs)
+        results = tuple(gathered.result(slug) for slug in slugs)
     subject = gathered.subject or {"adapter": plan.adapter, "name": plan.adapter, "options": plan.options}
     run = _run_of(plan, started, gathered.import_seconds, workers=workers, ended_by=gathered.ended_by)
     return Report(results, subject, gathered.environment, run, plan.strict)
@@ -204,6 +208,8 @@ class _Gathered:
     not_provided: dict[str, str] = field(default_factory=dict)
     ended_by: str = ""
     looping: bool = False
+    judges: dict[str, str] = field(default_factory=dict)
+    unseen: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.watch = Watch(Path(self.plan.folder), self._tick)
@@ -282,6 +288,7 @@ class _Gathered:
                 self._give_up(value)
             if key == PROPERTY and slug not in self.results:
                 self._add(Result.from_json(value))
+                self.judges[slug] = self._name_of(report)
         if report.failed and slug not in self.results and self.unusable is None:
             if not loaded_marker(self.plan).exists() and "crashed" in str(report.longrepr):
                 end = self._end_of_loading(slug, self._end_of(report))
@@ -297,8 +304,18 @@ class _Gathered:
 
     def _end_of(self, report: Any) -> str:
         """How the worker ended that a crash is reported of."""
+        return self.ends.get(self._name_of(report), "")
+
+    def _name_of(self, report: Any) -> str:
+        """Of the worker that reports."""
         node = getattr(report, "node", None)
-        return self.ends.get(node.gateway.id, "") if node is not None else ""
+        return str(node.gateway.id) if node is not None else ""
+
+    def result(self, slug: str) -> Result:
+        """What is known of a clause in the end."""
+        found = self.results.get(slug) or self.not_come_to(slug)
+        why = self.unseen.get(self.judges.get(slug, ""), "")
+        return doubted(found, why) if why else found
 
     def _end_of_loading(self, slug: str, end: str) -> str:
         text = self._stack(slug)
@@ -312,6 +329,7 @@ class _Gathered:
 
     def pytest_testnodedown(self, node: Any, error: Any) -> None:
         self._end_if_stopped()
+        self.unseen[str(node.gateway.id)] = str(getattr(node, "workeroutput", {}).get(UNSEEN, ""))
         if error is not None:
             self.ends[node.gateway.id] = self.watch.end_of(node.gateway.id)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import rlhf_spec.clauses
+from rlhf_conformance import files
 from rlhf_conformance.results import (
     ERROR,
     FAIL,
@@ -38,6 +39,7 @@ from rlhf_conformance.run.loading import UsageError
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 TABLE = "known-failure"
+SCHEMA_FILE = "known-failures.schema.json"
 
 
 class Run(Protocol):
@@ -400,7 +402,7 @@ def _parsed(text: str, path: Path | str) -> tuple[KnownFailure, ...]:
         import tomli as tomllib
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:  # the others: too deep, a number too long
         raise UsageError(f"{path} is not TOML with rows [[{TABLE}]]: {error}") from error
     found = tables.pop(TABLE, [])
     if tables:
@@ -435,6 +437,9 @@ def _row(data: dict[str, Any], where: str) -> KnownFailure:
         rlhf_spec.clauses.clause(data["clause"])
     except rlhf_spec.clauses.UnknownClause as error:
         raise UsageError(f"{where}: {error} (correct it, or remove the row)") from error
+    said = files.misfit({TABLE: [{**data, "expires": str(day)} if day is not None else data]}, SCHEMA_FILE)
+    if said:
+        raise UsageError(f"{where} does not fit {SCHEMA_FILE}: {said}")
     if "counterexample" in data:
         data = {**data, "counterexample": _counterexample(data["counterexample"], where)}
     return KnownFailure(**data)
@@ -446,11 +451,11 @@ def _counterexample(text: str, where: str) -> Any:
 
     mend = "; write the row anew with --accept, or remove its counterexample"
     try:
-        stored = json.loads(text)
+        stored = files.from_text(text, "it")
         if not isinstance(stored, dict):
             raise storing.StoredCaseError(f"not a case but a {type(stored).__name__}")
         storing.from_json(stored)
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UsageError(f"{where}: counterexample is not a stored case: {error}{mend}") from error
     return stored
 
@@ -485,7 +490,7 @@ def write(rows: Sequence[KnownFailure], path: Path) -> None:
     if _parsed(text, path) != tuple(rows):
         raise AssertionError(f"the rows of {path} are not read as they are written")
     try:
-        path.write_text(text, encoding="utf-8")
+        files.write_whole(path, text)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 

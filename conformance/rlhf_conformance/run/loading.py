@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_conformance import adapters
-from rlhf_conformance.adapter import DECLARATIONS, METHODS, Adapter, declarations
+from rlhf_conformance.adapter import DECLARATIONS, METHODS, Adapter, declarations, provided
+from rlhf_conformance.methods import DeclarationError
 
 ENTRY_POINTS = "rlhf_conformance.adapters"
 
@@ -42,10 +43,16 @@ def validate(adapter: Any) -> None:
         raise LoadError(f"{adapter.__name__} is a class: pass an instance, {adapter.__name__}()")
     if not isinstance(adapter, Adapter):
         raise LoadError(f"{type(adapter).__name__} is not an adapter: subclass rlhf_conformance.Adapter")
+    failed = None
     try:
         declarations(adapter)
-    except (ValueError, TypeError) as error:
-        raise LoadError(str(error)) from error
+        provided(adapter)
+    except DeclarationError as error:
+        failed = LoadError(str(error))
+    except Exception as error:  # a property may do anything
+        failed = LoadError(f"{type(adapter).__name__} cannot be looked into: {_said(error)}")
+    if failed is not None:
+        raise failed
     for name in _own_names(adapter):
         near = difflib.get_close_matches(name, [*METHODS, *DECLARATIONS], n=1, cutoff=0.85)
         if near and not hasattr(Adapter, name):
@@ -160,16 +167,17 @@ def _from_module(name: str) -> Any:
 
 
 def _import(action: Any, what: str) -> None:
+    """Raises LoadError, which holds no exception of the module: whoever printed it would have to expect anything."""
     try:
         action()
+        return
     except ModuleNotFoundError as error:
-        raise LoadError(
-            f"cannot import {what}: no module named {error.name!r}; is it installed in this environment?"
-        ) from error
+        said = f"no module named {error.name!r}; is it installed in this environment?"
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise LoadError(f"cannot import {what}: {_said(error)}") from error
+        said = _said(error)
+    raise LoadError(f"cannot import {what}: {said}")
 
 
 def _attribute(module: Any, attribute: str, location: str) -> Any:
@@ -200,12 +208,13 @@ def _construct(found: Any, name: str, options: dict[str, Any]) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise LoadError(f"the constructor of {name} raised {_said(error)}") from error
+        said = _said(error)
+    raise LoadError(f"the constructor of {name} raised {said}")
 
 
 def _said(error: BaseException) -> str:
-    import traceback
+    """An exception of the adapter's module or constructor, with what stands behind it."""
+    from rlhf_conformance.judging import raised
 
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    behind = raised.story(error)
+    return f"{raised.said(error)}; {behind}" if behind else raised.said(error)

@@ -42,6 +42,8 @@ LOADING_LIMIT = 300.0
 COUNTING = 2.0
 """Seconds between two words on how far a clause has come."""
 UNUSABLE = "rlhf_conformance_unusable"
+UNSEEN = "rlhf_conformance_unseen"
+"""Under this a worker says at its end what `Suite.unseen` found."""
 PLAN_OPTION = "--rlhf-conformance-plan"
 
 
@@ -77,8 +79,23 @@ class _Worker:
         if report.when == "call" and suite is not None and suite.poisoned:
             workers.end(1)
 
+    def pytest_sessionfinish(self) -> None:
+        """Before xdist takes leave: whether this process still judges."""
+        suite = getattr(self.config, "_rlhf_conformance_suite", None)
+        if suite is not None:
+            self.config.workeroutput[UNSEEN] = suite.unseen()
+
     def pytest_unconfigure(self) -> None:
         workers.end_soon()
+
+
+def pytest_runtest_teardown(item: Any, nextitem: Any) -> None:
+    """Behind the last clause of a suite in a test module: whether this process still judges."""
+    if isinstance(item, ClauseItem) and not item.suite.plan.folder:
+        if not isinstance(nextitem, ClauseItem) or nextitem.suite is not item.suite:
+            why = item.suite.unseen()
+            if why:
+                pytest.fail(f"INCOMPLETE: no pass of this suite is believed: {why}", pytrace=False)
 
 
 def pytest_collect_file(file_path: Path, parent: Any) -> Any:

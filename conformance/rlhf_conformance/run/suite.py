@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import rlhf_spec.clauses
 from rlhf_conformance.adapter import METHODS, Adapter, declarations, provided
+from rlhf_conformance.escaping import line
 from rlhf_conformance.results import LOST, Result
 from rlhf_conformance.run.borrowed import borrowed, imported_files
 from rlhf_conformance.run.folders import OwnFolder
@@ -166,13 +167,22 @@ class Suite:
 
         return replace(tried, result=storable(tried.result, again))
 
+    def unseen(self) -> str:
+        """What shows that the judge of this process cannot be relied on any more; empty where it can, and where no
+        clause was tried."""
+        from rlhf_conformance.run import planted
+
+        if self._subject is None or self.poisoned:
+            return ""
+        return planted.unseen(self._subject, self.plan.seed)
+
     def describe(self) -> dict[str, Any]:
         """The adapter, for a report."""
         adapter, imports = self.adapter, borrowed(self.adapter)
         files = imported_files(adapter)
         return {
             "adapter": self.plan.adapter or f"{type(adapter).__module__}:{type(adapter).__qualname__}",
-            "name": adapter.name or type(adapter).__name__,
+            "name": line(str(adapter.name or type(adapter).__name__))[:200],
             "options": dict(self.plan.options),
             "provides": list(provided(adapter)),
             "declares": declarations(adapter),

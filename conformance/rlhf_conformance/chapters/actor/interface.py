@@ -35,6 +35,8 @@ class GeneratedRows(Kind):
         answer = super().checked(method, value, given, device, label)
         if answer.shape[1] <= width:
             raise WiringError(method, describe(value), f"token rows ({rows}, more than {width})")
+        if answer.is_floating_point() and not bool(answer.isfinite().all()):
+            raise WiringError(method, f"{describe(answer)} with NaN or infinity in it", "token ids")
         if int(answer.min()) < 0 or int(answer.max()) >= VOCAB_SIZE:
             raise WiringError(method, f"ids up to {int(answer.max())}", f"token ids from 0 to {VOCAB_SIZE - 1}")
         return answer
