@@ -158,8 +158,8 @@ MEANINGS = {
     "known-failure": "it failed, as a row of the file of known failures says",
     "unexpected-pass": "it passed, although a row says that it fails: remove the row",
     "inconclusive": "too few valid cases: the clause was not put to the test",
-    "lost": "the process died or hung while the clause was tried, or its judge was changed, or the run was ended before: "
-    "by its budget, or by a signal",
+    "lost": "the process died or hung while the clause was tried, or its judge was changed, or the run was ended "
+    "before: by its budget, or by a signal",
 }
 LEVELS = {
     "MUST": "what no correct trainer breaks; a run in which it is broken is red",
