@@ -195,7 +195,7 @@ def loss_builder(adapter: Adapter, dtype: torch.dtype, loss: str, shape: LossSha
         least = 2 if shape.empty_row or shape.unequal_rows else shape.min_rows
         empty = head.below(ROWS)
         slots = [picks.part(ROW_PICKS) for _ in range(ROWS)]
-        zero, everywhere, many = _zeros(picks.part(2)), picks.chance(1, 2), picks.of(MANY_ROWS)
+        zero, everywhere, many = _zeros(picks.part(2)), picks.chance(3, 4), picks.of(MANY_ROWS)
         rows = slots[:1] if shape.single_row else [slots[i] for i in head.some(ROWS, least)]
         if shape.square and head.chance(1, 4):
             width = len(rows)
@@ -209,7 +209,7 @@ def loss_builder(adapter: Adapter, dtype: torch.dtype, loss: str, shape: LossSha
             ]
             for i, (row, marks) in enumerate(zip(rows, action_mask, strict=True))
         ]
-        if picks.chance(1, 12) and not shape.single_row:
+        if picks.chance(1, 9) and not shape.single_row:
             action_mask, tokens = (action_mask * many)[:many], (tokens * many)[:many]
         kind = _KINDS[loss]
         tables = (tuple(tuple(t[i] for t in row) for row in tokens) for i in range(3))
@@ -219,8 +219,8 @@ def loss_builder(adapter: Adapter, dtype: torch.dtype, loss: str, shape: LossSha
 
 
 def _zeros(picks: Picks) -> int | None:
-    """Which of a token's three numbers is 0, in three cases of eight."""
-    some, which = picks.chance(3, 8), picks.below(3)
+    """Which of a token's three numbers is 0, in one half of the cases; the old one most often, which a clip needs."""
+    some, which = picks.chance(1, 2), picks.of((0, 1, 1, 2))
     return which if some else None
 
 
