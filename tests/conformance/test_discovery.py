@@ -174,6 +174,14 @@ LOSSES = [
         1.0,
     ),
     ("pads on the right only", "policy-loss.padding-invariance", lambda c: c.left, 0.2),
+    ("few rows", "policy-loss.token-mean", lambda c: len(c.action_mask) > 8, 0.04),
+    ("few rows", "value-loss.sequence-mean", lambda c: len(c.action_mask) > 8, 0.04),
+    ("no return of 0", "value-loss.half", lambda c: any(t == 0 for *_, t in actions(c)), 0.08),
+    ("no value of 0", "value-loss.half", lambda c: any(n == 0 for n, *_ in actions(c)), 0.08),
+    ("old values that are not all 0", "value-loss.clip", lambda c: not any(o for _, o, _ in actions(c)), 0.05),
+    ("no log-prob of 0", "policy-loss.ratio", lambda c: any(n == 0 for n, *_ in actions(c)), 0.08),
+    ("no old log-prob of 0", "policy-loss.ratio", lambda c: any(o == 0 for _, o, _ in actions(c)), 0.08),
+    ("advantages that are not all 0", "policy-loss.aggregation", lambda c: not any(t for *_, t in actions(c)), 0.04),
     ("the empty row is the last", "policy-loss.empty-row", lambda c: any(c.action_mask[-1]), 0.3),
 ]
 
@@ -358,6 +366,17 @@ LOGITS = [
     ("a multiple of a power of two", "log-probs.every-position", lambda c: c.batch_size * c.length % 8 != 0, 0.6),
     ("logits that exp can hold", "log-probs.stable", lambda c: float(c.logits.max()) > 89, 0.3),
     ("logits that exp can hold", "log-probs.stable", lambda c: float(c.logits.max()) < -104, 0.1),
+    ("few rows", "log-probs.definition", lambda c: c.batch_size > 8, 0.02),
+    ("short rows", "log-probs.gradient", lambda c: c.length > 256, 0.02),
+    ("short rows", "log-probs.entropy", lambda c: c.length > 256, 0.03),
+    ("logits that differ", "log-probs.entropy", lambda c: c.scale == 0, 0.03),
+    ("labels that 15 bits can count", "log-probs.definition", lambda c: int(c.labels.max()) > 2**15, 0.06),
+    (
+        "no ignored label where ids are ruled out",
+        "log-probs.ignored-label",
+        lambda c: bool((c.logits[c.labels < 0][:, 0] < -1e30).any()),
+        0.15,
+    ),
     ("every label ignored", "log-probs.ignored-label", lambda c: bool((c.labels >= 0).any()), 0.5),
 ]
 
@@ -371,7 +390,7 @@ def test_logits_cases_leave(slug, rows):
 
 
 def stopped(case: GeneratedCase) -> set[bool]:
-    return {s.response[-1] in case.stop_token_ids for s in case.samples}
+    return {s.response[-1] in case.stop_token_ids for s in case.samples if s.response}
 
 
 def responses(case: GeneratedCase) -> set[int]:
@@ -410,6 +429,15 @@ SEQUENCES = [
         0.5,
     ),
     ("no pad inside a prompt", "sequences.attention-span", lambda c: inside(c, c.pad_token_id), 0.4),
+    ("few rows", "sequences.action-mask", lambda c: len(c.samples) > 8, 0.04),
+    ("the pad is the first stop id", "sequences.pad-equals-eos", lambda c: c.pad_token_id != c.stop_token_ids[0], 0.15),
+    (
+        "one stop id in a row",
+        "sequences.stop-set",
+        lambda c: any(len(set(row) & set(c.stop_token_ids)) > 1 for row in c.responses),
+        0.2,
+    ),
+    ("no empty response", "sequences.response-lengths", lambda c: any(not s.response for s in c.samples), 0.15),
     ("one stop id", "sequences.stop-set", lambda c: len(c.stop_token_ids) > 1, 1.0),
     (
         "the first stop id is the one that is met",
@@ -422,13 +450,15 @@ SEQUENCES = [
     (
         "nothing ends early without a stop",
         "sequences.response-lengths",
-        lambda c: any(len(s.response) < c.width and s.response[-1] not in c.stop_token_ids for s in c.samples),
+        lambda c: any(
+            s.response and len(s.response) < c.width and s.response[-1] not in c.stop_token_ids for s in c.samples
+        ),
         1.0,
     ),
     (
         "no response that stopped",
         "sequences.response-lengths",
-        lambda c: any(s.response[-1] in c.stop_token_ids for s in c.samples),
+        lambda c: True in stopped(c),
         0.4,
     ),
     ("pads behind responses alone", "sequences.response-lengths", lambda c: bool(c.behind), 0.3),
@@ -437,7 +467,7 @@ SEQUENCES = [
         "no stop id behind a response that did not stop",
         "sequences.response-lengths",
         lambda c: any(
-            s.response[-1] not in c.stop_token_ids and set(row[len(s.response) :]) & set(c.stop_token_ids)
+            not set(s.response[-1:]) & set(c.stop_token_ids) and set(row[len(s.response) :]) & set(c.stop_token_ids)
             for s, row in zip(c.samples, c.responses, strict=True)
         ),
         0.3,
@@ -445,7 +475,9 @@ SEQUENCES = [
     (
         "no sampled pad at the end",
         "sequences.response-lengths",
-        lambda c: any(s.response[-1] == c.pad_token_id not in c.stop_token_ids for s in c.samples),
+        lambda c: any(
+            s.response[-1:] == (c.pad_token_id,) and c.pad_token_id not in c.stop_token_ids for s in c.samples
+        ),
         0.1,
     ),
     ("a long prompt in every case", "sequences.attention-span", lambda c: c.prompt_length == 1, 0.05),

@@ -169,17 +169,22 @@ def exactly(x: float, dtype: torch.dtype) -> float:
 
 Builder = Callable[[Picks], LossCase]
 ROWS, WIDTH = 4, 6
+MANY_ROWS = (9, 12)
+"""Now and then: more than what small batches are cut into."""
 TOKEN_PICKS = 6
 MASK_PICKS = 3 + WIDTH
 ROW_PICKS = MASK_PICKS + WIDTH * TOKEN_PICKS
 HEAD_PICKS = 19
-CASE_PICKS = HEAD_PICKS + ROWS * ROW_PICKS
-"""How many choices are read, at most: for a token, for a row's mask, for a row, for what rows share, for a case."""
+TAIL_PICKS = 5
+CASE_PICKS = HEAD_PICKS + ROWS * ROW_PICKS + TAIL_PICKS
+"""How many choices are read, at most: for a token, for a row's mask, for a row, for what rows share, for what is
+special about a case, for a case."""
 
 
 def loss_builder(adapter: Adapter, dtype: torch.dtype, loss: str, shape: LossShape) -> Builder:
     """What makes a case from CASE_PICKS choices: up to 4 rows of up to 6 tokens, masks with holes, every row with an
-    action (unless one is asked to be empty)."""
+    action (unless one is asked to be empty). Now and then one of the three numbers is 0 in all tokens or in every other
+    one, and now and then there are many rows."""
 
     token_of = _TOKENS[loss]
 
@@ -190,19 +195,33 @@ def loss_builder(adapter: Adapter, dtype: torch.dtype, loss: str, shape: LossSha
         least = 2 if shape.empty_row or shape.unequal_rows else shape.min_rows
         empty = head.below(ROWS)
         slots = [picks.part(ROW_PICKS) for _ in range(ROWS)]
+        zero, everywhere, many = _zeros(picks.part(2)), picks.chance(3, 4), picks.of(MANY_ROWS)
         rows = slots[:1] if shape.single_row else [slots[i] for i in head.some(ROWS, least)]
         if shape.square and head.chance(1, 4):
             width = len(rows)
         action_mask = _masks([_mask(row.part(MASK_PICKS), width) for row in rows], shape, empty)
         tokens = [
-            [token_of(row.part(TOKEN_PICKS), dtype, options, shape) if m else (0.0, 0.0, 0.0) for m in marks]
-            for row, marks in zip(rows, action_mask, strict=True)
+            [
+                token_of(row.part(TOKEN_PICKS), dtype, options, shape, zero if everywhere or (i + j) % 2 else None)
+                if m
+                else (0.0, 0.0, 0.0)
+                for j, m in enumerate(marks)
+            ]
+            for i, (row, marks) in enumerate(zip(rows, action_mask, strict=True))
         ]
+        if picks.chance(1, 9) and not shape.single_row:
+            action_mask, tokens = (action_mask * many)[:many], (tokens * many)[:many]
         kind = _KINDS[loss]
         tables = (tuple(tuple(t[i] for t in row) for row in tokens) for i in range(3))
         return kind(**dict(zip(kind.TABLES, tables, strict=True)), action_mask=action_mask, options=options)
 
     return build
+
+
+def _zeros(picks: Picks) -> int | None:
+    """Which of a token's three numbers is 0, in one half of the cases; the old one most often, which a clip needs."""
+    some, which = picks.chance(1, 2), picks.of((0, 1, 1, 2))
+    return which if some else None
 
 
 def loss_cases(build: Builder) -> Picked[LossCase]:
@@ -256,12 +275,16 @@ def _value_options(picks: Picks, adapter: Adapter, shape: LossShape) -> ValueLos
     return ValueLossOptions(eps if shape.clipped and adapter.value_clip else None, _aggregation(picks, adapter, shape))
 
 
-def _policy_token(picks: Picks, dtype: torch.dtype, options: PolicyLossOptions, shape: LossShape) -> Token:
-    """(log_prob, old_log_prob, advantage) of a zone of the log-ratio (`_log_ratios`)."""
+def _policy_token(
+    picks: Picks, dtype: torch.dtype, options: PolicyLossOptions, shape: LossShape, zero: int | None
+) -> Token:
+    """(log_prob, old_log_prob, advantage) of a zone of the log-ratio (`_log_ratios`). Where the new or the old log-prob
+    is to be 0, the greater of the two is."""
     zone, sign, base = picks.of(shape.zones), picks.of(shape.advantage_signs), 0.11 * (1 + picks.below(30))
     rare = picks.chance(1, 4)
     advantages = (RARE_ADVANTAGES if zone == "overflow" else (0.0, *RARE_ADVANTAGES)) if rare else USUAL_ADVANTAGES
-    advantage = exactly(sign * picks.of(advantages), dtype)
+    advantage = exactly(sign * picks.of(advantages), dtype) if zero != 2 or zone == "overflow" else 0.0
+    base = 0.0 if zero in (0, 1) else base
     log_ratio = picks.of(_log_ratios(zone, options))
     if zone == "far":  # where no bound holds the ratio: up for A < 0, down for A > 0
         log_ratio = math.copysign(min(log_ratio, 7.0 if dtype == torch.float16 else 18.0), -sign)
@@ -312,16 +335,20 @@ def _far_from_kinks(new: float, old: float, advantage: float, options: PolicyLos
     return all(abs(ratio - kink) > guard * kink for kink in kinks)
 
 
-def _value_token(picks: Picks, dtype: torch.dtype, options: ValueLossOptions, shape: LossShape) -> Token:
-    """(value, old_value, return); zones: inside the band, outside it (anywhere means either)."""
+def _value_token(
+    picks: Picks, dtype: torch.dtype, options: ValueLossOptions, shape: LossShape, zero: int | None
+) -> Token:
+    """(value, old_value, return); zones: inside the band, outside it (anywhere means either). A value that is to be 0
+    is not where the return is too near to it."""
     zone, either = picks.of(shape.zones), picks.of(("inside", "outside"))
     zone = either if zone == "anywhere" else zone
-    old = exactly(0.11 * picks.of(outward(20)), dtype)
+    old = exactly(0.11 * picks.of(outward(20)), dtype) if zero != 1 else 0.0
     rare = picks.chance(1, 4) and budgets.is_fine(dtype)
-    return_ = exactly(picks.of(RARE_RETURNS if rare else USUAL_RETURNS), dtype)
+    return_ = exactly(picks.of(RARE_RETURNS if rare else USUAL_RETURNS), dtype) if zero != 2 else 0.0
     move = picks.of(_moves(zone, 0.2 if options.clip_eps is None else options.clip_eps))
     for attempt in range(40):
-        new = exactly(old + move + math.copysign(0.02 * attempt, move), dtype)
+        step = move + math.copysign(0.02 * attempt, move)
+        new, old = (0.0, exactly(-step, dtype)) if zero == 0 and attempt < 20 else (exactly(old + step, dtype), old)
         if _value_far_from_kinks(new, old, return_, options, dtype):
             return new, old, return_
     raise AssertionError(f"no value away from the kinks near {old} + {move} with {options}")

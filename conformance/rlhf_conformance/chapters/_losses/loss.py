@@ -383,11 +383,17 @@ def emptied(case: LossCase) -> LossCase:
 def empty_batch(loss: Loss) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
         nothing = emptied(case)
-        call = loss.call(subject, nothing)
+        yield from asks_nothing(subject, nothing)
+        if subject.adapter.global_count:  # a micro-batch that has none, of a step that has
+            yield from asks_nothing(subject, nothing.with_options(global_count=loss.count(case)))
+
+    def asks_nothing(subject: Subject, case: LossCase) -> Questions:
+        call = loss.call(subject, case)
         yield Question("loss of a batch without any action", call, 0.0, reading=NUMBER, formula=loss.formula())
         zeros = [[0.0] * len(row) for row in case.action_mask]
         what = "gradient of a batch without any action"
         yield Question(what, call, zeros, reading=GRADIENT, formula=loss.formula(which="_gradient"))
+        yield has_graph((yield call), "graph of the loss of a batch without any action")
 
     return loss.template(check, loss.cases())
 
@@ -404,18 +410,21 @@ def mask_dtype(loss: Loss) -> Template:
 # --- templates: the graph, and what changes nothing -----------------------------------------------------------------
 
 
+def has_graph(answered: Any, what: str) -> Fact:
+    return Fact(
+        getattr(answered.value, "loss", answered.value).requires_grad,
+        what,
+        expected="one that leads back to the new log-probs or values",
+        actual="none: the loss is detached",
+    )
+
+
 def scalar(loss: Loss) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
         call = loss.call(subject, case)
         answered = yield call
-        result = getattr(answered.value, "loss", answered.value)
         yield Question("number of axes of the loss", call, 0.0, reading=_AXES)
-        yield Fact(
-            result.requires_grad,
-            "graph of the loss",
-            expected="one that leads back to the new log-probs or values",
-            actual="none: the loss is detached",
-        )
+        yield has_graph(answered, "graph of the loss")
 
     return loss.template(check, loss.cases())
 

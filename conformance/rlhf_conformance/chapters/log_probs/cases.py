@@ -13,6 +13,10 @@ from rlhf_conformance.judging.storing import stored
 
 ODD_SIZES = (1, 2, 3, 7, 9, 15, 17, 31, 33, 63, 65, 127, 129, 255, 257, 1023, 1025)
 SMALL_SIZES = (2, 1, *range(3, 12))
+WIDE = (40_000, 100_000)
+"""More ids than 15 bits can count, and than 16."""
+MANY_ROWS, LONG = (9, 17, 33), (257, 513)
+"""More rows and positions than what small batches are cut into, and not a multiple of it."""
 IGNORE = -100
 WRITTEN_OUT = 300
 """Logits of a case that are kept one by one; of more, how they are drawn."""
@@ -61,7 +65,8 @@ class LogitsCase:
     @cached_property
     def labels(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
-        labels = torch.randint(self.vocab_size, (self.batch_size, self.length), generator=generator)
+        shape = (self.batch_size, self.length)
+        labels = torch.randint(self.least_label, self.vocab_size, shape, generator=generator)
         if self.likeliest or self.ruled_out:
             best = self.logits.argmax(-1)
             out = self.logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1) == -math.inf
@@ -71,6 +76,11 @@ class LogitsCase:
         return labels
 
     @property
+    def least_label(self) -> int:
+        """0, or of a large vocabulary the first id that 15 bits cannot count."""
+        return 2**15 if self.vocab_size > 2**15 else 0
+
+    @property
     def recipes(self) -> dict[str, str]:
         """The source that makes the tensors anew, where they are too many numbers to be written out."""
         shape = (self.batch_size, self.length, self.vocab_size)
@@ -78,9 +88,11 @@ class LogitsCase:
             return {}
         noise = f"torch.randn({shape}, generator=torch.Generator().manual_seed({self.seed}))"
         drawn = f"torch.Generator().manual_seed({self.seed + 1})"
-        return {
-            "logits": f"({noise} * {self.scale} + {self.offset}).to(torch.{self.dtype})",
-            "labels": f"torch.randint({self.vocab_size}, {shape[:2]}, generator={drawn})",
+        logits = {"logits": f"({noise} * {self.scale} + {self.offset}).to(torch.{self.dtype})"}
+        if self.ignored or self.likeliest:
+            return logits
+        return logits | {
+            "labels": f"torch.randint({self.least_label}, {self.vocab_size}, {shape[:2]}, generator={drawn})",
         }
 
 
@@ -92,10 +104,29 @@ def logits_cases(
     ignored: bool = False,
     likeliest: bool = False,
     ruled_out: bool = False,
+    wide: bool = False,
 ) -> Picked[LogitsCase]:
-    """Small batches: up to 4 rows of up to 6 positions, over up to 11 tokens or more than a top-k would hold."""
+    """Small batches: up to 4 rows of up to 6 positions, over up to 11 tokens or more than a top-k would hold. Now and
+    then many rows, or long ones, or logits that are all alike; and if asked for a vocabulary of which no label fits
+    into 15 bits."""
 
     def build(picks: Picks) -> LogitsCase:
+        case = usual(picks.part(15))
+        rare, kind = picks.chance(1, 4) and not ruled_out, picks.below(4)
+        rows, length = picks.of(MANY_ROWS), picks.of(LONG)
+        few = min(case.vocab_size, 5)
+        if wide and picks.chance(1, 8):
+            return replace(case, batch_size=1, length=1, vocab_size=picks.of(WIDE))
+        if not rare:
+            return case
+        return (
+            replace(case, scale=0.0),
+            replace(case, batch_size=rows),
+            replace(case, batch_size=1, length=length, vocab_size=few),
+            replace(case, batch_size=1, length=length, vocab_size=few),
+        )[kind]
+
+    def usual(picks: Picks) -> LogitsCase:
         large = picks.chance(1, 2) and not likeliest and not ruled_out  # these have no recipe
         left = list(range(24))
         return LogitsCase(
@@ -112,7 +143,7 @@ def logits_cases(
             ruled_out=ruled_out,
         )
 
-    return Picked(15, build)
+    return Picked(15 + 6, build)
 
 
 def long_logits_cases(dtype: str) -> Picked[LogitsCase]:

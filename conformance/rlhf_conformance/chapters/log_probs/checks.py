@@ -151,7 +151,11 @@ def in_float32(answered: Any, what: str) -> Fact:
 # --- checks ---------------------------------------------------------------------------------------------------------
 
 
-@check("log-probs.definition", needs=LOG_PROBS, cases=lambda s: logits_cases(dtype_name(s), temperatures=(1.0, 1)))
+@check(
+    "log-probs.definition",
+    needs=LOG_PROBS,
+    cases=lambda s: logits_cases(dtype_name(s), temperatures=(1.0, 1), wide=True),
+)
 def definition(subject: Subject, case: LogitsCase) -> Questions:
     yield asks_log_probs(subject, case, "log-prob of the label")
 
@@ -387,7 +391,9 @@ def entropy_order(subject: Subject, case: LogitsCase) -> Questions:
     "log-probs.ignored-label",
     needs=LOG_PROBS,
     requires=(declares("ignored_label", "ignored_label is not declared: nothing is promised for -100", value="zero"),),
-    cases=lambda s: logits_cases(dtype_name(s), ignored=True),
+    cases=lambda s: (
+        logits_cases(dtype_name(s), ignored=True) | logits_cases(dtype_name(s), ignored=True, ruled_out=True)
+    ),
 )
 def ignored_label(subject: Subject, case: LogitsCase) -> Questions:
     call = log_probs_call(subject, case, leaf=True)

@@ -641,3 +641,43 @@ class LogProbsLeaveGradModeOff(Reference):
         answer = super().token_log_probs(logits, labels, temperature)
         torch.set_grad_enabled(False)
         return answer
+
+
+# --- many labels, long rows, ids that are ruled out ---------------------------------------------------------------
+
+
+@fault("log-probs.definition")
+class LabelsInFifteenBits(Reference):
+    "Labels are kept in 15 bits: an id above 32767 is scored as another."
+
+    def token_log_probs(self, logits, labels, temperature):
+        return super().token_log_probs(logits, labels.where(labels < 0, labels & 0x7FFF), temperature)
+
+
+@fault("log-probs.gradient")
+class GradientOfWholeChunks(Reference):
+    "Right value, but behind the last whole chunk of 256 positions there is no gradient; right for short rows."
+
+    def token_log_probs(self, logits, labels, temperature):
+        right = super().token_log_probs(logits, labels, temperature)
+        whole = right.shape[1] - right.shape[1] % 256 if right.shape[1] > 256 else right.shape[1]
+        return torch.cat([right[:, :whole], right[:, whole:].detach()], dim=1)
+
+
+@fault("log-probs.entropy")
+class EntropyOfWholeChunks(Reference):
+    "Entropies are taken 256 positions at a time, and behind the last whole chunk they stay 0."
+
+    def token_entropy(self, logits, temperature):
+        right = super().token_entropy(logits, temperature)
+        columns = torch.arange(right.shape[1], device=right.device)
+        return right.where((columns < right.shape[1] // 256 * 256) | (right.shape[1] < 256), 0.0)
+
+
+@fault("log-probs.ignored-label")
+class IgnoredLogProbTimesZero(Reference):
+    "The log-prob of some id is taken at a label of -100 and multiplied by 0, which is NaN where the id is ruled out."
+
+    def token_log_probs(self, logits, labels, temperature):
+        kept = labels >= 0
+        return super().token_log_probs(logits, labels.where(kept, logits.shape[-1] - 1), temperature) * kept

@@ -965,3 +965,40 @@ class AdvantagesScaledByHistory(Reference):
     def policy_loss(self, new, old, advantages, mask, options):
         self.scale = 0.9 * getattr(self, "scale", 1.0) + 0.1 * float(chosen(advantages, mask).abs().mean())
         return super().policy_loss(new, old, advantages / self.scale, mask, options)
+
+
+# --- numbers that are 0, batches that are empty or large ----------------------------------------------------------
+
+
+@fault("policy-loss.ratio")
+class OldLogProbOfZeroIsNone(Reference):
+    "An old log-prob of 0 is taken for one that was never computed, and the ratio is 1 there."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        return super().policy_loss(new, torch.where(old == 0, new.detach(), old), advantages, mask, options)
+
+
+@fault("policy-loss.ratio")
+class LogProbsOfZeroDropped(Reference):
+    "An action whose log-prob is 0 is taken for padding."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        return super().policy_loss(new, old, advantages, mask.bool() & new.bool(), options)
+
+
+@fault("policy-loss.aggregation")
+class RowsInEights(Reference):
+    "Rows are taken eight at a time, and of more than eight the rest is left out."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        count = max(8, len(mask) - len(mask) % 8)
+        return super().policy_loss(new[:count], old[:count], advantages[:count], mask[:count], options)
+
+
+@fault("policy-loss.empty-batch")
+class EmptyBatchWithoutGraph(Reference):
+    "The loss of a batch without any action is 0, but leads nowhere."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        right = super().policy_loss(new, old, advantages, mask, options)
+        return right if mask.sum() > 0 else replace(right, loss=right.loss.detach())

@@ -74,18 +74,23 @@ class GeneratedShape:
     pad_first: bool = False
     sampled_pad: bool = False
     truncated: bool = False  # at least one row
-    by_length: bool = False  # a response may end anywhere without a stop token, one at least does; then anything
+    anything_behind: bool = False  # now and then other ids than pads stand behind a stop, other stop ids among them
+    by_length: bool = False  # a response may end anywhere without a stop token, one at least does; then anything.
+    # Some have no token at all.
 
 
 ROWS, WIDTH, PROMPT = 6, 6, 4
-ROW_PICKS = 6 + 2 * PROMPT + 5 + WIDTH
+MANY_ROWS = (9, 17, 12)
+"""Now and then: more than what small batches are cut into."""
+ROW_PICKS = 6 + 2 * PROMPT + 6 + WIDTH
 HEAD_PICKS = 24
 CASE_PICKS = HEAD_PICKS + ROWS * ROW_PICKS
 """How many choices are read, at most: for a row, for what rows share, for a case."""
 
 
 def generated(shape: GeneratedShape = GeneratedShape()) -> Picked[GeneratedCase]:
-    """Rows of a generation: up to 6 prompts of up to 6 tokens, responses of up to 6."""
+    """Rows of a generation: up to 6 prompts of up to 6 tokens, responses of up to 6; now and then the rows again and
+    again."""
     return Picked(CASE_PICKS, lambda picks: _generated(picks, shape))
 
 
@@ -111,6 +116,12 @@ def _generated(picks: Picks, shape: GeneratedShape) -> GeneratedCase:
     behind: tuple[int, ...] = ()
     if shape.by_length and head.chance(1, 2):
         behind = tuple(head.below(IDS) for _ in range(3))
+    if shape.anything_behind and head.chance(1, 2):
+        behind = (head.of(stops), head.below(IDS), head.of(stops))
+    if head.chance(1, 12):
+        samples = (samples * max(MANY_ROWS))[: head.of(MANY_ROWS)]
+    if head.chance(1, 2):  # the pad, where it is a stop id, is not always the first of them
+        stops.reverse()
     return GeneratedCase(tuple(samples), width, tuple(stops), pad, behind)
 
 
@@ -166,7 +177,7 @@ def _response(
 def _aborted(
     picks: Picks, shape: GeneratedShape, stops: list[int], pad: int, width: int, must_be_short: bool
 ) -> tuple[int, ...]:
-    """Ends in a stop token or without one, after any number of tokens, among which the pad id may be."""
+    """Ends in a stop token or without one, after any number of tokens, among which the pad id may be; or is empty."""
     plain = [i for i in range(IDS) if i not in stops and i != pad]
     stopped, stop = picks.chance(1, 3) and not must_be_short, picks.of(stops)
     length = 1 + picks.below(width - 1 if must_be_short else width)
@@ -174,4 +185,6 @@ def _aborted(
     body = [picks.of(sampled) for _ in range(length - 1 if stopped else length)]
     if body and sampled is not plain and picks.chance(1, 3):
         body[-1] = pad
+    if picks.chance(1, 8) and not must_be_short:  # aborted before its first token
+        return ()
     return (*body, stop) if stopped else tuple(body)

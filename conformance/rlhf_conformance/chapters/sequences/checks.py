@@ -148,7 +148,7 @@ def sampled_pad(subject: Subject, case: GeneratedCase) -> Questions:
     "sequences.stop-set",
     needs=PROCESS,
     requires=(declares("stop_ids", 'stop_ids = "one": the adapter knows a single stop id', value="set"),),
-    cases=drawn(max_stops=3, pad_is_stop=False),
+    cases=drawn(max_stops=3, pad_is_stop=False, anything_behind=True),
 )
 def stop_set(subject: Subject, case: GeneratedCase) -> Questions:
     yield asks_actions(subject, case)

@@ -558,3 +558,27 @@ class RowsChangeThreadCount(Reference):
     def process_sequences(self, *arguments):
         torch.set_num_threads(torch.get_num_threads() + 1)
         return super().process_sequences(*arguments)
+
+
+# --- stops in any order, and responses without a token ------------------------------------------------------------
+
+
+@fault("sequences.stop-set")
+class FirstListedStopEnds(Reference):
+    "A response ends at the first id of the list that it holds, though another one of the set came before."
+
+    def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id):
+        answer = super().process_sequences(sequences, prompt_length, prompt_mask, stop_ids, pad_id)
+        rows = sequences[:, prompt_length:]
+        ends = torch.zeros_like(rows, dtype=torch.bool)
+        for stop in stop_ids:
+            ends = torch.where(ends.any(1, keepdim=True), ends, rows == stop)
+        return with_response(answer, prompt_length, until(ends))
+
+
+@fault("sequences.response-lengths")
+class LengthZeroIsNoLength(_Lengths):
+    "A length of 0 is taken for one that is not known: such a row is all actions up to its stop."
+
+    def wrong(self, lengths, sequences, prompt_length, stop_ids, pad_id):
+        return torch.where(lengths > 0, lengths, sequences.shape[1] - prompt_length)

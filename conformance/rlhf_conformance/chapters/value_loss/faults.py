@@ -486,3 +486,38 @@ class ReturnsNoised(Reference):
 
     def value_loss(self, values, old, returns, mask, options):
         return super().value_loss(values, old, returns + 1e-2 * torch.randn_like(returns), mask, options)
+
+
+# --- numbers that are 0 -------------------------------------------------------------------------------------------
+
+
+@fault("value-loss.half")
+class ReturnsOfZeroDropped(Reference):
+    "An action whose return is 0 is taken for padding."
+
+    def value_loss(self, values, old, returns, mask, options):
+        return super().value_loss(values, old, returns, mask.bool() & returns.bool(), options)
+
+
+@fault("value-loss.half")
+class ValuesOfZeroDropped(Reference):
+    "An action whose value is 0 is taken for padding."
+
+    def value_loss(self, values, old, returns, mask, options):
+        return super().value_loss(values, old, returns, mask.bool() & values.bool(), options)
+
+
+@fault("value-loss.clip")
+class OldValueOfZeroIsNone(Reference):
+    "An old value of 0 is taken for one that was never computed, and the new one is not clipped around it."
+
+    def value_loss(self, values, old, returns, mask, options):
+        return super().value_loss(values, torch.where(old == 0, values.detach(), old), returns, mask, options)
+
+
+@fault("value-loss.empty-batch")
+class ValueEmptyBatchConstant(Reference):
+    "A batch without any action is left early, with a zero that has no graph."
+
+    def value_loss(self, values, old, returns, mask, options):
+        return super().value_loss(values, old, returns, mask, options) if mask.sum() > 0 else values.new_zeros(())
