@@ -31,12 +31,16 @@ for _kind in (Presentation, Probe, Sample):
 @stored
 @dataclass(frozen=True)
 class ModelCase:
-    """Samples, the probe checkpoint that they are run through, and how they are presented."""
+    """Samples, the probe checkpoint that they are run through, and how they are presented.
+
+    method  a further method that is asked about them, where the clause asks about several
+    """
 
     probe: Probe
     samples: tuple[Sample, ...]
     how: Presentation = Presentation()
     temperature: float = 1.0
+    method: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -222,18 +226,9 @@ def edited(adapter: Adapter, asked: Asked) -> Picked[EditedCase]:
     return model_cases(adapter, replace(asked, min_samples=2)).with_more(5 + 4 * LENGTH, edit)
 
 
-@stored
-@dataclass(frozen=True)
-class MethodCase:
-    """A case, and a further method that is asked about it, if there is one."""
-
-    case: ModelCase
-    method: str = ""
-
-
-def with_method(cases: Picked[ModelCase], methods: Sequence[str]) -> Picked[MethodCase]:
+def with_method(cases: Picked[ModelCase], methods: Sequence[str]) -> Picked[ModelCase]:
     """Each of the methods in equal shares."""
-    return cases.with_more(1, lambda case, picks: MethodCase(case, picks.of(methods) if methods else ""))
+    return cases.with_more(1, lambda case, picks: replace(case, method=picks.of(methods) if methods else ""))
 
 
 @stored

@@ -15,7 +15,6 @@ from rlhf_conformance.chapters._models.cases import (
     RECTANGLES,
     BackboneCase,
     EditedCase,
-    MethodCase,
     ModelCase,
     PermutedCase,
     WeightedCase,
@@ -86,7 +85,7 @@ def backbones(role: Role) -> Template:
             tied = " with tied embeddings" if probe.is_tied else ""
             file = "" if probe.on_disk == "float32" else f" from {probe.on_disk}"
             what = f"{role.what} of {probe.architecture}{tied}{file}"
-            yield replace(role.asks_truth(subject, inner, what), what=f"{what}, layout {inner.how.layout!r}")
+            yield role.asks_truth(subject, inner, what)
 
     return template(role, check, lambda s: on_backbones(s.adapter, role.asked()), effort=20)
 
@@ -275,11 +274,10 @@ def train_mode(role: Role) -> Template:
 def no_grad(role: Role) -> Template:
     """The answers without a graph are those with one, by whichever method."""
 
-    def check(subject: Subject, case: MethodCase) -> Questions:
-        inner = case.case
+    def check(subject: Subject, case: ModelCase) -> Questions:
         for one in (role, *_other(role, case)):
-            what = f"{one.what} under no_grad, layout {inner.how.layout!r}{_by(one, role)}"
-            yield one.asks_truth(subject, inner, what, one.call(subject, inner, grad=False))
+            what = f"{one.what} under no_grad, layout {case.how.layout!r}{_by(one, role)}"
+            yield one.asks_truth(subject, case, what, one.call(subject, case, grad=False))
 
     cases = _company(role)
     return template(role, check, lambda s: with_method(cases(s), ["", *_offered(role, s)]), also=tuple(role.others))
@@ -289,7 +287,7 @@ def _offered(role: Role, subject: Subject) -> list[str]:
     return [method for method in role.others if method in subject.provided]
 
 
-def _other(role: Role, case: MethodCase) -> list[Role]:
+def _other(role: Role, case: ModelCase) -> list[Role]:
     """What the further method of a case is judged by, if it has one."""
     return [role.others[case.method]] if case.method else []
 
@@ -315,11 +313,12 @@ def _company(role: Role) -> Callable[[Subject], Picked[ModelCase]]:
 def follows_weights(role: Role) -> Template:
     """A model that has been asked, with a graph and without, is asked again after its weights have moved."""
 
-    def check(subject: Subject, case: MethodCase) -> Questions:
-        inner, asked = case.case, [(one, grad) for one in (role, *_other(role, case)) for grad in (True, False)]
+    def check(subject: Subject, case: ModelCase) -> Questions:
+        asked = [(one, grad) for one in (role, *_other(role, case)) for grad in (True, False)]
         for one, grad in asked:
-            yield one.asks_truth(subject, inner, _graph(one, role, grad), one.call(subject, inner, grad=grad))
-        weights = Weights.of(subject, role.loaded(inner))
+            what = "" if grad and one is role else _graph(one, role, grad)
+            yield one.asks_truth(subject, case, what, one.call(subject, case, grad=grad))
+        weights = Weights.of(subject, role.loaded(case))
         start = weights.leaves()
         yield weights.covered(weights.found(start))
         with weights.moved():
@@ -327,9 +326,9 @@ def follows_weights(role: Role) -> Template:
             for one, grad in asked:
                 yield one.asks_truth(
                     now,
-                    inner,
+                    case,
                     f"{_graph(one, role, grad)} after the weights moved",
-                    replace(one.call(subject, inner, grad=grad), about=None),  # the model has weights of its own
+                    replace(one.call(subject, case, grad=grad), about=None),  # the model has weights of its own
                     hint=lambda _: weights.misplaced(start),
                 )
 
@@ -397,10 +396,10 @@ def _asked(role: Role, training: bool) -> _side_effects.Calls:
     """The role's method and the further one of the case. A switch between train and eval mode counts among the
     disturbances, and is undone like the others."""
 
-    def calls(subject: Subject, case: MethodCase) -> list[tuple[Call, Reading]]:
-        model = role.loaded(case.case, training=training)
+    def calls(subject: Subject, case: ModelCase) -> list[tuple[Call, Reading]]:
+        model = role.loaded(case, training=training)
         methods = dict.fromkeys(filter(None, (role.ask_method, case.method)))
-        return [(replace(_asking(method, subject, case.case, model), watches_mode=True), WHOLE) for method in methods]
+        return [(replace(_asking(method, subject, case, model), watches_mode=True), WHOLE) for method in methods]
 
     return calls
 
