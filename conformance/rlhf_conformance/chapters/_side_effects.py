@@ -59,18 +59,20 @@ def side_effects(
     """What is asked `before` may draw random numbers, as train mode does, and is asked once."""
 
     def check(subject: Subject, case: Any) -> Questions:
-        disturbed: list[str] = []
+        disturbed: dict[str, list[str]] = {}
         for call, _ in before(subject, case):
-            disturbed += [what for what in (yield call).record.disturbed if what not in RANDOM_NUMBERS]
+            changed = (yield call).record.disturbed
+            disturbed.setdefault(call.method, []).extend(what for what in changed if what not in RANDOM_NUMBERS)
         first, again = calls(subject, case), calls(subject, case)
         for call, _ in first:
-            disturbed += (yield call).record.disturbed
-        yield Fact(
-            not disturbed,
-            f"global state after {' and '.join(dict.fromkeys(call.method for call, _ in first))}",
-            expected="as it was before",
-            actual="changed: " + ", ".join(dict.fromkeys(disturbed)),
-        )
+            disturbed.setdefault(call.method, []).extend((yield call).record.disturbed)
+        for method, changed in disturbed.items():
+            yield Fact(
+                not changed,
+                f"global state after {method}",
+                expected="as it was before",
+                actual="changed: " + ", ".join(dict.fromkeys(changed)),
+            )
         for (call, reading), (once, _) in zip(again, first, strict=True):
             answered = yield once
             largest = max((abs(x) for x in flat(reading.numbers(subject, [answered]))), default=0.0)
