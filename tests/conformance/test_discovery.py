@@ -338,7 +338,7 @@ OTHER_MODEL_CLAUSES = [
     ("generation that is not asked for", "actor.side-effects", lambda c: c.method == "generate", 0.15),
     ("the method of the clause alone", "critic.side-effects", lambda c: c.method == "values", 0.3),
     ("the method of the clause alone", "actor.no-grad", lambda c: c.method == "action_entropy", 0.2),
-    ("pads of the checkpoint", "actor.generate-layout", lambda c: c.pad_token_id != c.probe.pad_token_id, 0.1),
+    ("pads of the checkpoint", "actor.generate-layout", lambda c: c.pad_token_id != c.probe.pad_token_id, 0.3),
     ("something that ends a row", "actor.generate-layout", lambda c: not c.stop_token_ids, 0.1),
     ("one kind of file", "reward.backbones", lambda c: len({p.on_disk for p in c.probes}) == 3, 0.9),
     ("one generation config", "actor.generate-config", lambda c: len(c.generation) > 3, 0.9),

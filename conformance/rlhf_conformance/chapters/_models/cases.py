@@ -364,7 +364,7 @@ class AskedOfPrompts:
     stops       how many ids more are drawn then
     least       rows
     shortest    the least max_new_tokens, of which the largest is 5
-    edges       in a quarter of the cases the pad id is not the checkpoint's, and in a quarter nothing ends a row, which
+    edges       in half of the cases the pad id is not the checkpoint's, and in a quarter nothing ends a row, which
                 then meets EOS
     """
 
@@ -408,8 +408,9 @@ def _prompt_case(picks: Picks, subject: Subject, asked: AskedOfPrompts) -> Promp
 def _at_an_edge(picks: Picks, subject: Subject, case: PromptCase) -> PromptCase:
     turn, seed = picks.below(4), picks.below(4)
     pad = picks.of([t for t in case.probe.ordinary if t not in case.stop_token_ids])
-    if turn == 2 and subject.adapter.takes_attention_mask:
-        return replace(case, pad=pad)
+    if turn in (1, 2) and subject.adapter.takes_attention_mask:
+        more = ((case.probe.ordinary[-1],),) if len(case.prompts) == 1 else ()  # else generation ends with the one row
+        return replace(case, pad=pad, prompts=case.prompts + more, max_new_tokens=max(3, case.max_new_tokens))
     if turn == 3 and subject.adapter.stop_ids != "one":
         for probe in (case.probe, replace(case.probe, eos_is_zero=True)):
             prompt = _continued_by_eos(subject, probe, SEQUENCES * seed)
