@@ -329,7 +329,7 @@ OTHER_MODEL_CLAUSES = [
         1.0,
     ),
     ("outputs of their own", "actor.gradient", lambda c: c.case.probe.tied, 0.3),
-    ("outputs of their own", "actor.follows-weights", lambda c: c.case.probe.tied, 0.3),
+    ("outputs of their own", "actor.follows-weights", lambda c: c.probe.tied, 0.3),
     ("a temperature of one", "actor.round-trip", lambda c: c.temperature != 1, 0.5),
     ("outputs of their own", "actor.round-trip", lambda c: c.probe.tied, 0.3),
     ("a head without a bias", "reward.round-trip", lambda c: c.probe.head_bias, 0.3),
