@@ -54,18 +54,18 @@ def side_effects(
     *requires: Requirement,
     effort: int = 1,
     also: Sequence[str] = (),
-    before: Calls = lambda subject, case: (),
+    between: Calls = lambda subject, case: (),
 ) -> Template:
-    """What is asked `before` may draw random numbers, as train mode does, and is asked once."""
+    """What is asked `between` the question and the same question again may draw random numbers, as train mode does, and is asked once."""
 
     def check(subject: Subject, case: Any) -> Questions:
         disturbed: dict[str, list[str]] = {}
-        for call, _ in before(subject, case):
-            changed = (yield call).record.disturbed
-            disturbed.setdefault(call.method, []).extend(what for what in changed if what not in RANDOM_NUMBERS)
         first, again = calls(subject, case), calls(subject, case)
         for call, _ in first:
             disturbed.setdefault(call.method, []).extend((yield call).record.disturbed)
+        for call, _ in between(subject, case):
+            changed = (yield call).record.disturbed
+            disturbed.setdefault(call.method, []).extend(what for what in changed if what not in RANDOM_NUMBERS)
         for method, changed in disturbed.items():
             yield Fact(
                 not changed,

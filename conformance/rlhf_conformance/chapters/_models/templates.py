@@ -441,7 +441,7 @@ def inputs_unwritten(role: Role) -> Template:
 
 def side_effects(role: Role) -> Template:
     """In train mode, which may draw random numbers, and in eval mode."""
-    calls, before, also = _asked(role, False), _asked(role, True), role.methods
+    calls, between, also = _asked(role, False), _asked(role, True), role.methods
     return _side_effects.side_effects(
-        calls, role.needs, _masked(role), effort=role.effort + 2, also=also, before=before
+        calls, role.needs, _masked(role), effort=role.effort + 2, also=also, between=between
     )
