@@ -56,7 +56,8 @@ def side_effects(
     also: Sequence[str] = (),
     between: Calls = lambda subject, case: (),
 ) -> Template:
-    """What is asked `between` the question and the same question again may draw random numbers, as train mode does, and is asked once."""
+    """What is asked `between` a question and the same question again is asked once; it may draw random numbers, as train
+    mode does."""
 
     def check(subject: Subject, case: Any) -> Questions:
         disturbed: dict[str, list[str]] = {}
