@@ -56,7 +56,7 @@ def side_effects(
     also: Sequence[str] = (),
     between: Calls = lambda subject, case: (),
 ) -> Template:
-    """What is asked `between` a question and the same question again is asked once; it may draw random numbers, as train
+    """What is asked `between` a question and the same question again may draw random numbers, as train mode does."""
     mode does."""
 
     def check(subject: Subject, case: Any) -> Questions:
