@@ -57,7 +57,6 @@ def side_effects(
     between: Calls = lambda subject, case: (),
 ) -> Template:
     """What is asked `between` a question and the same question again may draw random numbers, as train mode does."""
-    mode does."""
 
     def check(subject: Subject, case: Any) -> Questions:
         disturbed: dict[str, list[str]] = {}
