@@ -23,6 +23,7 @@ from rlhf_conformance.chapters._models.interface import LAYOUTS
 from rlhf_conformance.chapters.sequences.cases import GeneratedCase
 from rlhf_conformance.diagnosis import evidence
 from rlhf_conformance.judging.checks import checks
+from rlhf_conformance.oracle import batch
 
 from .test_clauses_and_checks import cases_of
 
@@ -329,6 +330,24 @@ OTHER_MODEL_CLAUSES = [
     ),
     ("one backbone", "actor.backbones", lambda c: len({p.architecture for p in c.probes}) == 7, 0.9),
     ("outputs of their own", "actor.backbones", lambda c: any(p.tied for p in c.probes), 0.9),
+    (
+        "padded rows without a pack",
+        "actor.backbones",
+        lambda c: all({h.layout in batch.PACKS for h in hows} == {False, True} for hows in c.hows),
+        1.0,
+    ),
+    ("outputs of their own", "actor.gradient", lambda c: c.case.probe.tied, 0.3),
+    ("outputs of their own", "actor.follows-weights", lambda c: c.probe.tied, 0.3),
+    ("a temperature of one", "actor.round-trip", lambda c: c.temperature != 1, 0.5),
+    ("outputs of their own", "actor.round-trip", lambda c: c.probe.tied, 0.3),
+    ("a head without a bias", "reward.round-trip", lambda c: c.probe.head_bias, 0.3),
+    ("one name of the head", "critic.round-trip", lambda c: c.probe.head_name != "score", 0.3),
+    ("scores as they are", "critic.with-output", lambda c: c.probe.std != 1, 0.3),
+    ("generation that is not asked for", "actor.side-effects", lambda c: c.method == "generate", 0.15),
+    ("the method of the clause alone", "critic.side-effects", lambda c: c.method == "values", 0.3),
+    ("the method of the clause alone", "actor.no-grad", lambda c: c.method == "action_entropy", 0.2),
+    ("pads of the checkpoint", "actor.generate-layout", lambda c: c.pad_token_id != c.probe.pad_token_id, 0.3),
+    ("something that ends a row", "actor.generate-layout", lambda c: not c.stop_token_ids, 0.1),
     ("one kind of file", "reward.backbones", lambda c: len({p.on_disk for p in c.probes}) == 3, 0.9),
     ("one generation config", "actor.generate-config", lambda c: len(c.generation) > 3, 0.9),
     (

@@ -109,7 +109,7 @@ def size_of(case: Any) -> tuple[int, int]:
 
 
 def touched(kind: type[Adapter]) -> list[str]:
-    """The clauses that can tell this adapter from the reference's: those that need a method that it changes.
+    """The clauses that can tell this adapter from the reference's: those that ask a method that it changes.
 
     The other clauses see the reference itself. An adapter that is no variant of the reference is asked everything.
     """
@@ -117,7 +117,7 @@ def touched(kind: type[Adapter]) -> list[str]:
 
     if not issubclass(kind, Reference):
         return list(checks())
-    return [slug for slug, check in checks().items() if changed(kind) & set(check.needs)]
+    return [slug for slug, check in checks().items() if changed(kind) & check.concerns]
 
 
 # --- many at once -------------------------------------------------------------------------------------------------

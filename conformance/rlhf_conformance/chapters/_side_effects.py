@@ -9,6 +9,7 @@ from typing import Any
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import METHODS
 from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template
+from rlhf_conformance.judging.isolation import RANDOM_NUMBERS
 from rlhf_conformance.judging.questions import ANSWER, Against, Answered, Call, Fact, Place, Question, Reading
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
@@ -19,7 +20,12 @@ Calls = Callable[[Subject, Any], Sequence[tuple[Call, Reading]]]
 
 
 def inputs_unwritten(
-    calls: Calls, needs: Sequence[str], cases: Cases, *requires: Requirement, effort: int = 1
+    calls: Calls,
+    needs: Sequence[str],
+    cases: Cases,
+    *requires: Requirement,
+    effort: int = 1,
+    also: Sequence[str] = (),
 ) -> Template:
     def check(subject: Subject, case: Any) -> Questions:
         for call, _ in calls(subject, case):
@@ -38,33 +44,47 @@ def inputs_unwritten(
                 place=_place(answered),
             )
 
-    return Template(check, tuple(needs), cases, requires, effort)
+    return Template(check, tuple(needs), cases, requires, effort, also=tuple(also))
 
 
-def side_effects(calls: Calls, needs: Sequence[str], cases: Cases, *requires: Requirement, effort: int = 1) -> Template:
+def side_effects(
+    calls: Calls,
+    needs: Sequence[str],
+    cases: Cases,
+    *requires: Requirement,
+    effort: int = 1,
+    also: Sequence[str] = (),
+    between: Calls = lambda subject, case: (),
+) -> Template:
+    """What is asked `between` a question and the same question again may draw random numbers, as train mode does."""
+
     def check(subject: Subject, case: Any) -> Questions:
-        disturbed: list[str] = []
+        disturbed: dict[str, list[str]] = {}
         first, again = calls(subject, case), calls(subject, case)
         for call, _ in first:
-            disturbed += (yield call).record.disturbed
-        yield Fact(
-            not disturbed,
-            f"global state after {needs[-1]}",
-            expected="as it was before",
-            actual="changed: " + ", ".join(disturbed),
-        )
-        for (call, reading), (before, _) in zip(again, first, strict=True):
-            answered = yield before
+            disturbed.setdefault(call.method, []).extend((yield call).record.disturbed)
+        for call, _ in between(subject, case):
+            changed = (yield call).record.disturbed
+            disturbed.setdefault(call.method, []).extend(what for what in changed if what not in RANDOM_NUMBERS)
+        for method, changed in disturbed.items():
+            yield Fact(
+                not changed,
+                f"global state after {method}",
+                expected="as it was before",
+                actual="changed: " + ", ".join(dict.fromkeys(changed)),
+            )
+        for (call, reading), (once, _) in zip(again, first, strict=True):
+            answered = yield once
             largest = max((abs(x) for x in flat(reading.numbers(subject, [answered]))), default=0.0)
             yield Question(
                 f"answer of {call.method} to the same question asked again",
                 call,
-                Against((before,), reading),
+                Against((once,), reading),
                 budgets.repeated(largest, subject.dtype),
                 reading=reading,
             )
 
-    return Template(check, tuple(needs), cases, requires, effort)
+    return Template(check, tuple(needs), cases, requires, effort, also=tuple(also))
 
 
 def _left(subject: Subject, answers: Sequence[Answered]) -> Any:

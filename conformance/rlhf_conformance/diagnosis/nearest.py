@@ -113,7 +113,7 @@ def _evidence() -> dict[str, str]:
 
 def concerns(kind: Any, check: Check) -> bool:
     """Whether the check can tell this adapter from the reference."""
-    return bool(changed(kind) & set(check.needs))
+    return bool(changed(kind) & check.concerns)
 
 
 # --- in the adapter's place ---------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ class Check:
     """How one clause is tried.
 
     needs       methods that the adapter has to provide
+    also        methods that are asked about as well, where it provides them
     requires    what it has to declare
     cases       its cases, for a subject
     effort      cost of an example, in units of a cheap one: profiles divide their number of examples by it
@@ -54,6 +55,12 @@ class Check:
     cases: Cases
     effort: int = 1
     single: bool = False
+    also: tuple[str, ...] = ()
+
+    @property
+    def concerns(self) -> set[str]:
+        """The methods by whose answers an adapter is judged."""
+        return {*self.needs, *self.also}
 
     def not_provided(self, adapter: Adapter) -> str | None:
         """Why this adapter cannot be asked, or None."""
@@ -79,13 +86,14 @@ def check(
     requires: Sequence[Requirement] = (),
     effort: int = 1,
     single: bool = False,
+    also: Sequence[str] = (),
 ) -> Callable[[Function], Function]:
     """Register the decorated function as the check of a clause."""
 
     def register(function: Function) -> Function:
         if slug in _REGISTRY:
             raise ValueError(f"two checks for the clause {slug}")
-        _REGISTRY[slug] = Check(slug, function, tuple(needs), tuple(requires), cases, effort, single)
+        _REGISTRY[slug] = Check(slug, function, tuple(needs), tuple(requires), cases, effort, single, tuple(also))
         return function
 
     return register
@@ -101,11 +109,12 @@ class Template:
     requires: tuple[Requirement, ...] = ()
     effort: int = 1
     single: bool = False
+    also: tuple[str, ...] = ()
 
 
 def use(slug: str, template: Template, *requires: Requirement) -> None:
     """Register a template as the check of a clause; `requires` come on top of its own."""
-    given = {name: getattr(template, name) for name in ("needs", "cases", "effort", "single")}
+    given = {name: getattr(template, name) for name in ("needs", "cases", "effort", "single", "also")}
     check(slug, **given, requires=(*template.requires, *requires))(template.function)
 
 

@@ -179,6 +179,9 @@ def settings() -> tuple[Setting, ...]:
     )
 
 
+RANDOM_NUMBERS = ("the random number generator of the CPU", "the random number generator of the GPU")
+
+
 @dataclass(frozen=True)
 class GlobalState:
     """What of torch belongs to the whole process, before a call."""
@@ -204,11 +207,11 @@ class GlobalState:
                 setting.put(was)
         rng = torch.get_rng_state()  # which a mode that was left would have seen
         if not torch.equal(rng, self.rng):
-            changed.append("the random number generator of the CPU")
+            changed.append(RANDOM_NUMBERS[0])
             torch.set_rng_state(self.rng)
         cuda = torch.cuda.get_rng_state_all() if self.cuda_rng else []
         if any(not torch.equal(a, b) for a, b in zip(cuda, self.cuda_rng, strict=True)):
-            changed.append("the random number generator of the GPU")
+            changed.append(RANDOM_NUMBERS[1])
             torch.cuda.set_rng_state_all(self.cuda_rng)
         if inference != self.inference:
             changed.append("the inference mode")

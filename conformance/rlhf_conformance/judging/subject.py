@@ -72,7 +72,7 @@ class Subject:
     def answer(self, call: Call) -> Answered:
         """Make a call as a check asks for it: its models are loaded, its seed is set."""
         given = tuple(self._loaded(x) if isinstance(x, Loaded) else x for x in call.given)
-        mode = getattr(given[0], "training", None) if call.watches_mode else None
+        modes = _modes(given[0]) if call.watches_mode else []
         with contextlib.ExitStack() as around:
             if call.seed is not None:
                 around.enter_context(torch.random.fork_rng())
@@ -80,10 +80,10 @@ class Subject:
             if not call.grad:
                 around.enter_context(torch.no_grad())
             answered = self.ask(call.method, *given, copies=call.copies)
-        if call.watches_mode and getattr(given[0], "training", None) != mode:
+        if any(part.training != mode for part, mode in modes):
             answered.record.disturbed.append("train or eval mode of the model")
-            with contextlib.suppress(AdapterError):
-                self.uncopied("set_training", given[0], bool(mode))
+            for part, mode in modes:
+                part.training = mode
         return replace(answered, given=call.given, call=call)
 
     def _loaded(self, wanted: Loaded) -> Any:
@@ -267,3 +267,9 @@ class Subject:
 def _dense(gradient: torch.Tensor) -> torch.Tensor:
     """A gradient with all its zeros: that of a table whose rows were looked up may be sparse."""
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
+
+
+def _modes(model: Any) -> list[tuple[torch.nn.Module, bool]]:
+    """The modules of a model, or of what it holds, and whether each is in train mode."""
+    held = [model, *getattr(model, "__dict__", {}).values()]
+    return [(part, part.training) for one in held if isinstance(one, torch.nn.Module) for part in one.modules()]

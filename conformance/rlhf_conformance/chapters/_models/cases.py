@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
 from rlhf_conformance.oracle.batch import PACKS, RECTANGLES
 from rlhf_conformance.oracle.layouts import Presentation, Sample
-from rlhf_conformance.oracle.probes import GENERATION_CONFIGS, ON_DISK, Probe
+from rlhf_conformance.oracle.probes import GENERATION_CONFIGS, MAX_POSITIONS, ON_DISK, Probe
 
 if TYPE_CHECKING:
     from rlhf_conformance.judging.subject import Subject
@@ -29,12 +31,16 @@ for _kind in (Presentation, Probe, Sample):
 @stored
 @dataclass(frozen=True)
 class ModelCase:
-    """Samples, the probe checkpoint that they are run through, and how they are presented."""
+    """Samples, the probe checkpoint that they are run through, and how they are presented.
+
+    method  a further method that is asked about them, where the clause asks about several
+    """
 
     probe: Probe
     samples: tuple[Sample, ...]
     how: Presentation = Presentation()
     temperature: float = 1.0
+    method: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -60,6 +66,7 @@ class Asked:
     pad_is_eos: bool | None = None
     specials: bool = True  # the pad id may stand in prompts and responses, where the trainer takes a mask
     probe: Probe = Probe()
+    tied: bool = False  # the output layer of a causal LM is its input embedding in half of the cases
     samples: int = 4  # at most
 
 
@@ -98,6 +105,8 @@ def _model_case(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
     temperature = head.of(asked.temperatures)
     slots = [picks.part(SAMPLE_PICKS) for _ in range(SAMPLES)]
     present = head.some(SAMPLES, asked.min_samples)[: asked.samples]
+    if asked.tied and not asked.head:
+        probe = replace(probe, tied=head.chance(1, 2))
     samples = tuple(_sample(slots[i], adapter, asked, probe) for i in present)
     return ModelCase(probe, samples, how, temperature)
 
@@ -167,6 +176,16 @@ def with_statistics(cases: Picked[ModelCase], k: int = 1, n: int = 1) -> Picked[
     return cases.with_more(3, change)
 
 
+def with_head(adapter: Adapter, cases: Picked[ModelCase]) -> Picked[ModelCase]:
+    """With the head under any name that is declared, and in half of the cases with a bias where one may have it."""
+
+    def change(case: ModelCase, picks: Picks) -> ModelCase:
+        name, bias = picks.of(list(adapter.head_names)), picks.chance(1, 2)
+        return replace(case, probe=replace(case.probe, head_name=name, head_bias=bool(adapter.head_bias) and bias))
+
+    return cases.with_more(2, change)
+
+
 def with_masked_cells(adapter: Adapter, asked: Asked) -> Picked[ModelCase]:
     """Any case, or where the adapter takes a mask a padded one whose masked cells hold ordinary ids."""
     anything = model_cases(adapter, asked)
@@ -205,6 +224,11 @@ def edited(adapter: Adapter, asked: Asked) -> Picked[EditedCase]:
         return EditedCase(case, index, Sample(prompt, response))
 
     return model_cases(adapter, replace(asked, min_samples=2)).with_more(5 + 4 * LENGTH, edit)
+
+
+def with_method(cases: Picked[ModelCase], methods: Sequence[str]) -> Picked[ModelCase]:
+    """Each of the methods in equal shares."""
+    return cases.with_more(1, lambda case, picks: replace(case, method=picks.of(methods) if methods else ""))
 
 
 @stored
@@ -257,14 +281,22 @@ WEIGHTS = (1.0, -1.5, -0.7, 0.4, 2.2)
 @stored
 @dataclass(frozen=True)
 class BackboneCase:
-    """A case, and the probes that it is run through in place of its own, one after the other."""
+    """A case, and the probes that it is run through in place of its own, one after the other, each in the presentations
+    of its turn in `hows`."""
 
     case: ModelCase
     probes: tuple[Probe, ...]
+    hows: tuple[tuple[Presentation, ...], ...] = ()
 
     @property
     def each(self) -> list[ModelCase]:
-        return [replace(self.case, probe=probe) for probe in self.probes]
+        """Each probe with each of its presentations; with that of the case where it has none of its own."""
+        hows = self.hows or ((self.case.how,),)
+        return [
+            replace(self.case, probe=probe, how=how)
+            for i, probe in enumerate(self.probes)
+            for how in hows[i % len(hows)]
+        ]
 
 
 WITHOUT_CLASSIFIER = ("granite", "gemma3_text")
@@ -273,10 +305,11 @@ WITHOUT_CLASSIFIER = ("granite", "gemma3_text")
 
 def on_backbones(adapter: Adapter, asked: Asked) -> Picked[BackboneCase]:
     """Short samples on nearly all backbones that are declared, so that one case is enough to see any of them miscalled;
-    their special tokens and their files are now and then other ones."""
+    their special tokens and their files are now and then other ones. Each meets a rectangle and a pack."""
     names = [a for a in adapter.architectures if not (asked.head and a in WITHOUT_CLASSIFIER)]
     kinds = [Probe(name, tied=tied) for tied in (False, True) for name in names]
     kinds = [probe for probe in kinds if not probe.tied or (probe.architecture in POSITIONS and not asked.head)]
+    kinds_of_layouts = [kind for kind in (offered(adapter, RECTANGLES), offered(adapter, PACKS)) if kind]
 
     def change(case: ModelCase, picks: Picks) -> BackboneCase:
         turn = picks.below(len(ON_DISK))
@@ -284,11 +317,17 @@ def on_backbones(adapter: Adapter, asked: Asked) -> Picked[BackboneCase]:
             replace(case.probe, architecture=p.architecture, tied=p.tied, on_disk=ON_DISK[(turn + i) % len(ON_DISK)])
             for i, p in enumerate(kinds)
         ]
-        return BackboneCase(case, nearly_all(picks, probes))
+        taken = nearly_all(picks, probes)
+        first = picks.below(12)
+        hows = tuple(
+            tuple(replace(case.how, layout=kind[(first + i) % len(kind)]) for kind in kinds_of_layouts)
+            for i in range(len(probes))
+        )
+        return BackboneCase(case, taken, hows)
 
     eos = Probe(eos_is_zero=True)
     some = model_cases(adapter, replace(asked, samples=2)) | model_cases(adapter, replace(asked, samples=2, probe=eos))
-    return some.with_more(1 + 2 * len(kinds), change)
+    return some.with_more(2 + 2 * len(kinds), change)
 
 
 @stored
@@ -300,6 +339,12 @@ class PromptCase:
     prompts: tuple[tuple[int, ...], ...]
     max_new_tokens: int
     stop_token_ids: tuple[int, ...]
+    pad: int | None = None
+
+    @property
+    def pad_token_id(self) -> int:
+        """What finished rows are filled with: the pad id of the checkpoint, unless `pad` is another."""
+        return self.probe.pad_token_id if self.pad is None else self.pad
 
     @property
     def size(self) -> tuple[int, int]:
@@ -307,7 +352,7 @@ class PromptCase:
         return len(self.prompts), sum(len(prompt) for prompt in self.prompts)
 
 
-PROMPT_PICKS = 12 + SAMPLES * (1 + 2 * LENGTH) + 17
+PROMPT_PICKS = 12 + SAMPLES * (1 + 2 * LENGTH) + 17 + 3
 
 
 @dataclass(frozen=True)
@@ -319,12 +364,15 @@ class AskedOfPrompts:
     stops       how many ids more are drawn then
     least       rows
     shortest    the least max_new_tokens, of which the largest is 5
+    edges       in half of the cases the pad id is not the checkpoint's, and in a quarter nothing ends a row, which
+                then meets EOS
     """
 
     more_stops: bool | None = None
     stops: Sequence[int] = range(4, 17)
     least: int = 1
     shortest: int = 1
+    edges: bool = False
 
 
 def prompts(subject: Subject, asked: AskedOfPrompts = AskedOfPrompts()) -> Picked[PromptCase]:
@@ -353,7 +401,45 @@ def _prompt_case(picks: Picks, subject: Subject, asked: AskedOfPrompts) -> Promp
         met = subject.truth.greedy(probe, rows[len(ids) % len(rows)], max_new_tokens, (probe.eos_token_id,))
         token = met[(len(met) - 1) // 2]
         ids = (token,) if adapter.stop_ids == "one" else tuple(dict.fromkeys((*ids, token)))
-    return PromptCase(probe, tuple(rows), max_new_tokens, ids)
+    case = PromptCase(probe, tuple(rows), max_new_tokens, ids)
+    return _at_an_edge(picks, subject, case) if asked.edges else case
+
+
+def _at_an_edge(picks: Picks, subject: Subject, case: PromptCase) -> PromptCase:
+    turn, seed = picks.below(4), picks.below(4)
+    pad = picks.of([t for t in case.probe.ordinary if t not in case.stop_token_ids])
+    if turn in (1, 2) and subject.adapter.takes_attention_mask:
+        more = ((case.probe.ordinary[-1],),) if len(case.prompts) == 1 else ()  # else generation ends with the one row
+        return replace(case, pad=pad, prompts=case.prompts + more, max_new_tokens=max(3, case.max_new_tokens))
+    if turn == 3 and subject.adapter.stop_ids != "one":
+        for probe in (case.probe, replace(case.probe, eos_is_zero=True)):
+            prompt = _continued_by_eos(subject, probe, SEQUENCES * seed)
+            if prompt:
+                steps = max(2, case.max_new_tokens)
+                return PromptCase(probe, (prompt,), steps, ())
+    return case
+
+
+SEQUENCES = 24
+_BEFORE_EOS: dict[tuple[str, int, int], tuple[int, ...]] = {}
+
+
+def _continued_by_eos(subject: Subject, probe: Probe, first: int) -> tuple[int, ...]:
+    """A prompt whose greedy continuation begins with EOS: a piece of one of some drawn sequences. Empty if no piece of
+    these does."""
+    key = (probe.architecture, probe.eos_token_id, first)
+    if key not in _BEFORE_EOS:
+        pieces = (_before_eos(subject, probe, number) for number in range(first, first + SEQUENCES))
+        _BEFORE_EOS[key] = next(filter(None, pieces), ())
+    return _BEFORE_EOS[key]
+
+
+def _before_eos(subject: Subject, probe: Probe, number: int) -> tuple[int, ...]:
+    drawn = hashlib.shake_128(f"{number}".encode()).digest(MAX_POSITIONS - LENGTH)
+    tokens = tuple(probe.ordinary[byte * len(probe.ordinary) >> 8] for byte in drawn)
+    with torch.no_grad():
+        next_tokens = subject.truth.alone(probe)(tokens).argmax(-1).tolist()
+    return tokens[: next_tokens.index(probe.eos_token_id) + 1] if probe.eos_token_id in next_tokens else ()
 
 
 def _prompt(picks: Picks, probe: Probe, specials: Sequence[int]) -> tuple[int, ...]:

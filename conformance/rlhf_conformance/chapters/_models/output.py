@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rlhf_conformance.chapters._models.cases import ModelCase, model_cases
+from rlhf_conformance.chapters._models.cases import ModelCase, model_cases, with_statistics
+from rlhf_conformance.chapters._models.regression import asks_normalized
 from rlhf_conformance.chapters._models.roles import Role
 from rlhf_conformance.chapters._models.templates import template
 from rlhf_conformance.judging.checks import Questions, Template
@@ -23,6 +24,8 @@ def with_output(role: Role, outputs: Outputs) -> Template:
     def check(subject: Subject, case: ModelCase) -> Questions:
         answers = role.asks_truth(subject, case, f"{role.what} with the output beside it")
         yield answers
+        if case.probe.std != 1.0:
+            yield asks_normalized(role, subject, case, training=False, fresh=False)
         (call,) = answers.asked
         came = (yield call).value.output[0]
         truth, plain = (outputs(subject, case, came, p) for p in (False, True))
@@ -36,7 +39,10 @@ def with_output(role: Role, outputs: Outputs) -> Template:
             place=sample_position,
         )
 
-    cases = lambda s: model_cases(s.adapter, role.any_temperature(s.adapter))  # noqa: E731
+    def cases(subject: Subject) -> Any:
+        plain = model_cases(subject.adapter, role.any_temperature(subject.adapter))
+        return with_statistics(plain, 1, 2) if role.normalizes(subject.adapter) else plain
+
     return template(role, check, cases, effort=5)
 
 

@@ -50,10 +50,12 @@ def normalization(role: Role, *modes: bool, normalized: bool = True) -> Template
     return template(role, check, cases, declares_normalization(role), effort=5)
 
 
-def asks_normalized(role: Role, subject: Subject, case: ModelCase, *, training: bool, normalized: bool) -> Question:
+def asks_normalized(
+    role: Role, subject: Subject, case: ModelCase, *, training: bool, normalized: bool = True, fresh: bool = True
+) -> Question:
     mean, std = (case.probe.mean, case.probe.std) if normalized else (0.0, 1.0)
     truth = [[rlhf_spec.reward.normalize(x, mean, std) for x in row] for row in role.expected(subject, case)]
-    model = replace(role.loaded(case, normalize=True, training=training, fresh=True), temperature=1.0)
+    model = replace(role.loaded(case, normalize=True, training=training, fresh=fresh), temperature=1.0)
     return Question(
         f"{role.what} in {'train' if training else 'eval'} mode, mean {case.probe.mean}, std {case.probe.std}",
         role.call(subject, case, model, scored=(mean, std)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.adapter import METHODS, Adapter
 from rlhf_conformance.chapters._models.cases import Asked, ModelCase
 from rlhf_conformance.chapters._temperatures import known_temperatures
 from rlhf_conformance.judging.questions import Call, Loaded, Place, Question, sample_action
@@ -35,6 +35,7 @@ class Role:
     answer      which answers `Truth.gradients` sums up
     truth       the right answers for one sample
     widen       their allowance, in those of a model's output
+    beside      the method that gives the same answers with the whole output beside them
     """
 
     chapter: str
@@ -47,10 +48,22 @@ class Role:
     place: Place = sample_action
     effort: int = 2
     widen: float = 1.0
+    beside: str = ""
 
     @property
     def needs(self) -> tuple[str, ...]:
         return (self.load, self.ask_method)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """All methods that ask its model."""
+        return tuple(name for name, row in METHODS.items() if row.model == self.load)
+
+    @property
+    def others(self) -> dict[str, Role]:
+        """Other methods that answer for each action or sample, and what each is judged by."""
+        found = {self.beside: replace(self, ask_method=self.beside)} if self.beside else {}
+        return found | {ENTROPY.ask_method: ENTROPY} if self is ACTOR else found
 
     @property
     def head(self) -> bool:
@@ -141,6 +154,7 @@ ACTOR = Role(
     what="log-prob of the action",
     answer="log_probs",
     truth=lambda truth, case, sample, plain: truth.action_log_probs(case.probe, sample, case.temperature, plain=plain),
+    beside="log_probs_with_output",
 )
 ENTROPY = replace(
     ACTOR,
@@ -149,6 +163,7 @@ ENTROPY = replace(
     answer="entropies",
     truth=lambda truth, case, sample, plain: truth.action_entropies(case.probe, sample, case.temperature, plain=plain),
     widen=4.0,
+    beside="",
 )
 REWARD = Role(
     chapter="reward",
@@ -159,6 +174,7 @@ REWARD = Role(
     answer="rewards",
     truth=lambda truth, case, sample, plain: [truth.reward(case.probe, sample, plain=plain)],
     place=sample_only,
+    beside="rewards_with_output",
 )
 CRITIC = Role(
     chapter="critic",
@@ -168,5 +184,6 @@ CRITIC = Role(
     what="value of the action's state",
     answer="values",
     truth=lambda truth, case, sample, plain: truth.action_values(case.probe, sample, plain=plain),
+    beside="action_values_with_output",
 )
 ROLES = (ACTOR, REWARD, CRITIC)

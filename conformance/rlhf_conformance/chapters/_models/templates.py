@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rlhf_conformance._lazy import torch
-from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.adapter import METHODS, Adapter
 from rlhf_conformance.chapters import _side_effects
 from rlhf_conformance.chapters._models.cases import (
     RECTANGLES,
@@ -25,15 +25,31 @@ from rlhf_conformance.chapters._models.cases import (
     on_backbones,
     padded_more,
     weighted,
+    with_head,
     with_masked_cells,
+    with_method,
     with_statistics,
 )
-from rlhf_conformance.chapters._models.roles import Role
+from rlhf_conformance.chapters._models.roles import Role, asks_model
 from rlhf_conformance.chapters._models.weights import Tensors, Weights, move_weights, pulled_back
 from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template, offers_layout
-from rlhf_conformance.judging.questions import ANSWER, Against, Call, Fact, Question, known, main
+from rlhf_conformance.judging.picks import Picked
+from rlhf_conformance.judging.questions import (
+    ANSWER,
+    Against,
+    Answered,
+    Call,
+    Fact,
+    Loaded,
+    Question,
+    Reading,
+    known,
+    main,
+)
 from rlhf_conformance.judging.subject import Subject
+from rlhf_conformance.judging.wiring import WithOutput
 from rlhf_conformance.oracle import budgets
+from rlhf_conformance.oracle.layouts import present_prompts
 
 rectangle = offers_layout(RECTANGLES)
 
@@ -42,8 +58,10 @@ def takes_mask(adapter: Adapter) -> str | None:
     return None if adapter.takes_attention_mask else "the adapter takes no attention mask"
 
 
-def template(role: Role, check: Any, cases: Cases, *requires: Requirement, effort: int = 0) -> Template:
-    return Template(check, role.needs, cases, requires, effort or role.effort)
+def template(
+    role: Role, check: Any, cases: Cases, *requires: Requirement, effort: int = 0, also: Sequence[str] = ()
+) -> Template:
+    return Template(check, role.needs, cases, requires, effort or role.effort, also=tuple(also))
 
 
 def truth(role: Role, *requires: Requirement, **asked: Any) -> Template:
@@ -66,7 +84,8 @@ def backbones(role: Role) -> Template:
             probe = inner.probe
             tied = " with tied embeddings" if probe.is_tied else ""
             file = "" if probe.on_disk == "float32" else f" from {probe.on_disk}"
-            yield role.asks_truth(subject, inner, f"{role.what} of {probe.architecture}{tied}{file}")
+            what = f"{role.what} of {probe.architecture}{tied}{file}"
+            yield role.asks_truth(subject, inner, what)
 
     return template(role, check, lambda s: on_backbones(s.adapter, role.asked()), effort=20)
 
@@ -150,7 +169,7 @@ def permuted(role: Role, subject: Subject, case: PermutedCase) -> Questions:
 
 def gradient(role: Role, effort: int = 4) -> Template:
     """The gradient of the weighted answers with respect to every parameter, in train mode and in eval mode."""
-    cases = lambda s: weighted(s.adapter, role.any_temperature(s.adapter), role.per_sample)  # noqa: E731
+    cases = lambda s: weighted(s.adapter, role.any_temperature(s.adapter, tied=True), role.per_sample)  # noqa: E731
     return gradient_on(role, cases, effort=effort)
 
 
@@ -253,19 +272,35 @@ def train_mode(role: Role) -> Template:
 
 
 def no_grad(role: Role) -> Template:
-    """The answers without a graph are those with one."""
+    """The answers without a graph are those with one, by whichever method."""
 
     def check(subject: Subject, case: ModelCase) -> Questions:
-        call = role.call(subject, case, grad=False)
-        yield role.asks_truth(subject, case, f"{role.what} under no_grad, layout {case.how.layout!r}", call)
+        for one in (role, *_other(role, case)):
+            what = f"{one.what} under no_grad, layout {case.how.layout!r}{_by(one, role)}"
+            yield one.asks_truth(subject, case, what, one.call(subject, case, grad=False))
 
-    return template(role, check, _company(role))
+    cases = _company(role)
+    return template(role, check, lambda s: with_method(cases(s), ["", *_offered(role, s)]), also=tuple(role.others))
 
 
-def _company(role: Role) -> Cases:
+def _offered(role: Role, subject: Subject) -> list[str]:
+    return [method for method in role.others if method in subject.provided]
+
+
+def _other(role: Role, case: ModelCase) -> list[Role]:
+    """What the further method of a case is judged by, if it has one."""
+    return [role.others[case.method]] if case.method else []
+
+
+def _by(one: Role, role: Role) -> str:
+    """Named where it is another method than the clause is named for."""
+    return f", by {one.ask_method}" if one.ask_method != role.ask_method else ""
+
+
+def _company(role: Role) -> Callable[[Subject], Picked[ModelCase]]:
     """Any case, or one with more padding than it needs: what another way through the model most often forgets."""
 
-    def cases(subject: Subject) -> Any:
+    def cases(subject: Subject) -> Picked[ModelCase]:
         asked = role.any_temperature(subject.adapter)
         anything = model_cases(subject.adapter, asked)
         if not offered(subject.adapter, RECTANGLES):
@@ -276,23 +311,36 @@ def _company(role: Role) -> Cases:
 
 
 def follows_weights(role: Role) -> Template:
-    """A model that has been asked is asked again after its weights have moved."""
+    """A model that has been asked, with a graph and without, is asked again after its weights have moved."""
 
     def check(subject: Subject, case: ModelCase) -> Questions:
-        yield role.asks_truth(subject, case)
+        asked = [(one, grad) for one in (role, *_other(role, case)) for grad in (True, False)]
+        for one, grad in asked:
+            what = "" if grad and one is role else _graph(one, role, grad)
+            yield one.asks_truth(subject, case, what, one.call(subject, case, grad=grad))
         weights = Weights.of(subject, role.loaded(case))
         start = weights.leaves()
         yield weights.covered(weights.found(start))
         with weights.moved():
-            yield role.asks_truth(
-                weights.now(weights.found(weights.leaves())),
-                case,
-                f"{role.what} after the weights moved",
-                replace(role.call(subject, case), about=None),  # the model has weights of its own
-                hint=lambda _: weights.misplaced(start),
-            )
+            now = weights.now(weights.found(weights.leaves()))
+            for one, grad in asked:
+                yield one.asks_truth(
+                    now,
+                    case,
+                    f"{_graph(one, role, grad)} after the weights moved",
+                    replace(one.call(subject, case, grad=grad), about=None),  # the model has weights of its own
+                    hint=lambda _: weights.misplaced(start),
+                )
 
-    return template(role, check, lambda s: model_cases(s.adapter, role.any_temperature(s.adapter)), effort=8)
+    def cases(subject: Subject) -> Any:
+        asked = role.any_temperature(subject.adapter, tied=True)
+        return with_method(model_cases(subject.adapter, asked), _offered(role, subject))
+
+    return template(role, check, cases, effort=8, also=tuple(role.others))
+
+
+def _graph(one: Role, role: Role, grad: bool) -> str:
+    return f"{one.what}{_by(one, role)}{'' if grad else ' under no_grad'}"
 
 
 # --- saving ---------------------------------------------------------------------------------------------------------
@@ -302,13 +350,16 @@ def round_trip(role: Role) -> Template:
     """A model whose trainable weights have moved is saved, restored, and asked again."""
 
     def cases(subject: Subject) -> Any:
-        plain = model_cases(subject.adapter, role.asked(specials=False))
-        return with_statistics(plain, 7, 8) if role.normalizes(subject.adapter) else plain
+        adapter = subject.adapter
+        plain = model_cases(adapter, role.any_temperature(adapter, specials=False, tied=True))
+        plain = with_head(adapter, plain) if role.head else plain
+        return with_statistics(plain, 7, 8) if role.normalizes(adapter) else plain
 
     def check(subject: Subject, case: ModelCase) -> Questions:
         checkpoint = subject.checkpoint(case.probe, case.temperature, case.probe.std != 1.0)
         model = (yield Call(role.load, (checkpoint,))).value
-        move_weights((yield Call("parameters", (model,), copies=False)).value)
+        fine = subject.dtype in (torch.float32, torch.float64)
+        move_weights((yield Call("parameters", (model,), copies=False)).value, exact=not fine)
         asked = replace(role.call(subject, case, model), about=None)  # which has weights of its own
         before = [row.detach() for row in (yield asked).value]
         yield Fact(  # else whatever comes back is as good
@@ -319,6 +370,13 @@ def round_trip(role: Role) -> Template:
         )
         with tempfile.TemporaryDirectory() as folder:
             yield Call("save", (model, Path(folder)))
+            yield Question(
+                f"{role.what} by the model that was saved, against that before",
+                replace(role.call(subject, case, model), about=None),
+                Against((asked,)),
+                [2 * b / min(1.0, case.probe.std) for b in role.budget(subject, case)],
+                place=role.place,
+            )
             restored = (yield Call("restore", (role.kind, checkpoint, Path(folder)))).value
         yield Question(
             f"{role.what} after saving and restoring",
@@ -334,18 +392,56 @@ def round_trip(role: Role) -> Template:
 # --- side effects ---------------------------------------------------------------------------------------------------
 
 
-def _asked_once(role: Role) -> _side_effects.Calls:
-    """A switch between train and eval mode counts among the disturbances, and is undone like the others."""
-    return _side_effects.plainly(lambda subject, case: role.call(subject, case, watches_mode=True))
+def _asked(role: Role, training: bool) -> _side_effects.Calls:
+    """The role's method and the further one of the case. A switch between train and eval mode counts among the
+    disturbances, and is undone like the others."""
+
+    def calls(subject: Subject, case: ModelCase) -> list[tuple[Call, Reading]]:
+        model = role.loaded(case, training=training)
+        methods = dict.fromkeys(filter(None, (role.ask_method, case.method)))
+        return [(replace(_asking(method, subject, case, model), watches_mode=True), WHOLE) for method in methods]
+
+    return calls
+
+
+def _asking(method: str, subject: Subject, case: ModelCase, model: Loaded) -> Call:
+    if METHODS[method].arguments[1] != "prompts":
+        return asks_model(method, subject, case, model)
+    pad, eos = case.probe.pad_token_id, case.probe.eos_token_id
+    first = case.probe.ordinary[0]  # no prompt begins with a pad
+    prompts = [s.prompt if s.prompt[0] != pad else (first, *s.prompt[1:]) for s in case.samples]
+    batch = present_prompts(prompts, max_new_tokens=2, stop_token_ids=(eos,), pad_token_id=pad, device=subject.device)
+    return Call(method, (model, batch))
+
+
+def _numbers(subject: Subject, answers: Sequence[Answered]) -> Any:
+    value = answers[-1].value
+    return [value.answers, value.output] if isinstance(value, WithOutput) else value
+
+
+WHOLE = Reading(_numbers)
+"""All numbers of an answer, what stands beside it as well."""
 
 
 def _masked(role: Role) -> Cases:
-    return lambda s: with_masked_cells(s.adapter, role.asked())
+    """Each with a further method of the model, in equal shares."""
+
+    def cases(subject: Subject) -> Any:
+        methods = [name for name in role.methods if name in subject.provided and name != role.ask_method]
+        return with_method(with_masked_cells(subject.adapter, role.asked()), methods)
+
+    return cases
 
 
 def inputs_unwritten(role: Role) -> Template:
-    return _side_effects.inputs_unwritten(_asked_once(role), role.needs, _masked(role), effort=role.effort)
+    calls = _asked(role, False)
+    also = role.methods
+    return _side_effects.inputs_unwritten(calls, role.needs, _masked(role), effort=role.effort + 1, also=also)
 
 
 def side_effects(role: Role) -> Template:
-    return _side_effects.side_effects(_asked_once(role), role.needs, _masked(role), effort=role.effort)
+    """In train mode, which may draw random numbers, and in eval mode."""
+    calls, between, also = _asked(role, False), _asked(role, True), role.methods
+    return _side_effects.side_effects(
+        calls, role.needs, _masked(role), effort=role.effort + 2, also=also, between=between
+    )

@@ -21,6 +21,8 @@ Tensors = dict[str, Any]
 
 STEP, FIRST_STEP = 1 / 16, 1 / 8
 """How far an entry moves: of any weight, and of one that is zero throughout, as LoRA's B is at first."""
+FINE = 1 + 1 / 1000
+"""What takes a number off the grid of bfloat16."""
 SHOWN = 3
 """The most names that a message lists."""
 
@@ -70,12 +72,12 @@ class Weights:
         return self.subject.truth.weights(self.probe)
 
     def leaves(self) -> Tensors:
-        """The parameters as they are now, in float64, each a leaf."""
-        return {
-            name: p.detach().double().cpu().clone().requires_grad_()
-            for name, p in self.parameters.items()
-            if p.is_floating_point()
-        }
+        """The parameters as they are now, in float64, each a leaf; one that has two names is one leaf."""
+        made: dict[int, Any] = {}
+        for p in self.parameters.values():
+            if p.is_floating_point() and id(p) not in made:
+                made[id(p)] = p.detach().double().cpu().clone().requires_grad_()
+        return {name: made[id(p)] for name, p in self.parameters.items() if id(p) in made}
 
     def found(self, leaves: Tensors) -> Tensors:
         """Made of leaves: the weights under the checkpoint's names, where the adapter's end like those."""
@@ -174,11 +176,14 @@ def match_by_name(found: Mapping[str, Any], truth: Mapping[str, Any]) -> list[tu
     return [(mine, name) for name, mine in pairs.items()]
 
 
-def move_weights(parameters: Mapping[str, Any], step: float = 1 / 64, first_step: float = 1 / 64) -> None:
-    """What a training step does: every trainable weight moves a little, by an amount exact in bfloat16.
+def move_weights(
+    parameters: Mapping[str, Any], step: float = 1 / 64, first_step: float = 1 / 64, exact: bool = True
+) -> None:
+    """What a training step does: every trainable weight moves a little.
 
     step        how far an entry moves, up or down or not at all
     first_step  the same of a weight that is zero throughout
+    exact       to a number that bfloat16 holds; if not, to one that it mostly does not hold
     """
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -186,8 +191,8 @@ def move_weights(parameters: Mapping[str, Any], step: float = 1 / 64, first_step
             if parameter.requires_grad and parameter.is_floating_point():
                 wide = step if parameter.any() else first_step
                 change = torch.randint(-1, 2, parameter.shape, generator=generator) * wide
-                moved = (parameter + change.to(parameter)).bfloat16()
-                parameter.copy_(moved.to(parameter))
+                moved = parameter + change.to(parameter)
+                parameter.copy_(moved.bfloat16().to(parameter) if exact else moved * FINE)
 
 
 def _listed(names: list[str]) -> str:

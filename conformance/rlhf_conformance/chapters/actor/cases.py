@@ -27,7 +27,7 @@ class ModuleCase:
 
 def modules(subject: Subject) -> Picked[ModuleCase]:
     """The module's config asks for dropout, which old log-probs are taken without."""
-    asked = Asked(probe=Probe(dropout=True), temperatures=known_temperatures(subject.adapter))
+    asked = Asked(probe=Probe(dropout=True), temperatures=known_temperatures(subject.adapter), tied=True)
     return model_cases(subject.adapter, asked).with_more(1, _handed_over)
 
 

@@ -23,7 +23,7 @@ def generated(subject: Subject, case: PromptCase) -> Call:
         case.prompts,
         max_new_tokens=case.max_new_tokens,
         stop_token_ids=case.stop_token_ids,
-        pad_token_id=case.probe.pad_token_id,
+        pad_token_id=case.pad_token_id,
         device=subject.device,
     )
     return Call("generate", (Loaded("load_actor", case.probe), batch))
@@ -60,7 +60,7 @@ def _ended(case: PromptCase, response: list[int]) -> list[int]:
 
 
 def _filled(case: PromptCase, response: list[int], count: int) -> list[int]:
-    return (response + [case.probe.pad_token_id] * count)[:count]
+    return (response + [case.pad_token_id] * count)[:count]
 
 
 def _alike(subject: Subject, case: PromptCase, prompt: tuple[int, ...], one: list[int], other: list[int]) -> int:
@@ -92,7 +92,7 @@ def greedily(subject: Subject, case: PromptCase, call: Call, when: str = "", **m
     that one token that rounding decides leaves the next to be judged."""
     rows = (yield call).value.tolist()
     width = max(len(prompt) for prompt in case.prompts)
-    withheld = {*case.stop_token_ids, case.probe.pad_token_id}
+    withheld = {*case.stop_token_ids, case.pad_token_id}
     for row, prompt in enumerate(case.prompts):
         response = _ended(case, rows[row][width:])
         tokens = [*prompt, *response]
@@ -135,11 +135,16 @@ def _options(name: str) -> str:
     return ", ".join(f"{key} = {str(value)[:20]}" for key, value in GENERATION_CONFIGS[name].items())
 
 
-@check("actor.generate-layout", needs=GENERATE, cases=lambda s: prompts(s, AskedOfPrompts(more_stops=True)), effort=5)
+@check(
+    "actor.generate-layout",
+    needs=GENERATE,
+    cases=lambda s: prompts(s, AskedOfPrompts(more_stops=True, edges=True)),
+    effort=5,
+)
 def generate_layout(subject: Subject, case: PromptCase) -> Questions:
     call = generated(subject, case)
     rows = (yield call).value.tolist()
-    width, pad = max(len(prompt) for prompt in case.prompts), case.probe.pad_token_id
+    width, pad = max(len(prompt) for prompt in case.prompts), case.pad_token_id
     new = len(rows[0]) - width
     wanted = f"at most max_new_tokens = {case.max_new_tokens}"
     yield Fact(new <= case.max_new_tokens, "generated columns", expected=wanted, actual=str(new))

@@ -170,3 +170,16 @@ class EntropyInTheModelsDtype(Reference):
     def action_entropy(self, actor, batch):
         rows = batch.actions_to_ragged(super().action_entropy(actor, batch))
         return [self.kept(actor, row) for row in rows]
+
+
+@fault("actor.backbones")
+class PaddedRowsWithoutOutputBias(Reference):
+    """For padded rows the output layer is its weight alone: its bias is left out."""
+
+    def action_log_probs(self, actor, batch):
+        head = actor.model.get_output_embeddings()
+        bias, head.bias = head.bias, head.bias if batch.is_packed else None
+        try:
+            return super().action_log_probs(actor, batch)
+        finally:
+            head.bias = bias

@@ -288,3 +288,42 @@ class GenerateMovesPrompts(Reference):
         rows = super().generate(actor, prompts)
         pads = (prompts.attention_mask == 0).sum(-1).tolist()
         return torch.stack([row.roll(-pad) for row, pad in zip(rows, pads, strict=True)])
+
+
+@fault("actor.generate-greedy")
+class GenerateOnePositionAhead(_OwnLoop):
+    """Prompts are read at the right positions, and what was generated one position too far."""
+
+    def positions(self, prompts, mask):
+        new = torch.arange(mask.shape[1], device=mask.device) >= prompts.input_ids.shape[1]
+        return positions_of(mask) + new
+
+
+@fault("actor.generate-layout")
+class GenerateStopsAtEosAnyway(Reference):
+    """The EOS of the checkpoint ends a row, whether it is among the stops or not."""
+
+    def generate(self, actor, prompts):
+        said = actor.model.config.eos_token_id
+        own = said if isinstance(said, list) else [said]
+        return super().generate(actor, replace(prompts, stop_token_ids=(*prompts.stop_token_ids, *own)))
+
+
+@fault("actor.generate-layout")
+class GeneratePadsLikeTheCheckpoint(Reference):
+    """Rows that have ended are filled with the pad id of the checkpoint, whichever was asked for."""
+
+    def generate(self, actor, prompts):
+        rows, width = super().generate(actor, prompts), prompts.input_ids.shape[1]
+        stops = torch.isin(rows[:, width:], torch.tensor(prompts.stop_token_ids, dtype=torch.long)).long()
+        ended = stops.cumsum(-1) - stops > 0
+        return torch.cat([rows[:, :width], rows[:, width:].masked_fill(ended, actor.model.config.pad_token_id)], 1)
+
+
+@fault("actor.side-effects")
+class GenerateLeavesLayersInEvalMode(Reference):
+    """Generation leaves the layers in eval mode; the actor itself says train mode."""
+
+    def generate(self, actor, prompts):
+        actor.model.eval()
+        return super().generate(actor, prompts)

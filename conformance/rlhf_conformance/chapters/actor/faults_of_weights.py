@@ -273,3 +273,90 @@ class EngineLacksOneLayer(Reference):
         engine = copy.deepcopy(actor)
         engine.load_state_dict(actor.first[0], strict=False)
         return super().generate(engine, prompts)
+
+
+# --- in some calls only ---------------------------------------------------------------------------------------------
+
+
+@fault("actor.side-effects")
+class EntropyLeavesEvalMode(Reference):
+    """An actor that was asked for the entropy is in eval mode afterwards."""
+
+    def action_entropy(self, actor, batch):
+        answer = super().action_entropy(actor, batch)
+        actor.eval()
+        return answer
+
+
+@fault("actor.no-grad")
+class EntropyWithoutGraphNotScaled(Reference):
+    """Without a graph the entropy is that at temperature 1."""
+
+    def action_entropy(self, actor, batch):
+        if torch.is_grad_enabled():
+            return super().action_entropy(actor, batch)
+        rows = [z.float().log_softmax(-1) for z in read(batch, logits(self, actor, batch))]
+        return [-(row.exp() * row).sum(-1) for row in rows]
+
+
+@fault("actor.follows-weights")
+class LoraLeftOutWithoutGraph(WithLora):
+    """With LoRA: without a graph the scale of the adapters is 0, as for the reference model."""
+
+    def action_log_probs(self, actor, batch):
+        scaled = [m for m in actor.modules() if isinstance(getattr(m, "scaling", None), dict)]
+        kept = [dict(module.scaling) for module in scaled]
+        if not torch.is_grad_enabled():
+            for module in scaled:
+                module.scaling = dict.fromkeys(module.scaling, 0.0)
+        try:
+            return super().action_log_probs(actor, batch)
+        finally:
+            for module, scaling in zip(scaled, kept, strict=True):
+                module.scaling = scaling
+
+
+@fault("actor.gradient", also=("actor.", "packing.gradient"))
+class TiedHeadOfItsOwn(Reference):
+    """The output layer of a model with tied embeddings is trained as a matrix of its own."""
+
+    def load_actor(self, checkpoint):
+        actor = super().load_actor(checkpoint)
+        head, embedding = actor.model.get_output_embeddings(), actor.model.get_input_embeddings()
+        if head.weight is embedding.weight:
+            head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        return actor
+
+
+# --- saved ----------------------------------------------------------------------------------------------------------
+
+
+@fault("actor.round-trip")
+class SavingRoundsTheActor(Reference):
+    """What is written is right, and the actor that was saved goes on with weights that were rounded to bfloat16."""
+
+    def save(self, model, folder):
+        super().save(model, folder)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.copy_(weight.bfloat16())
+
+
+@fault("actor.round-trip")
+class SavedInHalfPrecision(Reference):
+    """The weights are written in bfloat16, whatever they are trained in."""
+
+    def save(self, model, folder):
+        half = copy.deepcopy(model).bfloat16()
+        half.save(folder)
+
+
+@fault("actor.round-trip")
+class RestoredAtTemperatureOne(Reference):
+    """A restored actor scores at temperature 1."""
+
+    def restore(self, kind, checkpoint, folder):
+        model = super().restore(kind, checkpoint, folder)
+        if kind == "actor":
+            model.temperature = 1.0
+        return model

@@ -60,3 +60,14 @@ class FirstValueDetachedWithOutput(Reference):
     def action_values_with_output(self, critic, batch):
         values, output = super().action_values_with_output(critic, batch)
         return [torch.cat([row[:1].detach(), row[1:]]) for row in batch.actions_to_ragged(values)], output
+
+
+@fault("critic.with-output")
+class CriticNotNormalizedWithOutput(Reference):
+    """With the output asked for, values are what the head says, of a model that normalizes as well."""
+
+    def action_values_with_output(self, critic, batch):
+        answer, output = super().action_values_with_output(critic, batch)
+        if not critic.normalize:
+            return answer, output
+        return [row * critic.std + critic.mean for row in batch.actions_to_ragged(answer)], output

@@ -134,3 +134,37 @@ class NewCriticHeadDrawnAgain(Reference):
     def load_critic(self, checkpoint):
         model = super().load_critic(checkpoint)
         return redrawn(model) if checkpoint.new_head else model
+
+
+@fault("critic.side-effects")
+class CriticLeftInEvalMode(Reference):
+    """The backbone is put into eval mode for values, and stays in it."""
+
+    def action_values(self, critic, batch):
+        critic.backbone.eval()
+        return super().action_values(critic, batch)
+
+
+@fault("critic.round-trip")
+class CriticHeadRestoredWithoutBias(Reference):
+    """The bias of a restored head is 0."""
+
+    def restore(self, kind, checkpoint, folder):
+        model = super().restore(kind, checkpoint, folder)
+        if kind == "critic" and model.head.bias is not None:
+            torch.nn.init.zeros_(model.head.bias)
+        return model
+
+
+@fault("critic.follows-weights")
+class OldValuesRemembered(Reference):
+    """Without a graph, the same tokens get the values that they got when they were first asked about."""
+
+    def action_values(self, critic, batch):
+        if torch.is_grad_enabled():
+            return super().action_values(critic, batch)
+        known = critic.__dict__.setdefault("known", {})
+        key = (batch.layout, batch.num_actions, tuple(map(tuple, batch.input_ids.tolist())), batch.prompt_lengths)
+        if key not in known:
+            known[key] = super().action_values(critic, batch)
+        return known[key]

@@ -53,3 +53,14 @@ class RewardHeadAloneTrainedWithOutput(Reference):
         ends = torch.stack([row[-1] for row in batch.to_ragged(output.detach())])
         read = reward_model.head(ends.to(reward_model.head.weight.dtype)).squeeze(-1)
         return rewards.detach() + (read - read.detach()), output
+
+
+@fault("reward.with-output")
+class RewardNotNormalizedWithOutput(Reference):
+    """With the output asked for, rewards are what the head says, of a model that normalizes as well."""
+
+    def rewards_with_output(self, reward_model, batch):
+        answer, output = super().rewards_with_output(reward_model, batch)
+        if not reward_model.normalize or reward_model.training:
+            return answer, output
+        return [row * reward_model.std + reward_model.mean for row in answer], output

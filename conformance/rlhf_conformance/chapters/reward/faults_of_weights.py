@@ -124,3 +124,23 @@ class NewRewardHeadDrawnAgain(Reference):
     def load_reward_model(self, checkpoint):
         model = super().load_reward_model(checkpoint)
         return redrawn(model) if checkpoint.new_head else model
+
+
+@fault("reward.side-effects")
+class RewardLeftInEvalMode(Reference):
+    """The backbone is put into eval mode for rewards, and stays in it."""
+
+    def rewards(self, reward_model, batch):
+        reward_model.backbone.eval()
+        return super().rewards(reward_model, batch)
+
+
+@fault("reward.round-trip")
+class RewardHeadRestoredWithoutBias(Reference):
+    """The bias of a restored head is 0."""
+
+    def restore(self, kind, checkpoint, folder):
+        model = super().restore(kind, checkpoint, folder)
+        if kind == "reward" and model.head.bias is not None:
+            torch.nn.init.zeros_(model.head.bias)
+        return model
