@@ -177,7 +177,7 @@ def test_a_report_whose_clauses_now_read_otherwise_is_still_read(report, tmp_pat
 def test_a_report_that_is_not_utf8_is_refused(report, tmp_path):
     path = write(report, tmp_path)
     path.write_bytes(path.read_bytes().replace(b"Mixed", b"Mix\xe9d", 1))
-    with pytest.raises(ReportError, match="utf-8"):
+    with pytest.raises(ReportError, match="UTF-8"):
         read(path)
 
 

@@ -74,7 +74,7 @@ def head_name(role: Role) -> Template:
             1, lambda case, picks: replace(case, probe=replace(case.probe, head_name=picks.of(names)))
         )
 
-    return truth_of(role, cases, more_than_one_head_name)
+    return truth_of(role, cases, more_than_one_head_name, effort=2 * role.effort)  # every case tells
 
 
 def head_bias(role: Role) -> Template:

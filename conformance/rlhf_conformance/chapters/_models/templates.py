@@ -69,11 +69,11 @@ def truth(role: Role, *requires: Requirement, **asked: Any) -> Template:
     return truth_of(role, lambda s: model_cases(s.adapter, role.asked(**asked)), *requires)
 
 
-def truth_of(role: Role, cases: Cases, *requires: Requirement) -> Template:
+def truth_of(role: Role, cases: Cases, *requires: Requirement, effort: int = 0) -> Template:
     def check(subject: Subject, case: ModelCase) -> Questions:
         yield role.asks_truth(subject, case)
 
-    return template(role, check, cases, *requires)
+    return template(role, check, cases, *requires, effort=effort)
 
 
 def backbones(role: Role) -> Template:

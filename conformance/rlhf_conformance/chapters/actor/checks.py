@@ -46,7 +46,7 @@ def any_known_temperature(subject: Subject) -> Any:
 use("actor.entropy", templates.truth_of(ENTROPY, any_known_temperature))
 
 
-@check("actor.raw-output", needs=("load_actor", "logits"), cases=any_known_temperature, effort=ACTOR.effort)
+@check("actor.raw-output", needs=("load_actor", "logits"), cases=any_known_temperature, effort=2 * ACTOR.effort)
 def raw_output(subject: Subject, case: ModelCase) -> Questions:
     truth, plain = ([subject.truth.logits(case.probe, s.tokens, plain=p) for s in case.samples] for p in (False, True))
     flat, flat_plain = ([x for sample in rows for row in sample for x in row] for rows in (truth, plain))

@@ -54,7 +54,7 @@ def shape(subject: Subject, case: ModelCase) -> Questions:
     yield Question("shape of the values", call, counts, reading=selected(lambda rows: [list(r.shape) for r in rows]))
 
 
-@check("critic.raw-output", needs=("load_critic", "values"), cases=critic_cases, effort=CRITIC.effort)
+@check("critic.raw-output", needs=("load_critic", "values"), cases=critic_cases, effort=2 * CRITIC.effort)
 def raw_output(subject: Subject, case: ModelCase) -> Questions:
     truth, plain = ([subject.truth.scores(case.probe, s.tokens, plain=p) for s in case.samples] for p in (False, True))
     yield Question(
