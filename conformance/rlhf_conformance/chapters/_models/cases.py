@@ -177,10 +177,10 @@ def with_statistics(cases: Picked[ModelCase], k: int = 1, n: int = 1) -> Picked[
 
 
 def with_head(adapter: Adapter, cases: Picked[ModelCase]) -> Picked[ModelCase]:
-    """With the head under any name that is declared, and in half of the cases with a bias where one may have it."""
+    """With the head under any name that is declared, and mostly with a bias where one may have it."""
 
     def change(case: ModelCase, picks: Picks) -> ModelCase:
-        name, bias = picks.of(list(adapter.head_names)), picks.chance(1, 2)
+        name, bias = picks.of(list(adapter.head_names)), picks.chance(3, 4)
         return replace(case, probe=replace(case.probe, head_name=name, head_bias=bool(adapter.head_bias) and bias))
 
     return cases.with_more(2, change)
