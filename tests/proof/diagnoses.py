@@ -84,6 +84,7 @@ REASONS: dict[str, str] = {
     "rewards-normalise-as-they-go": HISTORY,
     "critic-head-bias-drawn": DRAWN,
     "reward-head-bias-drawn": DRAWN,
+    "entropy-leaves-eval-mode": OPEN,
     "entropy-without-gradient": OPEN,
     "rewards-with-output-without-graph": OPEN,
     "values-with-output-without-graph": OPEN,

@@ -76,7 +76,8 @@ def honest(adapter: Adapter) -> tuple[type[Adapter], ...]:
         for c in conventions()
         if any(c.name == f"{name} = {getattr(adapter, name, None)!r}" for name in (c.name.split(" = ")[0],))
     ]
-    return (*dict.fromkeys(declared), Reference)
+    kinds = (*dict.fromkeys(declared), Reference)
+    return tuple(k for k in kinds if not any(other is not k and issubclass(other, k) for other in kinds)) or kinds
 
 
 def _made(
@@ -93,7 +94,7 @@ def _made(
     def answer(self: Any, *given: Any, **extras: Any) -> Any:
         return spoil(getattr(super(kind, self), method)(*put(given), **extras), given)
 
-    kind = type("Variation", base if len(base) > 1 and base[0] is not Reference else (Reference,), {method: answer})
+    kind = type("Variation", base, {method: answer})
     return kind
 
 

@@ -343,15 +343,6 @@ class SavingRoundsTheActor(Reference):
 
 
 @fault("actor.round-trip")
-class SavedInHalfPrecision(Reference):
-    """The weights are written in bfloat16, whatever they are trained in."""
-
-    def save(self, model, folder):
-        half = copy.deepcopy(model).bfloat16()
-        half.save(folder)
-
-
-@fault("actor.round-trip")
 class RestoredAtTemperatureOne(Reference):
     """A restored actor scores at temperature 1."""
 
