@@ -12,7 +12,7 @@ import pytest
 
 from proof import faults as matrix
 from rlhf_conformance import check
-from rlhf_conformance.results import CONFORMANT_STATUS, FAILED_STATUS, INCOMPLETE_STATUS, USAGE_STATUS
+from rlhf_conformance.results import BROKEN_STATUS, CONFORMANT_STATUS, FAILED_STATUS, INCOMPLETE_STATUS, USAGE_STATUS
 from rlhf_conformance.twins import twins
 
 README = "README.md"
@@ -105,6 +105,7 @@ def test_the_exit_codes_are_those_of_the_code(table):
         FAILED_STATUS: "NOT CONFORMANT",
         USAGE_STATUS: "",
         INCOMPLETE_STATUS: "INCOMPLETE",
+        BROKEN_STATUS: "",
     }
 
 
