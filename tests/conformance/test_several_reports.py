@@ -110,6 +110,7 @@ def test_a_report_that_is_not_there_is_refused(command, two, capsys):
 
 
 def test_a_page_that_cannot_be_written_is_bad_usage(two, capsys, tmp_path):
+    (tmp_path / "no").write_text("a file, and no folder")
     assert main(["matrix", *two, "--html", str(tmp_path / "no" / "folder.html")]) == 2
     assert "cannot write" in capsys.readouterr().err
 
