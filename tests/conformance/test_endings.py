@@ -43,6 +43,12 @@ if __name__ == "__main__":
 """
 
 
+def _by_default() -> None:
+    """Signals that whoever started the tests ignores are not ignored in what is tested."""
+    for one in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(one, signal.SIG_DFL)
+
+
 class Run:
     """A command that is under way, with a temporary folder of its own, by which its processes are known."""
 
@@ -59,6 +65,7 @@ class Run:
         with (folder / "said").open("w") as said:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
+                preexec_fn=_by_default,
                 cwd=folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

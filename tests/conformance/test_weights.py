@@ -215,6 +215,8 @@ class Permuted(Reference):
     def load_actor(self, checkpoint):
         actor = super().load_actor(checkpoint)
         head = actor.model.get_output_embeddings()
+        if head.weight is actor.model.get_input_embeddings().weight:  # tied: it lies as it is
+            return actor
         head.weight = nn.Parameter(head.weight.detach().flip(0).contiguous())
         head.forward = lambda x: torch.nn.functional.linear(x, head.weight.flip(0))
         return actor
