@@ -44,8 +44,10 @@ def evidence_of(adapter: Any, slug: str, work: Work | None = None) -> Evidence:
 
 
 def names(adapter: Any, slug: str) -> list[str]:
-    """What is named for the adapter's failure of a clause."""
-    return [diagnosis.name for diagnosis in nearest.diagnoses(evidence_of(adapter, slug))]
+    """The faults and conventions that are named for the adapter's failure of a clause; what was done to the numbers may
+    be said of anybody."""
+    found = nearest.diagnoses(evidence_of(adapter, slug))
+    return [diagnosis.name for diagnosis in found if diagnosis.kind in ("fault", "convention")]
 
 
 def declaring(kind: type[Reference], **declared: Any) -> Any:
