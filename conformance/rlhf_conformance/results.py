@@ -35,6 +35,10 @@ def without_numbers(text: str) -> str:
     return _NUMBER.sub("#", text)
 
 
+NAMED = ("fault", "convention")
+"""Kinds of diagnoses whose name alone says what is wrong."""
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """What is wrong, where the evidence leaves no doubt.
@@ -208,6 +212,11 @@ class Result:
     seconds: float = 0.0
     failure: Failure | None = None
     others: tuple[Failure, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, in a line."""
+        return self.failure.sentence if self.failure is not None else self.reason
 
     @property
     def chapter(self) -> str:

@@ -229,7 +229,7 @@ def test_a_long_summary_ends_with_how_much_is_left_out(monkeypatch, report):
 @pytest.fixture
 def annotations(report):
     said: list[str] = []
-    github.announce(report, {"GITHUB_ACTIONS": "true"}, said.append)
+    github.annotate(report, {"GITHUB_ACTIONS": "true"}, said.append)
     return said
 
 
@@ -254,7 +254,7 @@ def test_an_annotation_is_one_line_with_the_diagnosis_and_the_command(annotation
 def test_an_annotation_is_escaped():
     odd = sample_report(run={"command": "50%\r\n"}, subject={"name": "a:b,c%"})
     said: list[str] = []
-    github.announce(odd, {"GITHUB_ACTIONS": "true"}, said.append)
+    github.annotate(odd, {"GITHUB_ACTIONS": "true"}, said.append)
     assert "(a%3Ab%2Cc%25 packing=true)::" in said[1]
     assert "%0A50%25%0D%0A --only" in said[1]
 
@@ -262,12 +262,15 @@ def test_an_annotation_is_escaped():
 def test_the_summary_is_added_to_that_of_the_step(report, tmp_path):
     path = tmp_path / "summary"
     path.write_text("what was there\n")
-    github.announce(report, {"GITHUB_STEP_SUMMARY": str(path)}, pytest.fail)
+    environ = {"GITHUB_STEP_SUMMARY": str(path)}
+    assert github.summarize(report, environ) == ""
+    github.annotate(report, environ, pytest.fail)
     assert path.read_text(errors="replace").startswith("what was there\n## ❌ Mine")
 
 
 def test_elsewhere_github_is_told_nothing(report):
-    github.announce(report, {}, pytest.fail)
+    assert github.summarize(report, {}) == ""
+    github.annotate(report, {}, pytest.fail)
 
 
 # --- the page -----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ somebody who had not read the fault library.
 
     python -m tests.proof bugs [--missing] [BUG ...]
 
-writes docs/proof/bugs.json, from which docs/fresh-bugs.md is made: for each bug the first clause that fails, and all
+writes docs/proof/bugs.json and from it docs/fresh-bugs.md: for each bug the first clause that fails, and all
 that is said beside that failure. Whether it is true is judged by a reader (`judged`: "cause", "place", "nothing" or
 "false", and `why`), and stays with a row for as long as what is said stays the same.
 """
@@ -19,9 +19,9 @@ from typing import Any
 import rlhf_spec.clauses
 from rlhf_conformance.diagnosis.looking import diagnosed
 
-from .files import MEASURED, by_line, table
+from .files import DOCS, MEASURED, by_line, table
 from .fresh_bugs import BUGS
-from .trying import attempt_on, each, is_red
+from .trying import _subject, attempt_on, each, is_red
 
 ROWS = MEASURED / "bugs.json"
 Row = dict[str, Any]
@@ -40,7 +40,8 @@ def measure(name: str) -> tuple[str, Row]:
     bug = everyone()[name]
     slugs = [clause.slug for clause in rlhf_spec.clauses.clauses() if clause.slug.startswith(bug.chapters)]
     for slug in slugs:
-        subject, tried = attempt_on(bug.adapter(), slug)
+        subject = _subject(bug.adapter(), "float32")
+        tried = attempt_on(subject, slug)
         if not is_red(tried):
             continue
         started = time.process_time()
@@ -67,6 +68,7 @@ def run(names: Iterable[str], *, workers: int, missing: bool) -> int:
         rows[name] = row
         write(rows)
         print(f"{i}/{len(chosen)} {name}: {row['clause']}: {len(row['said'])} sentences", flush=True)
+    (DOCS / "fresh-bugs.md").write_text(page())
     wrong = complaints(rows)
     print("\n".join(wrong) or summary(rows))
     return 1 if wrong else 0

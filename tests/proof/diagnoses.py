@@ -27,12 +27,11 @@ from rlhf_conformance.faults import faults
 from rlhf_conformance.judging.checks import checks
 from rlhf_conformance.judging.judge import Comparison, Mismatch
 from rlhf_conformance.judging.questions import NotReturned
-from rlhf_conformance.judging.trying import PROFILES, try_clause
 from rlhf_conformance.results import ERROR, FAIL
 from rlhf_conformance.twins import twins
 
 from .files import MEASURED, by_line
-from .trying import _subject, each, touched
+from .trying import _subject, attempt_on, each, touched
 
 NUMBERS = MEASURED / "diagnoses.json"
 Row = dict[str, Any]
@@ -108,7 +107,7 @@ def measure(name: str) -> tuple[str, Row]:
     fault = faults()[name]
     for kind in (rough(fault.adapter), fault.adapter):  # noise hides what a clause about rounding sees
         subject = _subject(kind(), "float32")
-        tried = try_clause(fault.clause, subject, replace(PROFILES["gate"], shrinking=SHRINKING), 0, to_the_end=False)
+        tried = attempt_on(subject, fault.clause, shrinking=SHRINKING)
         if tried.result.verdict in (ERROR, FAIL):
             break
     row = {"clause": fault.clause, "outcome": MISSED, "named": [], "alike": 0, "places": [], "seconds": 0.0}

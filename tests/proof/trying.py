@@ -37,16 +37,17 @@ def attempt(
     shrinking: float | None = 0.0,
 ) -> Tried:
     """Try a clause in this process. `shrinking`: seconds, None as the profile has it."""
+    return attempt_on(_subject(adapter, dtype), slug, profile=profile, seed=seed, shrinking=shrinking)
+
+
+def attempt_on(
+    subject: Any, slug: str, *, profile: str = "gate", seed: int = 0, shrinking: float | None = None
+) -> Tried:
+    """The same on a subject, which what was found can then be looked into with."""
     chosen = PROFILES[profile]
     if shrinking is not None:
         chosen = replace(chosen, shrinking=shrinking)
-    return try_clause(slug, _subject(adapter, dtype), chosen, seed, to_the_end=False)
-
-
-def attempt_on(adapter: Adapter, slug: str) -> tuple[Any, Tried]:
-    """The subject, and what came of trying a clause on it as the gate does."""
-    subject = _subject(adapter, "float32")
-    return subject, try_clause(slug, subject, PROFILES["gate"], 0, to_the_end=False)
+    return try_clause(slug, subject, chosen, seed, to_the_end=False)
 
 
 def is_red(tried: Tried) -> bool:

@@ -24,9 +24,8 @@ from rlhf_conformance.judging.checks import checks
 from rlhf_conformance.judging.judge import Comparison
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle.probes import ProbeStore
-from rlhf_conformance.results import FAIL, Diagnosis, Failure, Report, Result
+from rlhf_conformance.results import FAIL, NAMED, Diagnosis, Failure, Report, Result
 
-NAMED = ("fault", "convention")
 CHANCE = 1e-4
 """How likely numbers may agree with one of the names by accident: names that the trainer is called by elsewhere."""
 MOST = 300

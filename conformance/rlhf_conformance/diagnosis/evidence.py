@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -49,6 +50,11 @@ class Observed:
     @property
     def failed(self) -> bool:
         return bool(self.broken or self.ended)
+
+
+def within(a: float, b: float, apart: float) -> bool:
+    """Whether two numbers are no further apart than that; NaN is equal to itself."""
+    return a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= apart
 
 
 def observe(check: Check, subject: Subject, case: Any) -> Observed:

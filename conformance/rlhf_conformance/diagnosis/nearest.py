@@ -24,7 +24,7 @@ from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import DECLARATIONS, METHODS, Adapter, provided
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.diagnosis.conventions import conventions
-from rlhf_conformance.diagnosis.evidence import Evidence, Observed, drawn, observe
+from rlhf_conformance.diagnosis.evidence import Evidence, Observed, drawn, observe, within
 from rlhf_conformance.diagnosis.variations import variations
 from rlhf_conformance.faults import Fault, changed, faults
 from rlhf_conformance.judging.checks import Check, checks
@@ -292,16 +292,12 @@ def near_each_other(a: float, b: float, wanted: float, b_wanted: float, allowed:
 
     Two right answers may lie on either side of the truth.
     """
-    wrong = [not _within(x, y, allowed) for x, y in ((a, wanted), (b, b_wanted))]
+    wrong = [not within(x, y, allowed) for x, y in ((a, wanted), (b, b_wanted))]
     if wrong[0] != wrong[1]:
         return False
     largest = max((abs(x) for x in (a, b, wanted, b_wanted) if math.isfinite(x)), default=0.0)
     apart = budgets.two_answers(allowed, largest, not wrong[0], dtype)
-    return _within(a, b, apart) and _within(wanted, b_wanted, apart)
-
-
-def _within(a: float, b: float, apart: float) -> bool:
-    return a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= apart
+    return within(a, b, apart) and within(wanted, b_wanted, apart)
 
 
 def distance(user: Observed, other: Observed) -> float:
@@ -335,7 +331,7 @@ def tells(seen: Sequence[Observed]) -> bool:
 def _wrong_numbers(seen: Observed) -> Iterator[float]:
     for comparison in seen.broken:
         for actual, expected, allowed in zip(comparison.actual, comparison.expected, comparison.allowed, strict=True):
-            if not _within(actual, expected, allowed):
+            if not within(actual, expected, allowed):
                 yield actual
 
 
@@ -519,7 +515,7 @@ def _said(suspects: Sequence[Suspect], seen: Sequence[Observed]) -> tuple[Diagno
         or_else = f"; or {' or '.join(rivals)}, which cannot be told from it here" if rivals else ""
         agrees_with = "" if s.candidate.rank == VARIED else f"agrees with {s.candidate.label} "
         sentence = f"{agrees_with}{on}: {s.candidate.says}{or_else}{others}"
-        more = {"cause": s.candidate.says, "bug": s.candidate.bug}
         alike = tuple(other.candidate.name for other in suspects[len(shown) :])
-        found.append(Diagnosis(s.candidate.kind, s.candidate.name, sentence, alike=alike, **more))
+        c = s.candidate
+        found.append(Diagnosis(c.kind, c.name, sentence, cause=c.says, alike=alike, bug=c.bug))
     return tuple(found[:1] if suspects[0].candidate.rank == VARIED else found)  # which says them all

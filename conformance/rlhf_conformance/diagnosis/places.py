@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from rlhf_conformance.diagnosis.evidence import MORE_CASES, Evidence, Observed
+from rlhf_conformance.diagnosis.evidence import MORE_CASES, Evidence, Observed, within
 from rlhf_conformance.judging.judge import Comparison
 from rlhf_conformance.results import Diagnosis
 
@@ -84,8 +84,7 @@ Place = Callable[[Comparison, int], bool]
 
 
 def _off(c: Comparison, i: int) -> bool:
-    a, e = c.actual[i], c.expected[i]
-    return not (a == e or (math.isnan(a) and math.isnan(e)) or abs(a - e) <= c.allowed[i])
+    return not within(c.actual[i], c.expected[i], c.allowed[i])
 
 
 def _last_of_row(c: Comparison, i: int) -> bool:

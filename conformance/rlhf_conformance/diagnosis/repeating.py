@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_conformance.diagnosis.evidence import Observed, observe
+from rlhf_conformance.diagnosis.evidence import Observed, observe, within
 from rlhf_conformance.judging.checks import Check
 from rlhf_conformance.judging.questions import NotReturned
 from rlhf_conformance.judging.subject import Subject
@@ -39,7 +39,7 @@ def _apart(first: Observed, again: Observed) -> str:
         if one.what != other.what or one.indices != other.indices:
             continue
         for index, a, b, allowed in zip(one.indices, one.actual, other.actual, one.allowed, strict=True):
-            if not (a == b or (a != a and b != b) or abs(a - b) <= 2 * allowed):
+            if not within(a, b, 2 * allowed):
                 place = one.place(index)
                 return f"the {one.what}{f' at {place}' if place else ''} was {a:.7g}, and then {b:.7g}"
     if bool(first.ended) != bool(again.ended):

@@ -71,11 +71,12 @@ def variations(check: Check, adapter: Adapter, smallest: Observed) -> list[Varia
 
 def honest(adapter: Adapter) -> tuple[type[Adapter], ...]:
     """The reference, following the conventions that the adapter declares where they are not its own."""
-    declared = [
-        c.adapter
-        for c in conventions()
-        if any(c.name == f"{name} = {getattr(adapter, name, None)!r}" for name in (c.name.split(" = ")[0],))
-    ]
+
+    def follows(convention: str) -> bool:
+        name = convention.partition(" = ")[0]
+        return convention == f"{name} = {getattr(adapter, name, None)!r}"
+
+    declared = [c.adapter for c in conventions() if follows(c.name)]
     kinds = (*dict.fromkeys(declared), Reference)
     return tuple(k for k in kinds if not any(other is not k and issubclass(other, k) for other in kinds)) or kinds
 
@@ -234,9 +235,17 @@ def _paired(given: Given, *, at: int, masked: bool) -> Given:
 def _of_answers(method: str, answers: Sequence[Any]) -> Iterator[Output]:
     """Every part of an answer, spoiled."""
     for part, value in _parts(method, answers):
-        name = f"`{part}` is" if part else "it is"
         for change in _answer_changes(part, value):
-            yield f"{name} {change.says}", _spoiling(part, lambda x, given, c=change: c.spoil(x))  # type: ignore[misc]
+            yield _changed(part, change)
+
+
+def _changed(part: str, change: Change) -> Output:
+    """A change of a part of an answer."""
+    return f"{_subject(part)} {change.says}", _spoiling(part, lambda x, given: change.spoil(x))
+
+
+def _subject(part: str) -> str:
+    return f"`{part}` is" if part else "it is"
 
 
 def _answer_changes(part: str, value: Any) -> tuple[Change, ...]:
@@ -291,9 +300,8 @@ def _fitted(smallest: Observed, method: str) -> Iterator[Output]:
         if question is None or not comparison.answers or comparison.answers[-1].method != method:
             continue
         part = question.reading.field or _bare(method)
-        name = f"`{part}` is" if part else "it is"
         for change in _read_off(comparison, is_gradient=question.reading.is_gradient):
-            yield f"{name} {change.says}", _spoiling(part, lambda x, given, c=change: c.spoil(x))  # type: ignore[misc]
+            yield _changed(part, change)
 
 
 def _read_off(comparison: Comparison, *, is_gradient: bool) -> Iterator[Change]:
@@ -327,10 +335,10 @@ def _counts(method: str, answers: Sequence[Any]) -> Iterator[Output]:
         return
     at, rows = names.index("action_mask"), [("", _one), *COUNTS]
     for part, _ in _parts(method, answers):
-        name = f"`{part}` is" if part else "it is"
         for (due, other), (says, count) in itertools.permutations(rows, 2):
             words = [f"multiplied by {due}"] * bool(due) + [f"divided by {says}"] * bool(says)
-            yield f"{name} {' and '.join(words)}", _spoiling(part, functools.partial(_recounted, at, other, count))
+            recounted = functools.partial(_recounted, at, other, count)
+            yield f"{_subject(part)} {' and '.join(words)}", _spoiling(part, recounted)
 
 
 def _one(mask: Any) -> float:

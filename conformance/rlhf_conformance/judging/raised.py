@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf_conformance.escaping import printable
+
 LONGEST = 400
 """Characters of a message that are told."""
 LINKS = 3
@@ -23,9 +25,9 @@ _NAME = type.__dict__["__name__"]
 _SLOTS = {name: BaseException.__dict__[name] for name in ("__cause__", "__context__", "__suppress_context__")}
 
 
-def kind_of(error: BaseException) -> str:
+def kind_of(value: object) -> str:
     """The name of its class, whatever the metaclass says of it."""
-    return shown(_NAME.__get__(type(error)))
+    return shown(_NAME.__get__(type(value)))
 
 
 def text_of(error: BaseException) -> str:
@@ -39,8 +41,7 @@ def text_of(error: BaseException) -> str:
 
 def shown(text: str) -> str:
     """Text of whatever kind in one line of printable characters, at most 1,000."""
-    words = " ".join(str.__str__(text)[:_MOST].split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words[:1000])
+    return printable(" ".join(str.__str__(text)[:_MOST].split())[:1000])
 
 
 def place_of(error: BaseException, skipped: int = 0) -> str:

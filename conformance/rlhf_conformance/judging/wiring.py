@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from rlhf_conformance._lazy import torch
-from rlhf_conformance.judging.raised import shown
+from rlhf_conformance.judging.raised import kind_of, shown
 
 Given = Mapping[str, Any]
 """The arguments of a call by name."""
@@ -316,7 +316,7 @@ def describe(value: Any) -> str:
     """What something is, in words that never fail, whatever it says of itself."""
     if value is None:
         return "None (is a return statement missing?)"
-    name = shown(type.__dict__["__name__"].__get__(type(value)))
+    name = kind_of(value)
     if is_a(value, torch.Tensor):
         return _of_tensor(value, name)
     for kind in (list, tuple, dict, set):

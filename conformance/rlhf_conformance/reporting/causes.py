@@ -15,10 +15,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rlhf_conformance.results import ERROR, FAIL, Diagnosis, Report, Result, without_numbers
+from rlhf_conformance.results import ERROR, FAIL, NAMED, Diagnosis, Report, Result, without_numbers
 
-NAMED = ("fault", "convention")
-"""Kinds of diagnoses whose name alone says what is wrong."""
 NO_CAUSE = ("device",)
 """Kinds of diagnoses that say where something is wrong, and not what."""
 RAISED = "error"
@@ -76,6 +74,11 @@ class Causes:
 
     found: tuple[Cause, ...] = ()
     unexplained: tuple[Result, ...] = ()
+
+    @property
+    def clearest(self) -> tuple[str, ...]:
+        """The clauses that are shown for their causes."""
+        return tuple(cause.clearest.clause for cause in self.found)
 
     @property
     def explained(self) -> int:

@@ -15,13 +15,6 @@ MOST = 10
 """GitHub shows so many annotations of one level of a step, and drops the others."""
 
 
-def announce(report: Report, environ: Mapping[str, str], say: Callable[[str], None] = print) -> str:
-    """Tell GitHub, where its variables say that it listens; what could not be written, as `summarize` says it."""
-    unwritten = summarize(report, environ)
-    annotate(report, environ, say)
-    return unwritten
-
-
 def summarize(report: Report, environ: Mapping[str, str]) -> str:
     """Add the summary of the step. A sentence where its file cannot be written; else empty."""
     path = environ.get("GITHUB_STEP_SUMMARY")

@@ -27,7 +27,7 @@ LONGEST_SUMMARY = 3900
 def summary(report: Report, scripts: Scripts) -> str:
     """The file `summary.md`: what is wrong, first; then the chapters, then failures in full as far as there is room."""
     found = causes(report)
-    first = {cause.clearest.clause for cause in found.found}
+    first = found.clearest
     shown = sorted(parts.shown(report.results), key=lambda pair: pair[0].clause not in first)
     blocks = [
         f"## {SIGNS[report.verdict]} {escaped(parts.subject_name(report))}: {report.verdict}",
@@ -56,7 +56,7 @@ def _causes(found: Causes) -> list[str]:
     if found.explained + len(found.unexplained) < 2:
         return []
     rows = [f"{number}. {_cause(cause)}" for number, cause in enumerate(found.found, 1)]
-    rows += [f"- `{result.clause}`: {_short(_what(result))}" for result in found.unexplained[:LISTED]]
+    rows += [f"- `{result.clause}`: {_short(result.sentence)}" for result in found.unexplained[:LISTED]]
     if found.unexplained[LISTED:]:
         rows.append(f"- {', '.join(f'`{result.clause}`' for result in found.unexplained[LISTED:])}")
     return [f"**{found.sentence}**", "\n".join(rows)]
@@ -66,12 +66,8 @@ def _cause(cause: Cause) -> str:
     slugs = ", ".join(f"`{slug}`" + "?" * (slug in cause.doubtful) for slug in cause.slugs)
     said = f"**{_short(cause.title)}** ({len(cause.slugs)}: {slugs})"
     if cause.clearest.verdict == FAIL:
-        said += f"<br>for one, `{cause.clearest.clause}`: {_short(_what(cause.clearest))}"
+        said += f"<br>for one, `{cause.clearest.clause}`: {_short(cause.clearest.sentence)}"
     return said
-
-
-def _what(result: Result) -> str:
-    return result.failure.sentence if result.failure is not None else result.reason
 
 
 def _short(text: str) -> str:

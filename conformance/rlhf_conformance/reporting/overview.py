@@ -25,12 +25,10 @@ class Block:
 
     lines   what has to be said
     more    what is said where there is room
-    results what it is about, the clearest first
     """
 
     lines: tuple[str, ...]
     more: tuple[str, ...] = ()
-    results: tuple[Result, ...] = ()
 
 
 def overview(report: Report, rows: int) -> tuple[list[str], int]:
@@ -76,7 +74,7 @@ def _of_cause(number: int, cause: Cause, report: Report) -> Block:
         more += wrapped(called(cause), "   also called  ", most=2)
     if report.command(first):
         more.append(f"   repeat with  {report.command(first)}")
-    return Block(tuple(lines), tuple(more), (first,))
+    return Block(tuple(lines), tuple(more))
 
 
 def listed(cause: Cause) -> list[str]:
@@ -97,9 +95,9 @@ def _clauses(count: int) -> str:
 
 def _unexplained(result: Result) -> Block:
     failure = result.failure
-    said = f"{result.clause}: {failure.sentence if failure is not None else result.reason}"
+    said = f"{result.clause}: {result.sentence}"
     more = [] if failure is None else [row.sentence for row in failure.diagnoses] + [failure.note] * bool(failure.note)
-    return Block((cut(f"   {said}"),), tuple(cut(f"      {text}") for text in more), (result,))
+    return Block((cut(f"   {said}"),), tuple(cut(f"      {text}") for text in more))
 
 
 def _other(result: Result, slugs: Sequence[str]) -> Block:
@@ -107,7 +105,7 @@ def _other(result: Result, slugs: Sequence[str]) -> Block:
     lines = [cut(f"{result.verdict} {result.clause}: {result.reason}")]
     if slugs:
         lines += wrapped(", ".join(slugs), f"   the same for {len(slugs)} more: ")
-    return Block(tuple(lines), (), (result,))
+    return Block(tuple(lines))
 
 
 def wrapped(text: str, head: str, most: int = 0) -> list[str]:

@@ -67,7 +67,7 @@ ORDER = (parts.RED, parts.INCOMPLETE, parts.WARNING)
 def text(report: Report, scripts: Scripts) -> str:
     """The page of a report."""
     found = causes(report)
-    first = {cause.clearest.clause: place for place, cause in enumerate(found.found)}
+    first = found.clearest
     of_cause = {slug: place for place, cause in enumerate(found.found) for slug in cause.slugs}
 
     def order(pair: tuple[Result, list[str]]) -> Any:

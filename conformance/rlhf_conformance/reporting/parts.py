@@ -22,6 +22,7 @@ from rlhf_conformance.results import (
     Report,
     Result,
 )
+from rlhf_conformance.run.plan import over_budget
 
 RED, INCOMPLETE, WARNING = "red", "incomplete", "warning"
 
@@ -115,7 +116,7 @@ def ended(report: Report) -> list[str]:
     by, count = report.run.get("ended_by", ""), report.count(LOST)
     if not by:
         return []
-    why = f"the budget of {report.run['budget']:g} s was used up" if by == "budget" else f"the run was ended by {by}"
+    why = over_budget(report.run["budget"]) if by == "budget" else f"the run was ended by {by}"
     return [f"{why}: {count} of {len(report.results)} clauses were not tried to the end"]
 
 

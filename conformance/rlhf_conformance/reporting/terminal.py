@@ -71,7 +71,7 @@ def show_report(console: Console, report: Report, *, verbose: bool = False) -> N
 
 def _failures(report: Report, verbose: bool, rows: int) -> list[str]:
     """By cause, where there is more than one; then those that are to be shown in full, the clearest first."""
-    first = {cause.clearest.clause for cause in causes(report).found}
+    first = causes(report).clearest
     shown = sorted(parts.shown(report.results), key=lambda pair: pair[0].clause not in first)
     full = [[describe(result, report.command(result)), *_same(others)] for result, others in shown]
     if len(full) <= 1:

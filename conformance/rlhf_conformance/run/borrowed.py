@@ -78,7 +78,7 @@ _INSTALLED = ("site-packages", "dist-packages")
 def _is_users(module: ModuleType | None) -> bool:
     """Whether a module is source of the user's: neither of Python, nor installed, nor this project's own."""
     file = getattr(module, "__file__", None)
-    if module is None or file is None or _OURS.match(module.__name__):
+    if module is None or file is None:
         return False
     root = _root(module.__name__)
     standard = root in sys.stdlib_module_names or root in ("rlhf_conformance", "rlhf_spec", "rlhf_reference")

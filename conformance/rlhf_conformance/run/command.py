@@ -104,9 +104,7 @@ def _run_here(suite: Suite) -> Report:
     results = tuple(suite.run(slug) for slug in suite.slugs)
     why = suite.unseen()
     results = tuple(doubted(result, why) if why else result for result in results)
-    over = (
-        any(r.verdict == LOST and suite.plan.over_budget in r.reason for r in results) if suite.plan.budget else False
-    )
+    over = any(r.verdict == LOST and suite.plan.over_budget in r.reason for r in results)
     run = _run_of(suite.plan, started, suite.import_seconds, workers=0, ended_by=BUDGET if over else "")
     return Report(results, suite.describe(), environment(suite.plan), run, suite.plan.strict)
 

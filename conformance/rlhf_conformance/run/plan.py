@@ -76,12 +76,17 @@ class Plan:
     @property
     def over_budget(self) -> str:
         """Why a clause was not tried, or not to its end, where the budget is used up."""
-        return f"the budget of {self.budget:g} s was used up"
+        return over_budget(self.budget)
 
     @property
     def where(self) -> str:
         """What stands behind a clause in ids and reports."""
         return f"{self.device}-{self.dtype}"
+
+
+def over_budget(seconds: float) -> str:
+    """What ended a run that took longer than it may."""
+    return f"the budget of {seconds:g} s was used up"
 
 
 def planned(known_failures: Path | str | Iterable[KnownFailure], only: Iterable[str], **asked: Any) -> Plan:

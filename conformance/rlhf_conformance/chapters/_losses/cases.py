@@ -398,14 +398,16 @@ class DressedCase:
 
     def tamed(self, largest: float) -> DressedCase:
         """With what stands under the mask no larger than this, of either sign."""
-        fields = {
-            name: tuple(
-                tuple(x if m else min(max(x, -largest), largest) for x, m in zip(*row, strict=True))
-                for row in zip(getattr(self.dressed, name), self.dressed.action_mask, strict=True)
-            )
-            for name in self.dressed.TABLES
-        }
-        return DressedCase(self.case, self.dressed.changed(**fields))
+        return DressedCase(self.case, _masked(self.dressed, lambda x: min(max(x, -largest), largest)))
+
+
+def _masked(case: LossCase, change: Callable[[float], float]) -> LossCase:
+    """The case with another number in each masked cell of its tables, made of the one that is there."""
+    fields: dict[str, Any] = {}
+    for name in case.TABLES:
+        rows = zip(getattr(case, name), case.action_mask, strict=True)
+        fields[name] = tuple(tuple(x if m else change(x) for x, m in zip(*row, strict=True)) for row in rows)
+    return case.changed(**fields)
 
 
 def under_mask(build: Builder, filler: Sequence[float], dtype: Any, columns: int = 0) -> Picked[DressedCase]:
@@ -416,11 +418,7 @@ def under_mask(build: Builder, filler: Sequence[float], dtype: Any, columns: int
     def dress(case: LossCase, picks: Picks) -> DressedCase:
         without_hole = all(all(row) for row in case.action_mask)
         case = widened(case, columns or int(without_hole))
-        fields: dict[str, Any] = {}
-        for name in case.TABLES:
-            rows = zip(getattr(case, name), case.action_mask, strict=True)
-            fields[name] = tuple(tuple(x if m else picks.of(values) for x, m in zip(*row, strict=True)) for row in rows)
-        return DressedCase(case, case.changed(**fields))
+        return DressedCase(case, _masked(case, lambda _: picks.of(values)))
 
     return loss_cases(build).with_more(3 * ROWS * (WIDTH + max(1, columns)), dress)
 

@@ -360,7 +360,15 @@ def round_trip(role: Role) -> Template:
         model = (yield Call(role.load, (checkpoint,))).value
         parameters = (yield Call("parameters", (model,), copies=False)).value
         move_weights(parameters)  # to numbers of bfloat16, since there are trainers that restore in half precision only
-        asked = replace(role.call(subject, case, model), about=None)  # which has weights of its own
+
+        def asks(what: str, model: Any, before: Call) -> Question:
+            budget = [2 * b / min(1.0, case.probe.std) for b in role.budget(subject, case)]
+            return Question(f"{role.what} {what}", ask(model), Against((before,)), budget, place=role.place)
+
+        def ask(model: Any) -> Call:
+            return replace(role.call(subject, case, model), about=None)  # it has weights of its own
+
+        asked = ask(model)
         before = [row.detach() for row in (yield asked).value]
         yield Fact(  # else whatever comes back is as good
             all(bool(row.isfinite().all()) for row in before),
@@ -371,25 +379,12 @@ def round_trip(role: Role) -> Template:
         with tempfile.TemporaryDirectory() as folder:
             yield Call("save", (model, Path(folder)))
             restored = (yield Call("restore", (role.kind, checkpoint, Path(folder)))).value
-        allowed = [2 * b / min(1.0, case.probe.std) for b in role.budget(subject, case)]
-        yield Question(
-            f"{role.what} after saving and restoring",
-            replace(role.call(subject, case, restored), about=None),
-            Against((asked,)),
-            allowed,
-            place=role.place,
-        )
+        yield asks("after saving and restoring", restored, asked)
         move_weights(parameters, exact=subject.dtype not in (torch.float32, torch.float64))
-        yield (fine := replace(role.call(subject, case, model), about=None))
+        yield (fine := ask(model))
         with tempfile.TemporaryDirectory() as folder:
             yield Call("save", (model, Path(folder)))
-        yield Question(
-            f"{role.what} by the model that was saved, against that before",
-            replace(role.call(subject, case, model), about=None),
-            Against((fine,)),
-            allowed,
-            place=role.place,
-        )
+        yield asks("by the model that was saved, against that before", model, fine)
 
     return Template(check, (*role.needs, "save", "restore"), cases, (), 10)
 
