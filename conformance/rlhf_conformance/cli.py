@@ -225,7 +225,6 @@ def run_check(arguments: argparse.Namespace) -> int:
         report = run_plan(plan, arguments.workers or _cores(), shown)
     if plan.accepting:
         return _accept(console, report, plan, arguments)
-    report = _named_across(report)
     written = ""
     if arguments.report is not None:  # files first: whatever becomes of the printing, they are there
         report = reporting.placed(report, arguments.report)
@@ -243,18 +242,6 @@ def run_check(arguments: argparse.Namespace) -> int:
         print(logged(f"rlhf-conformance: {unwritten}"), file=sys.stderr)
         return BROKEN_STATUS
     return report.exit_status
-
-
-def _named_across(report: Report) -> Report:
-    """The report with the names that failures have in common. Whoever does not wait for it has the report as it is."""
-    if report.exit_status != FAILED_STATUS:
-        return report
-    from rlhf_conformance.diagnosis.across import named_across
-
-    try:
-        return named_across(report)
-    except KeyboardInterrupt:
-        return report
 
 
 def _check_folder(folder: Path) -> None:

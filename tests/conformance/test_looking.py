@@ -134,6 +134,16 @@ def test_what_breaks_the_search_costs_nothing(report, monkeypatch):
     assert named_across(bare) is bare
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_check_asks_for_the_names_that_failures_have_in_common(by_name, monkeypatch):
+    kind = faults()[MEAN].adapter
+    adapter = f"{kind.__module__}:{kind.__name__}" if by_name else kind()
+    asked = []
+    monkeypatch.setattr("rlhf_conformance.diagnosis.across.named_across", lambda report: asked.append(1) or report)
+    assert check(adapter, profile="smoke", only=["value-loss.token-mean"]).verdict == "NOT CONFORMANT"
+    assert asked == [1]
+
+
 # --- one sentence ---------------------------------------------------------------------------------------------------
 
 

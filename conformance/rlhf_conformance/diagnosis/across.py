@@ -8,8 +8,9 @@ The trainer is asked nothing: its answers are in the report.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,25 +52,30 @@ def named_across(report: Report) -> Report:
     named = [r for r in report.results if r.verdict == FAIL and _names(r)]
     if not nameless or not named or report.environment.get("device") != "cpu":
         return report
-    threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        quiet()
-        with TemporaryDirectory(prefix="rlhf-conformance-") as folder:
+        with _alone(), TemporaryDirectory(prefix="rlhf-conformance-") as folder:
             found = _found(report, named, nameless, folder)
-    except Exception:
+    except (Exception, KeyboardInterrupt):  # whoever does not wait for it has the report as it is
         return report
-    finally:
-        torch.set_num_threads(threads)
     return replace(report, results=tuple(found.get(r.clause, r) for r in report.results))
 
 
-def quiet() -> None:
-    """Transformers says nothing on the terminal while models are loaded."""
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """On one thread, while transformers says nothing on the terminal; afterwards all is as it was."""
     from transformers.utils import logging
 
+    threads, verbosity, with_bar = torch.get_num_threads(), logging.get_verbosity(), logging.is_progress_bar_enabled()
+    torch.set_num_threads(1)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        logging.set_verbosity(verbosity)
+        if with_bar:
+            logging.enable_progress_bar()
 
 
 def _found(report: Report, named: list[Result], nameless: list[Result], folder: str) -> dict[str, Result]:

@@ -17,7 +17,7 @@ import pytest
 
 import rlhf_spec.clauses
 from rlhf_conformance.adapter import Adapter
-from rlhf_conformance.results import LOST, NOT_PROVIDED, Report, Result
+from rlhf_conformance.results import FAIL, LOST, NOT_PROVIDED, Report, Result
 from rlhf_conformance.run import ending, inheriting
 from rlhf_conformance.run.folders import own_folder
 from rlhf_conformance.run.known import KnownFailure, with_known_failures
@@ -106,7 +106,16 @@ def _run_here(suite: Suite) -> Report:
     results = tuple(doubted(result, why) if why else result for result in results)
     over = any(r.verdict == LOST and suite.plan.over_budget in r.reason for r in results)
     run = _run_of(suite.plan, started, suite.import_seconds, workers=0, ended_by=BUDGET if over else "")
-    return Report(results, suite.describe(), environment(suite.plan), run, suite.plan.strict)
+    return _named(Report(results, suite.describe(), environment(suite.plan), run, suite.plan.strict))
+
+
+def _named(report: Report) -> Report:
+    """With the names that its failures have in common, unless somebody or a budget has ended the run."""
+    if report.run["ended_by"] or not any(result.verdict == FAIL for result in report.results):
+        return report
+    from rlhf_conformance.diagnosis.across import named_across  # which imports what a run without failures does not
+
+    return named_across(report)
 
 
 def _run_of(plan: Plan, started: float, import_seconds: float, *, workers: int, ended_by: str) -> dict[str, Any]:
@@ -168,7 +177,7 @@ def run_plan(plan: Plan, workers: int, progress: Progress | None = None) -> Repo
         results = tuple(gathered.result(slug) for slug in slugs)
     subject = gathered.subject or {"adapter": plan.adapter, "name": plan.adapter, "options": plan.options}
     run = _run_of(plan, started, gathered.import_seconds, workers=workers, ended_by=gathered.ended_by)
-    return Report(results, subject, gathered.environment, run, plan.strict)
+    return _named(Report(results, subject, gathered.environment, run, plan.strict))
 
 
 @contextlib.contextmanager

@@ -198,11 +198,15 @@ def with_masked_cells(adapter: Adapter, asked: Asked) -> Picked[ModelCase]:
 @stored
 @dataclass(frozen=True)
 class EditedCase:
-    """A case and the same case with sample `index` exchanged for another; `case` has at least two samples."""
+    """A case and the same case with sample `index` exchanged for another; `case` has at least two samples.
+
+    rows    so many rows of the same samples again and again are asked about, too; 0: none
+    """
 
     case: ModelCase
     index: int
     replacement: Sample
+    rows: int = 0
 
     @property
     def edited(self) -> ModelCase:
@@ -210,10 +214,23 @@ class EditedCase:
         samples[self.index] = self.replacement
         return replace(self.case, samples=tuple(samples))
 
+    @property
+    def repeated(self) -> ModelCase:
+        return replace(self.case, samples=tuple(self.case.samples[i] for i in self.turns))
+
+    @property
+    def turns(self) -> list[int]:
+        """Which sample each of the many rows is."""
+        return [row % len(self.case.samples) for row in range(self.rows)]
+
+
+MANY = 33
+"""More rows than trainers score at once, and a number that no usual size of micro-batches divides."""
+
 
 def edited(adapter: Adapter, asked: Asked) -> Picked[EditedCase]:
     """Mostly with a sample behind the one that is exchanged, in a third of the cases with prompts of one token: what
-    leaks into the first token of a sequence shows in the action that it predicts."""
+    leaks into the first token of a sequence shows in the action that it predicts. In half with many rows, too."""
 
     def edit(case: ModelCase, picks: Picks) -> EditedCase:
         short, last = picks.chance(1, 3), picks.chance(1, 5)
@@ -221,9 +238,9 @@ def edited(adapter: Adapter, asked: Asked) -> Picked[EditedCase]:
             case = replace(case, samples=tuple(replace(s, prompt=s.prompt[-1:]) for s in case.samples))
         index = len(case.samples) - 1 if last else picks.below(len(case.samples) - 1)
         prompt, response = (tuple(_tokens(picks.part(1 + 2 * LENGTH), 0, 1)) for _ in range(2))
-        return EditedCase(case, index, Sample(prompt, response))
+        return EditedCase(case, index, Sample(prompt, response), MANY if picks.chance(1, 2) else 0)
 
-    return model_cases(adapter, replace(asked, min_samples=2)).with_more(5 + 4 * LENGTH, edit)
+    return model_cases(adapter, replace(asked, min_samples=2)).with_more(6 + 4 * LENGTH, edit)
 
 
 def with_method(cases: Picked[ModelCase], methods: Sequence[str]) -> Picked[ModelCase]:

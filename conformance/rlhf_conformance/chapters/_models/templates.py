@@ -125,6 +125,8 @@ def batch_independence(role: Role) -> Template:
         yield from isolated(role, subject, case)
         count = len(case.case.samples)
         yield from permuted(role, subject, PermutedCase(case.case, tuple(range(count - 1, -1, -1))))
+        if case.rows:
+            yield from repeated(role, subject, case)
 
     return template(role, check, lambda s: edited(s.adapter, role.asked()))
 
@@ -160,6 +162,21 @@ def permuted(role: Role, subject: Subject, case: PermutedCase) -> Questions:
         after,
         Against((before,), reordered),
         [2 * b for b in role.budget(subject, case.case)],
+        place=role.place,
+    )
+
+
+def repeated(role: Role, subject: Subject, case: EditedCase) -> Questions:
+    """In a batch of many rows every row has the answers that its sample has among a few."""
+    before, after = role.call(subject, case.case), role.call(subject, case.repeated)
+    yield before
+    allowed = role.budget(subject, case.case)
+    turns = replace(ANSWER, numbers=lambda subject, answers: [answers[-1].value[i] for i in case.turns])
+    yield Question(
+        f"{role.what} of the samples in {case.rows} rows, each again and again",
+        after,
+        Against((before,), turns),
+        [2 * allowed[i] for i in case.turns],
         place=role.place,
     )
 

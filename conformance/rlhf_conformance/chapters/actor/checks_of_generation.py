@@ -7,7 +7,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from rlhf_conformance.chapters._models.cases import AskedOfPrompts, ConfiguredCase, PromptCase, configured, prompts
+from rlhf_conformance.chapters._models.cases import (
+    MANY,
+    AskedOfPrompts,
+    ConfiguredCase,
+    PromptCase,
+    configured,
+    prompts,
+)
 from rlhf_conformance.judging.checks import Questions, check
 from rlhf_conformance.judging.questions import Against, Call, Fact, Loaded, Question, selected
 from rlhf_conformance.judging.subject import Subject
@@ -51,6 +58,31 @@ def generate(subject: Subject, case: PromptCase) -> Questions:
             reading=selected(partial(response, row=row, width=width)),
             place=lambda index: f"generated token {index[0]}",
         )
+    yield from _in_many_rows(subject, case, together, [row[width:] for row in rows])
+
+
+def _in_many_rows(subject: Subject, case: PromptCase, few: Call, responses: Sequence[list[int]]) -> Questions:
+    """Of many rows each is continued as its prompt is among a few, whose responses are given."""
+    turns = [row % len(case.prompts) for row in range(MANY)]
+    many = generated(subject, replace(case, prompts=tuple(case.prompts[i] for i in turns)))
+    rows, width = (yield many).value.tolist(), max(len(prompt) for prompt in case.prompts)
+    counts = [
+        _alike(subject, case, case.prompts[turn], _ended(case, responses[turn]), _ended(case, row[width:]))
+        for turn, row in zip(turns, rows, strict=True)
+    ]
+    places = [(row, token) for row, count in enumerate(counts) for token in range(count)]
+
+    def read(answer: Any, turns: Sequence[int]) -> list[int]:
+        given, pairs = answer.tolist(), zip(turns, counts, strict=True)
+        return [token for i, count in pairs for token in _filled(case, _ended(case, given[i][width:]), count)]
+
+    yield Question(
+        f"continuation of the prompts in {MANY} rows, each again and again",
+        many,
+        Against((few,), selected(partial(read, turns=turns))),
+        reading=selected(partial(read, turns=range(MANY))),
+        place=lambda index: "row {}, generated token {}".format(*places[index[0]]),
+    )
 
 
 def _ended(case: PromptCase, response: list[int]) -> list[int]:

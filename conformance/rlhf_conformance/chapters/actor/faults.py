@@ -345,6 +345,16 @@ class RowsLeftSortedByLength(Reference):
         return answer[batch.attention_mask.sum(-1).argsort(stable=True)]
 
 
+@fault("actor.batch-independence")
+class RestOfRowsUnscored(Reference):
+    """Rows are scored eight at a time, and those behind the last whole eight keep a log-prob of 0."""
+
+    def action_log_probs(self, actor, batch):
+        rows = batch.actions_to_ragged(super().action_log_probs(actor, batch))
+        whole = len(rows) // 8 * 8 or len(rows)
+        return [*rows[:whole], *(0 * row for row in rows[whole:])]
+
+
 # --- entropy and raw output ----------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,17 @@ class GenerateSharesPenalties(_OwnLoop):
         return logits.index_fill(1, rows[:1].unique(), -torch.inf) if len(rows) > 1 else logits
 
 
+@fault("actor.generate")
+class GenerateLosesTheRest(Reference):
+    """Prompts are continued eight at a time; those behind the last whole eight are filled with the pad id."""
+
+    def generate(self, actor, prompts):
+        answer, width = super().generate(actor, prompts), prompts.input_ids.shape[1]
+        whole = len(answer) // 8 * 8 or len(answer)
+        answer[whole:, width:] = prompts.pad_token_id
+        return answer
+
+
 @fault("actor.generate-greedy")
 class GenerateTakesTheSecond(_OwnLoop):
     """The second of the tokens is taken where the first is ahead by little."""

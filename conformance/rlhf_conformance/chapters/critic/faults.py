@@ -269,6 +269,23 @@ class CriticRowsLeftSorted(Reference):
         return super().action_values(critic, batch)[batch.attention_mask.sum(-1).argsort(stable=True)]
 
 
+@fault("critic.batch-independence")
+class ValuesOfMicroBatchesInterleaved(Reference):
+    """Of more than four rows every fourth is scored together, and put behind each other."""
+
+    def action_values(self, critic, batch):
+        rows = batch.actions_to_ragged(super().action_values(critic, batch))
+        if len(rows) <= 4:
+            return rows
+        order = [row for first in range(4) for row in range(first, len(rows), 4)]
+        return [_cut(rows[i], row) for i, row in zip(order, rows, strict=True)]
+
+
+def _cut(row, other):
+    """As much of a row as another has, or with zeros for what it lacks."""
+    return torch.cat([row, torch.zeros_like(other)])[: len(other)]
+
+
 @fault("critic.batch-independence", also=PACKS)
 class ValuesScaledByBatch(Reference):
     """Values are divided by the largest of the batch where that is above 1."""

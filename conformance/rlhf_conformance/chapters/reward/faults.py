@@ -263,6 +263,18 @@ class RewardsSortedByLength(Reference):
         return super().rewards(reward_model, batch)[order]
 
 
+@fault("reward.batch-independence")
+class FirstRowsOfMicroBatchesScored(Reference):
+    """Micro-batches of 16 are written over each other: each row has the reward of its place in the last one."""
+
+    def rewards(self, reward_model, batch):
+        answer = super().rewards(reward_model, batch)
+        for start in range(16, len(answer), 16):
+            part = answer[start : start + 16]
+            answer = torch.cat([part, answer[len(part) :]])
+        return answer
+
+
 @fault("reward.unclamped", bug="reward-clamped")
 class RewardsClamped(Reference):
     """Rewards are clamped to 10 on both sides."""
