@@ -76,18 +76,18 @@ ALIASES = {
 
 HISTORY = "its answers depend on all that it was asked before, which a candidate was not"
 DRAWN = "what it draws at random a candidate draws otherwise"
-OPEN = "why was not looked into so far"
+SAID = "the failure says it itself: no graph, or the mode that was left"
 REASONS: dict[str, str] = {
     "advantages-scaled-by-history": HISTORY,
     "answers-drift": HISTORY,
     "rewards-normalise-as-they-go": HISTORY,
     "critic-head-bias-drawn": DRAWN,
     "reward-head-bias-drawn": DRAWN,
-    "entropy-leaves-eval-mode": OPEN,
-    "entropy-without-gradient": OPEN,
-    "rewards-with-output-without-graph": OPEN,
-    "values-with-output-without-graph": OPEN,
-    "with-output-without-graph": OPEN,
+    "entropy-leaves-eval-mode": SAID,
+    "entropy-without-gradient": SAID,
+    "rewards-with-output-without-graph": SAID,
+    "values-with-output-without-graph": SAID,
+    "with-output-without-graph": SAID,
 }
 """Why a fault is not named, or not first."""
 
