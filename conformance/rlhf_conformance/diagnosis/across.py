@@ -53,7 +53,8 @@ def named_across(report: Report) -> Report:
     if not nameless or not named or report.environment.get("device") != "cpu":
         return report
     try:
-        with _alone(), TemporaryDirectory(prefix="rlhf-conformance-") as folder:
+        loads = any(checks()[result.clause].loads for result in nameless)
+        with _alone(loads), TemporaryDirectory(prefix="rlhf-conformance-") as folder:
             found = _found(report, named, nameless, folder)
     except (Exception, KeyboardInterrupt):  # whoever does not wait for it has the report as it is
         return report
@@ -61,18 +62,27 @@ def named_across(report: Report) -> Report:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """On one thread, while transformers says nothing on the terminal; afterwards all is as it was."""
+def _alone(loads: bool) -> Iterator[None]:
+    """On one thread, and without a word of transformers where models are loaded; afterwards all is as it was."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _quiet() if loads else contextlib.nullcontext():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
-    threads, verbosity, with_bar = torch.get_num_threads(), logging.get_verbosity(), logging.is_progress_bar_enabled()
-    torch.set_num_threads(1)
+    verbosity, with_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
         logging.set_verbosity(verbosity)
         if with_bar:
             logging.enable_progress_bar()

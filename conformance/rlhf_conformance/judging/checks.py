@@ -18,7 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rlhf_conformance import chapters
-from rlhf_conformance.adapter import Adapter, provided, takes
+from rlhf_conformance.adapter import METHODS, Adapter, provided, takes
 from rlhf_conformance.judging.picks import Picked
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ class Check:
     def concerns(self) -> set[str]:
         """The methods by whose answers an adapter is judged."""
         return {*self.needs, *self.also}
+
+    @property
+    def loads(self) -> bool:
+        """Whether models are loaded for it."""
+        return any(METHODS[name].loads for name in self.concerns)
 
     def not_provided(self, adapter: Adapter) -> str | None:
         """Why this adapter cannot be asked, or None."""

@@ -6,13 +6,13 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rlhf_spec.clauses
-from rlhf_conformance.adapter import METHODS, Adapter, declarations, provided
+from rlhf_conformance.adapter import Adapter, declarations, provided
 from rlhf_conformance.escaping import line
 from rlhf_conformance.results import LOST, Result
 from rlhf_conformance.run.borrowed import borrowed, imported_files
@@ -60,7 +60,7 @@ class Suite:
             started = time.perf_counter()
             _settle_numerics()
             adapter = self.adapter
-            _import_libraries(adapter)
+            _import_libraries([slug for slug in self.slugs if slug not in self.not_provided()])
             require_device(self.plan.device)
             self.import_seconds = time.perf_counter() - started
             store = ProbeStore(self._folder())
@@ -210,12 +210,11 @@ def require_device(device: str) -> None:
         raise UsageError(f"no device {device!r} on this machine: {str(error).splitlines()[0]}") from error
 
 
-def _import_libraries(adapter: Adapter) -> None:
-    """What the checks of this adapter will need, now, so that no clause's time has an import in it."""
+def _import_libraries(slugs: Sequence[str]) -> None:
+    """What the checks of these clauses will need, now, so that no clause's time has an import in it."""
     from rlhf_conformance.judging.checks import checks
 
-    checks()
-    if any(METHODS[name].loads for name in provided(adapter)):
+    if any(checks()[slug].loads for slug in slugs):
         from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
         from transformers.utils import logging
 
