@@ -87,7 +87,7 @@ def head_bias(role: Role) -> Template:
     def cases(subject: Subject) -> Any:
         return weighted(subject.adapter, role.asked(probe=Probe(head_bias=True)), role.per_sample)
 
-    return template(role, check, cases, head_may_have_a_bias, effort=6)
+    return template(role, check, cases, head_may_have_a_bias, effort=10)  # every case tells
 
 
 def missing_head(role: Role) -> Template:

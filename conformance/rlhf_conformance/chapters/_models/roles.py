@@ -82,8 +82,9 @@ class Role:
         return Asked(**{"head": self.head, **changes})
 
     def any_temperature(self, adapter: Adapter, **changes: Any) -> Asked:
-        """The same, at any temperature where the answers depend on one."""
-        temperatures = (1.0,) if self.head else known_temperatures(adapter)
+        """The same, at 1 and at a temperature on either side of it where the answers depend on one: a model is loaded
+        for each."""
+        temperatures = (1.0,) if self.head else known_temperatures(adapter)[::2]
         return self.asked(temperatures=temperatures, **changes)
 
     def loaded(self, case: ModelCase, **how: Any) -> Loaded:

@@ -128,7 +128,7 @@ def batch_independence(role: Role) -> Template:
         if case.rows:
             yield from repeated(role, subject, case)
 
-    return template(role, check, lambda s: edited(s.adapter, role.asked()))
+    return template(role, check, lambda s: edited(s.adapter, role.asked()), effort=3)
 
 
 def isolated(role: Role, subject: Subject, case: EditedCase) -> Questions:
