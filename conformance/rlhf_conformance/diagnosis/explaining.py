@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from rlhf_conformance.diagnosis.answers import Answer, Cell, Seen
@@ -135,13 +135,27 @@ def _scoped(found: Explanation, seens: list[Seen]) -> Explanation | None:
     return found
 
 
+def _of_layouts(seens: list[Seen]) -> Iterator[Scope]:
+    """Each layout, as against those that were seen beside it."""
+    met = [layout for layout in RECTANGLES + PACKS if any(s.case.how.layout == layout for s in seens)]
+    for layout in met:
+        *others, last = [repr(other) for other in met if other != layout] or [""]
+        if last:
+            against = f"{', '.join(others)} or {last}" if others else last
+            yield f"in layout {layout!r}, not in {against}", _in_layout(layout)
+
+
+def _in_layout(layout: str) -> Callable[[Seen, Answer], bool]:
+    return lambda seen, answer: seen.case.how.layout == layout
+
+
 Scope = tuple[str, Callable[[Seen, Answer], bool]]
 
 
 def scopes(seens: list[Seen]) -> list[Scope]:
     """Parts of what was returned that a mistake may be confined to."""
     readout = seens[0].readout
-    found = [*_OF_SAMPLES, *_OF_BATCHES]
+    found = [*_OF_SAMPLES, *_OF_BATCHES, *_of_layouts(seens)]
     if readout.index:
         of = f"{readout.index} of every sample"
         found += [
@@ -216,10 +230,6 @@ _OF_SAMPLES: list[Scope] = [
 _OF_BATCHES: list[Scope] = [
     ("in packs only", lambda s, a: s.packed),
     ("in padded batches only", lambda s, a: not s.packed),
-    *(
-        (f"in layout {layout!r} only", lambda s, a, layout=layout: s.case.how.layout == layout)  # type: ignore[misc]
-        for layout in RECTANGLES + PACKS
-    ),
     ("in batches of several samples only", lambda s, a: len(s.case.samples) > 1),
     (
         "where the responses differ in length only",

@@ -31,7 +31,8 @@ def diagnoses(evidence: Evidence) -> tuple[Diagnosis, ...]:
     if len(failing) < 2 or not evidence.smallest.failed:
         return ()
     said = [*_quantities(failing), *_parameters(failing), *_numbers(failing), *_cases(seen)]
-    if not said and all(_off(c, i) for o in failing for c in o.comparisons for i in range(len(c.actual))):
+    compared = [c for o in failing for c in o.comparisons if c.question is not None]
+    if not said and compared and all(_off(c, i) for c in compared for i in range(len(c.actual))):
         said = ["every number that was compared in them differs"]
     if not said:
         return ()
@@ -52,8 +53,8 @@ def _quantities(failing: list[Observed]) -> Iterator[str]:
     wrong = list(dict.fromkeys(_word(c) for c in every if c.broken is not None))
     right = [w for w in dict.fromkeys(_word(c) for c in every) if w not in wrong]
     if wrong and right and not any(o.ended for o in failing) and len(wrong) <= FITTING:
-        held = " and the ".join(right[:3])
-        yield f"only the {' and the '.join(wrong)} differs; in the same cases the {held} is right"
+        held = " or the ".join(right[:FITTING])
+        yield f"what differs is the {' and the '.join(wrong)}, and not the {held}"
 
 
 def _parameters(failing: list[Observed]) -> Iterator[str]:
@@ -104,10 +105,11 @@ def _mask_at(c: Comparison, i: int) -> float | None:
 _PLACES: tuple[tuple[str, Place], ...] = (
     ("in the first of each row", lambda c, i: len(c.indices[i]) > 1 and c.indices[i][1] == 0),
     ("in the last of each row", lambda c, i: len(c.indices[i]) == 2 and _last_of_row(c, i)),
-    ("in all but the first of each row", lambda c, i: len(c.indices[i]) > 1 and c.indices[i][1] > 0),
-    ("in all but the last of each row", lambda c, i: len(c.indices[i]) == 2 and not _last_of_row(c, i)),
+    ("behind the first of each row", lambda c, i: len(c.indices[i]) > 1 and c.indices[i][1] > 0),
+    ("before the last of each row", lambda c, i: len(c.indices[i]) == 2 and not _last_of_row(c, i)),
     ("in row 0", lambda c, i: bool(c.indices[i]) and c.indices[i][0] == 0),
-    ("in all rows but row 0", lambda c, i: bool(c.indices[i]) and c.indices[i][0] > 0),
+    ("in the last row", lambda c, i: bool(c.indices[i]) and c.indices[i][0] == c.indices[-1][0]),
+    ("in rows behind row 0", lambda c, i: bool(c.indices[i]) and c.indices[i][0] > 0),
     ("under the mask", lambda c, i: _mask_at(c, i) == 0),
     ("at the actions", lambda c, i: _mask_at(c, i) == 1),
     ("where 0 is due", lambda c, i: c.expected[i] == 0),
@@ -115,6 +117,12 @@ _PLACES: tuple[tuple[str, Place], ...] = (
     ("where a positive number is due", lambda c, i: c.expected[i] > 0),
     ("where a negative number is due", lambda c, i: c.expected[i] < 0),
 )
+_IMPLIED_BY = {
+    "behind the first of each row": "in the last of each row",
+    "before the last of each row": "in the first of each row",
+    "in rows behind row 0": "in the last row",
+}
+"""What need not be said where this is."""
 _CAME: tuple[tuple[str, Place], ...] = (
     ("0 came", lambda c, i: c.actual[i] == 0),
     ("NaN came", lambda c, i: math.isnan(c.actual[i])),
@@ -143,7 +151,7 @@ def _numbers(failing: list[Observed]) -> Iterator[str]:
     ]
     exactly = [t for t, place in _PLACES if t in where and sum(place(*row) for row in rows) == total]
     if exactly or where:
-        chosen = (exactly or where)[:FITTING]
+        chosen = [text for text in exactly or where if _IMPLIED_BY.get(text) not in where][:FITTING]
         place = " and ".join(chosen)
         yield f"the numbers {place} differ, all of them and no others" if exactly else f"all that differ are {place}"
     came = [text for text, place in _CAME if all(place(*row) for row in off)]

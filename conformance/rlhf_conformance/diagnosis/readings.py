@@ -330,8 +330,13 @@ def _sorted_by(key: Callable[[Seen, int], int], *, reverse: bool = False) -> Cal
     ]
 
 
+MOST_PERMUTED = 5
+"""Of more samples not every order is tried."""
+
+
 def _any_order(seen: Seen) -> list[Order]:
-    return list(permutations(range(len(seen.case.samples))))
+    count = len(seen.case.samples)
+    return list(permutations(range(count))) if count <= MOST_PERMUTED else []
 
 
 _ORDERS: tuple[tuple[str, Callable[[Seen], list[Order]]], ...] = (
