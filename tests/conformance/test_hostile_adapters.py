@@ -206,7 +206,9 @@ ANSWERS = [
     Row("AddsNoise", LOG_PROB, FAILED, ("FAIL log-probs.definition",)),
     Row("AddsNoise", SHOULD, CONFORMANT, (*WARNED, "changed: the random number generator of the CPU")),
     Row("CountsItsCalls", SHOULD, CONFORMANT, (*WARNED, "to the same question asked again")),
-    Row("SeedsTorch", SHOULD, CONFORMANT, (*WARNED, "changed: the random number generator of the CPU")),
+    Row(
+        "SeedsTorch", SHOULD, CONFORMANT, (*WARNED, "changed: the random number generator of the CPU, which was seeded")
+    ),
     Row("LeavesGradOff", SHOULD, CONFORMANT, (*WARNED, "changed: the grad mode")),
     Row("LeavesDefaultDtype", SHOULD, CONFORMANT, (*WARNED, "changed: the default dtype")),
     Row("LeavesThreads", SHOULD, CONFORMANT, (*WARNED, "changed: the number of threads")),
@@ -339,7 +341,7 @@ HERE = [
         FAIL,
         "inputs of position_ids after the call: expected as they were before, got written: attention_mask",
     ),
-    Hostile("SeedsTorch", EFFECTS, FAIL, CHANGED.format("the random number generator of the CPU")),
+    Hostile("SeedsTorch", EFFECTS, FAIL, CHANGED.format("the random number generator of the CPU, which was seeded")),
     Hostile("LeavesDefaultDtype", EFFECTS, FAIL, CHANGED.format("the default dtype")),
     Hostile("LeavesGradOff", EFFECTS, FAIL, CHANGED.format("the grad mode")),
     Hostile("EntersInferenceMode", EFFECTS, FAIL, CHANGED.format("the inference mode")),

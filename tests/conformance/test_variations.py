@@ -123,3 +123,45 @@ def test_variations_follow_the_conventions_that_are_declared():
     made = variations(check, subject.adapter, observe(check, subject, case))
     assert all(issubclass(v.adapter, Reference) for v in made)
     assert len({v.name for v in made}) == len(made)
+
+
+# --- many rows, and places ------------------------------------------------------------------------------------------
+
+
+class EightByEight(Reference):
+    """Rows behind the last whole eight keep a value of 0."""
+
+    def action_values(self, critic, batch):
+        rows = batch.actions_to_ragged(super().action_values(critic, batch))
+        whole = len(rows) // 8 * 8 or len(rows)
+        return [*rows[:whole], *(0 * row for row in rows[whole:])]
+
+
+def test_of_many_rows_the_one_that_is_lost_is_named():
+    found = said(EightByEight(), "critic.batch-independence")
+    assert "the numbers in the last row differ, all of them and no others" in found
+    assert "0 came" in found
+
+
+def test_a_slip_in_some_layouts_is_said_of_those_that_were_seen_alone():
+    """It is in 'left' batches, too, of which none is among the cases."""
+
+    class Trainer(Reference):
+        def action_log_probs(self, actor, batch):
+            rows = batch.actions_to_ragged(super().action_log_probs(actor, batch))
+            late = batch.layout in ("padded", "left")
+            return [torch.cat([row[1:], row[-1:] * 0]) for row in rows] if late else rows
+
+    found = said(Trainer(), "actor.log-probs")
+    assert "'padded' only" not in found
+    assert "in layout 'padded', not in '" in found or "in padded batches" in found
+
+
+def test_a_failure_that_is_no_number_has_no_place_among_numbers():
+    class Trainer(Reference):
+        def position_ids(self, attention_mask):
+            answer = super().position_ids(attention_mask)
+            attention_mask.zero_()
+            return answer
+
+    assert "every number" not in said(Trainer(), "positions.inputs-unwritten")

@@ -88,7 +88,7 @@ def explain(reading: Reading, seens: list[Seen], tried: int) -> Explanation | No
     evidence: dict[tuple[float, float], float] = {}
     for seen in seens:
         for answer in seen.answers:
-            numbers = tuple(reading.predict(seen, answer))
+            numbers = _predicted(reading, seen, answer)
             if answer.differs:
                 if not near(answer, numbers):
                     return None
@@ -109,6 +109,14 @@ def explain(reading: Reading, seens: list[Seen], tried: int) -> Explanation | No
     if found.chance > COINCIDENCE:
         return None
     return _scoped(found, seens)
+
+
+def _predicted(reading: Reading, seen: Seen, answer: Answer) -> tuple[float, ...]:
+    """The numbers that a reading has for an answer; none where its formula has no number, as where it divides by 0."""
+    try:
+        return tuple(reading.predict(seen, answer))
+    except ArithmeticError:
+        return ()
 
 
 def _at_odds(answer: Answer, numbers: tuple[float, ...]) -> tuple[float, ...]:

@@ -262,12 +262,17 @@ def _parts(method: str, answers: Sequence[Any]) -> list[tuple[str, Any]]:
         return []
     value = answers[0].value
     if is_dataclass(value) and not isinstance(value, type):
-        parts = [(f.name, getattr(value, f.name)) for f in fields(value)]
-        return [(name, torch.as_tensor(part)) for name, part in parts if part is not None]
-    value = main(answers[0])
+        parts = [(f.name, _tensor_of(getattr(value, f.name))) for f in fields(value)]
+    else:
+        parts = [("", _tensor_of(main(answers[0])))]
+    return [(name, part) for name, part in parts if part is not None]
+
+
+def _tensor_of(value: Any) -> torch.Tensor | None:
+    """What changes of an answer are made for: a tensor, a number as one, or the first of several rows."""
     if isinstance(value, list | tuple):
-        return [("", value[0])] if value and isinstance(value[0], torch.Tensor) else []
-    return [("", value)] if isinstance(value, torch.Tensor) else []
+        return value[0] if value and isinstance(value[0], torch.Tensor) else None
+    return torch.as_tensor(value) if isinstance(value, torch.Tensor | float | int) else None
 
 
 def _spoiling(part: str, change: Callable[[Any, Given], Any]) -> Callable[[Any, Given], Any]:
@@ -276,12 +281,16 @@ def _spoiling(part: str, change: Callable[[Any, Given], Any]) -> Callable[[Any, 
             names = {f.name for f in fields(answer)}
             name = part or ("loss" if "loss" in names else "answers")
             value = getattr(answer, name, None)
-            return answer if value is None else replace(answer, **{name: change(torch.as_tensor(value), given)})
+            return answer if value is None else replace(answer, **{name: rows_of(value, given)})
         if isinstance(answer, tuple):  # answers, and the output beside them
-            return (spoil(answer[0], given), *answer[1:])
-        if isinstance(answer, list):
-            return [change(x, given) for x in answer]
-        return change(answer, given)
+            at = int(part == "output")
+            return tuple(rows_of(value, given) if i == at else value for i, value in enumerate(answer))
+        return rows_of(answer, given)
+
+    def rows_of(value: Any, given: Given) -> Any:
+        if isinstance(value, list):
+            return [change(row, given) for row in value]
+        return change(torch.as_tensor(value), given)
 
     return spoil
 

@@ -179,7 +179,9 @@ def settings() -> tuple[Setting, ...]:
     )
 
 
-RANDOM_NUMBERS = ("the random number generator of the CPU", "the random number generator of the GPU")
+DRAWN, DRAWN_ON_GPU = "the random number generator of the CPU", "the random number generator of the GPU"
+SEEDED = "the random number generator of the CPU, which was seeded"
+RANDOM_NUMBERS = (DRAWN, DRAWN_ON_GPU, SEEDED)
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ class GlobalState:
     """What of torch belongs to the whole process, before a call."""
 
     rng: torch.Tensor
+    seed: int
     cuda_rng: list[torch.Tensor]
     grad: bool
     inference: bool
@@ -196,7 +199,8 @@ class GlobalState:
     def now(cls) -> GlobalState:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         values = tuple(setting.get() for setting in settings())
-        return cls(torch.get_rng_state(), cuda, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), values)
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        return cls(torch.get_rng_state(), torch.initial_seed(), cuda, *modes, values)
 
     def restore(self) -> list[str]:
         """Put everything back; the names of what had changed and is in the clauses."""
@@ -207,11 +211,11 @@ class GlobalState:
                 setting.put(was)
         rng = torch.get_rng_state()  # which a mode that was left would have seen
         if not torch.equal(rng, self.rng):
-            changed.append(RANDOM_NUMBERS[0])
+            changed.append(DRAWN if torch.initial_seed() == self.seed else SEEDED)
             torch.set_rng_state(self.rng)
         cuda = torch.cuda.get_rng_state_all() if self.cuda_rng else []
         if any(not torch.equal(a, b) for a, b in zip(cuda, self.cuda_rng, strict=True)):
-            changed.append(RANDOM_NUMBERS[1])
+            changed.append(DRAWN_ON_GPU)
             torch.cuda.set_rng_state_all(self.cuda_rng)
         if inference != self.inference:
             changed.append("the inference mode")

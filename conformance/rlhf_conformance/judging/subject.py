@@ -80,8 +80,10 @@ class Subject:
             if not call.grad:
                 around.enter_context(torch.no_grad())
             answered = self.ask(call.method, *given, copies=call.copies)
-        if any(part.training != mode for part, mode in modes):
-            answered.record.disturbed.append("train or eval mode of the model")
+        left = sorted({part.training for part, mode in modes if part.training != mode})
+        if left:
+            ways = ("from train to eval", "from eval to train")
+            answered.record.disturbed.append(f"the mode of the model, {' and '.join(ways[to] for to in left)}")
             for part, mode in modes:
                 part.training = mode
         return replace(answered, given=call.given, call=call)

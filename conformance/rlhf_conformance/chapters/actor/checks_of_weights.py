@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rlhf_conformance.chapters._models import templates
 from rlhf_conformance.chapters._models.cases import PromptCase, prompts
 from rlhf_conformance.chapters._models.roles import ACTOR
@@ -21,6 +23,9 @@ def generate_follows_weights(subject: Subject, case: PromptCase) -> Questions:
     start = weights.leaves()
     yield weights.covered(weights.found(start))
     with weights.moved():
-        now, call = weights.now(weights.found(weights.leaves())), generated(subject, case)
+        now = weights.now(weights.found(weights.leaves()))
         hint = lambda _: weights.misplaced(start)  # noqa: E731
-        yield from greedily(now, case, call, " after the weights moved", hint=hint)
+        others = replace(case, prompts=tuple((*prompt, prompt[-1]) for prompt in case.prompts))
+        for when, asked in (("", case), (", of prompts that were not asked about before", others)):
+            call = generated(subject, asked)
+            yield from greedily(now, asked, call, f" after the weights moved{when}", hint=hint)

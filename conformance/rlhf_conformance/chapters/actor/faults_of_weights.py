@@ -288,6 +288,22 @@ class EntropyLeavesEvalMode(Reference):
         return answer
 
 
+@fault("actor.generate-follows-weights")
+class ResponsesRemembered(Reference):
+    """Responses are kept by their prompts, and given again after a step."""
+
+    def load_actor(self, checkpoint):
+        actor = super().load_actor(checkpoint)
+        actor.responses = {}
+        return actor
+
+    def generate(self, actor, prompts):
+        key = str((prompts.input_ids.tolist(), prompts.max_new_tokens, prompts.stop_token_ids, prompts.pad_token_id))
+        if key not in actor.responses:
+            actor.responses[key] = super().generate(actor, prompts)
+        return actor.responses[key].clone()
+
+
 @fault("actor.no-grad")
 class EntropyWithoutGraphNotScaled(Reference):
     """Without a graph the entropy is that at temperature 1."""
