@@ -32,7 +32,8 @@ def diagnoses(evidence: Evidence) -> tuple[Diagnosis, ...]:
         return ()
     said = [*_quantities(failing), *_parameters(failing), *_numbers(failing), *_cases(seen)]
     compared = [c for o in failing for c in o.comparisons if c.question is not None]
-    if not said and compared and all(_off(c, i) for c in compared for i in range(len(c.actual))):
+    total = sum(len(c.actual) for c in compared)
+    if not said and total > len(failing) and all(_off(c, i) for c in compared for i in range(len(c.actual))):
         said = ["every number that was compared in them differs"]
     if not said:
         return ()

@@ -24,7 +24,6 @@ from rlhf_conformance.chapters._losses.cases import (
     under_mask,
     widened,
 )
-from rlhf_conformance.chapters._losses.interface import AGGREGATIONS
 from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template, declares
 from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import (
@@ -182,7 +181,6 @@ class Loss:
             self.value_budget(case, subject.dtype),
             reading=NUMBER,
             formula=self.formula(counted),
-            hint=lambda came: self._other_mean(case, came, subject.dtype),
         )
 
     def asks_gradient(
@@ -208,19 +206,6 @@ class Loss:
 
     def formula(self, counted: bool = False, which: str = "") -> Formula:
         return Formula(f"{METHODS[self.method].formula}{which}", {"count_empty_rows": counted})
-
-    def _other_mean(self, case: LossCase, came: float, dtype: Any) -> str:
-        """A hint, where the answer is that of an aggregation that was not asked for."""
-        for other in AGGREGATIONS:
-            asked = case.with_options(aggregation=other)
-            apart = abs(self.value(asked) - self.value(case)) > 2 * self.value_budget(case, dtype)
-            if (
-                other != case.options.aggregation
-                and apart
-                and abs(came - self.value(asked)) <= self.value_budget(asked, dtype)
-            ):
-                return f"the answer is the {other}: is another aggregation declared than the trainer uses?"
-        return ""
 
     def template(self, function: Any, cases: Cases, *requires: Requirement, effort: int = 1) -> Template:
         return Template(function, self.needs, cases, tuple(requires), effort)

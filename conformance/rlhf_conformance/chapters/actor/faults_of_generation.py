@@ -333,8 +333,8 @@ class GeneratePadsLikeTheCheckpoint(Reference):
 
 @fault("actor.side-effects")
 class GenerateLeavesLayersInEvalMode(Reference):
-    """Generation leaves the layers in eval mode; the actor itself says train mode."""
+    """Generation leaves the layers in eval mode."""
 
     def generate(self, actor, prompts):
-        actor.model.eval()
+        actor.model.eval()  # the actor itself says train mode
         return super().generate(actor, prompts)
