@@ -175,6 +175,12 @@ def diagnoses(session: nox.Session) -> None:
 
 
 @nox.session
+def bugs(session: nox.Session) -> None:
+    """What is said of bugs that were written without a look at the library of faults; writes docs/fresh-bugs.md."""
+    prove(session, "bugs")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Where the gate's time goes, red where more than a quarter goes anywhere but into adapter and oracle; and how
     fast the reference takes token log-probs, in docs/speed.md."""

@@ -88,7 +88,7 @@ NAMED = [
     ("log-probs-floored", {}, "numbers", "clamp", "not let below -5"),
     ("last-value-zero", {}, "numbers", "zero", "0 is returned, in the last action of every sample only"),
     ("rewards-centred", {}, "numbers", "centred", "the mean over the batch is subtracted"),
-    ("critic-head-with-bias", {}, "numbers", "offset", "the number +0.01, in every action of every sample"),
+    ("critic-head-with-bias", {}, "numbers", "offset", "the right number and +0.01, in every action of every sample"),
 ]
 
 

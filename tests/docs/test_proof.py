@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rlhf_spec.clauses
-from proof import diagnoses, mutation, pages, speed, survivors, tables, twins
+from proof import bugs, diagnoses, mutation, pages, speed, survivors, tables, twins
 from rlhf_conformance.faults import faults
 from rlhf_conformance.twins import twins as library
 
@@ -57,6 +57,12 @@ def test_nine_faults_in_ten_get_their_own_name_first_and_none_a_wrong_one():
     assert set(numbers["faults"]) == set(faults())
     assert diagnoses.complaints(numbers) == []
     assert diagnoses.counts(numbers["faults"])[diagnoses.WRONG] == 0
+
+
+def test_what_is_said_of_fresh_bugs_was_read_and_is_true():
+    rows = bugs.read()
+    assert set(rows) == set(bugs.everyone())
+    assert bugs.complaints(rows) == []
 
 
 def test_no_near_miss_gets_a_name():

@@ -3,7 +3,7 @@ somebody who had not read the fault library.
 
     python -m tests.proof bugs [--missing] [BUG ...]
 
-writes docs/proof/bugs.json and from it docs/fresh-bugs.md: for each bug the first clause that fails, and all
+writes docs/proof/bugs.json, from which docs/fresh-bugs.md is made: for each bug the first clause that fails, and all
 that is said beside that failure. Whether it is true is judged by a reader (`judged`: "cause", "place", "nothing" or
 "false", and `why`), and stays with a row for as long as what is said stays the same.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import rlhf_spec.clauses
 from rlhf_conformance.diagnosis.looking import diagnosed
 
-from .files import DOCS, MEASURED, by_line, table
+from .files import MEASURED, by_line, table
 from .fresh_bugs import BUGS
 from .trying import _subject, attempt_on, each, is_red
 
@@ -68,7 +68,6 @@ def run(names: Iterable[str], *, workers: int, missing: bool) -> int:
         rows[name] = row
         write(rows)
         print(f"{i}/{len(chosen)} {name}: {row['clause']}: {len(row['said'])} sentences", flush=True)
-    (DOCS / "fresh-bugs.md").write_text(page())
     wrong = complaints(rows)
     print("\n".join(wrong) or summary(rows))
     return 1 if wrong else 0
@@ -99,15 +98,16 @@ def read() -> dict[str, Row]:
 
 
 def write(rows: Mapping[str, Row]) -> None:
-    ROWS.write_text(by_line(rows) + "\n")
+    ROWS.write_text(by_line({name: rows[name] for name in everyone() if name in rows}) + "\n")
 
 
 INTRODUCTION = """\
 These bugs were written by somebody who knew the interface and the specification, and had not read the library of
 faults. What is said at the first clause that fails was then read beside the true cause: *cause* or *place* where it is
-true and leads there, *nothing* where no sentence is printed beside the failure, *false* where one of them is not so.
+true and leads there, *nothing* where what is said does not lead there or nothing is said, *false* where a sentence is
+not so. In a few rows the place is named by the failure itself: the row says how.
 
-Made by `python -m tests.proof bugs`. The bugs are in `tests/proof/fresh_bugs.py`, the rows in
+Made by `nox -s bugs`. The bugs are in `tests/proof/fresh_bugs.py`, the rows in
 `docs/proof/bugs.json`."""
 
 
@@ -120,7 +120,7 @@ def page() -> str:
             bugs[name].cause,
             f"`{row['clause']}`" if row["clause"] else "not caught",
             "<br>".join(row["said"]),
-            row.get("judged", ""),
+            f"{row.get('judged', '')}{': ' * ('why' in row and bool(row['why']))}{row.get('why', '')}",
         )
         for name, row in rows.items()
         if name in bugs

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 import rlhf_spec.clauses
 from rlhf_conformance.faults import faults
 
+from . import bugs, mutation, speed, survivors, tables
 from . import diagnoses as naming
 from . import faults as matrix
-from . import mutation, speed, survivors, tables
 from . import twins as alarms
 from .files import DOCS, table
 
@@ -34,6 +34,7 @@ def pages() -> dict[str, str]:
         "faults.md": faults_page(matrix.read()),
         "twins.md": twins_page(alarms.read()),
         "diagnosis.md": diagnosis_page(naming.read()),
+        "fresh-bugs.md": bugs.page(),
         "mutation.md": mutation_page(json.loads(mutation.NUMBERS.read_text())),
         "speed.md": speed.page(json.loads(speed.NUMBERS.read_text())),
     }

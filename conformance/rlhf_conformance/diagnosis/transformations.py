@@ -186,7 +186,7 @@ def _fitted(seens: list[Seen]) -> list[Reading]:
     offset = statistics.median(answer.actual - answer.expected for answer in off)
     scaled = [
         Reading("numbers", "scale", f"{factor:.4g} times the number", _of(lambda x: factor * x), fitted=1),
-        Reading("numbers", "offset", f"the number {offset:+.4g}", _of(lambda x: x + offset), fitted=1),
+        Reading("numbers", "offset", f"the right number and {offset:+.4g}", _of(lambda x: x + offset), fitted=1),
     ]
     return [*(scaled if abs(factor) > SMALLEST else scaled[1:]), *_clamped(every)]
 
