@@ -77,7 +77,10 @@ ALIASES = {
 HISTORY = "its answers depend on all that it was asked before, which a candidate was not"
 DRAWN = "what it draws at random a candidate draws otherwise"
 SAID = "the failure says it itself: no graph, or the mode that was left"
+ROUGH = "it has its name without the rounding that is laid over its answers here"
 REASONS: dict[str, str] = {
+    "batch-with-empty-row-detached": ROUGH,
+    "weight-of-the-largest-square": ROUGH,
     "advantages-scaled-by-history": HISTORY,
     "answers-drift": HISTORY,
     "rewards-normalise-as-they-go": HISTORY,
