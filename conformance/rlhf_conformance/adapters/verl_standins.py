@@ -1,0 +1,75 @@
+"""Stand-ins for what verl asks of its surroundings and no clause is about. All of them are here.
+
+- the platform: verl knows CUDA, ROCm and NPU; this one says "cpu".
+- the process group: one rank, by gloo.
+- the engine's configuration, which a trainer makes of its YAML files; and no FSDP wrapper, since there is one rank.
+
+The module is built, its inputs prepared and its outputs read by verl's own engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from verl.plugin.platform import platform_manager
+
+CPU = SimpleNamespace(
+    device_name="cpu", vendor_name="cpu", current_device=lambda: "cpu", empty_cache=lambda: None, device_module=torch.cpu,
+    is_available=lambda: True, communication_backend_name=lambda: "gloo", apply_model_patches=lambda kind: None,
+)
+platform_manager.set_platform(CPU)
+
+from verl.trainer.config import CheckpointConfig  # noqa: E402
+from verl.utils import torch_functional  # noqa: E402
+from verl.workers.engine.fsdp import transformer_impl  # noqa: E402
+
+KINDS = {"actor": transformer_impl.FSDPEngineWithLMHead, "critic": transformer_impl.FSDPEngineWithValueHead}
+
+
+@contextlib.contextmanager
+def _attention(name: str) -> Iterator[None]:
+    """In the body, a critic, which asks for flash attention, is loaded with this one."""
+    kind = transformers.AutoModelForTokenClassification
+    usual = kind.from_pretrained
+
+    def load(*given: Any, **asked: Any) -> Any:
+        return usual(*given, **asked | {"attn_implementation": name})
+
+    kind.from_pretrained = load
+    try:
+        yield
+    finally:
+        kind.from_pretrained = usual
+
+
+def engine(kind: str, checkpoint: Any, *, remove_padding: bool, chunked_entropy: bool, pad_to: int, attention: str) -> Any:
+    """An engine that holds the checkpoint in its dtype, without FSDP and without an optimizer."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    config = transformers.AutoConfig.from_pretrained(checkpoint.path, attn_implementation=attention)
+    made = object.__new__(KINDS[kind])
+    made.model_config = SimpleNamespace(
+        local_path=checkpoint.path, hf_config=config, trust_remote_code=False, use_liger=False, use_fused_kernels=False,
+        fused_kernel_options=None, enable_gradient_checkpointing=False,
+        model_type="language_model" if kind == "actor" else "value_model",
+    )
+    name = str(checkpoint.dtype).removeprefix("torch.")
+    made.engine_config = SimpleNamespace(
+        model_dtype=name, forward_only=False, entropy_checkpointing=False,
+        entropy_from_logits_with_chunking=chunked_entropy, entropy_from_logits_chunk_size=2,
+    )
+    made.use_remove_padding, made.device_mesh, made.ulysses_sequence_parallel_size = remove_padding, None, 1
+    made.use_ulysses_sp, made.ulysses_device_mesh, made.rank = False, None, 0
+    made._autocast_dtype = torch.bfloat16 if checkpoint.dtype == torch.bfloat16 else torch.float32
+    made.pad_to_length, made.pad_to_length_bucket = bool(pad_to), pad_to
+    chunking = torch_functional.entropy_from_logits_with_chunking
+    made.compute_entropy_from_logits = chunking if chunked_entropy else torch_functional.entropy_from_logits
+    with _attention(attention):
+        made.module = made._build_module().to(checkpoint.device)
+    made.train = made.module.train
+    return made
