@@ -19,13 +19,18 @@ import transformers
 from verl.plugin.platform import platform_manager
 
 CPU = SimpleNamespace(
-    device_name="cpu", vendor_name="cpu", current_device=lambda: "cpu", empty_cache=lambda: None, device_module=torch.cpu,
-    is_available=lambda: True, communication_backend_name=lambda: "gloo", apply_model_patches=lambda kind: None,
+    device_name="cpu",
+    vendor_name="cpu",
+    current_device=lambda: "cpu",
+    empty_cache=lambda: None,
+    device_module=torch.cpu,
+    is_available=lambda: True,
+    communication_backend_name=lambda: "gloo",
+    apply_model_patches=lambda kind: None,
 )
 platform_manager.set_platform(CPU)
 
-from verl.trainer.config import CheckpointConfig  # noqa: E402
-from verl.utils import torch_functional  # noqa: E402
+from verl.utils import tensordict_utils, torch_functional  # noqa: E402
 from verl.workers.engine.fsdp import transformer_impl  # noqa: E402
 
 KINDS = {"actor": transformer_impl.FSDPEngineWithLMHead, "critic": transformer_impl.FSDPEngineWithValueHead}
@@ -47,21 +52,31 @@ def _attention(name: str) -> Iterator[None]:
         kind.from_pretrained = usual
 
 
-def engine(kind: str, checkpoint: Any, *, remove_padding: bool, chunked_entropy: bool, pad_to: int, attention: str) -> Any:
+def engine(
+    kind: str, checkpoint: Any, *, remove_padding: bool, chunked_entropy: bool, pad_to: int, attention: str
+) -> Any:
     """An engine that holds the checkpoint in its dtype, without FSDP and without an optimizer."""
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     config = transformers.AutoConfig.from_pretrained(checkpoint.path, attn_implementation=attention)
     made = object.__new__(KINDS[kind])
     made.model_config = SimpleNamespace(
-        local_path=checkpoint.path, hf_config=config, trust_remote_code=False, use_liger=False, use_fused_kernels=False,
-        fused_kernel_options=None, enable_gradient_checkpointing=False,
+        local_path=checkpoint.path,
+        hf_config=config,
+        trust_remote_code=False,
+        use_liger=False,
+        use_fused_kernels=False,
+        fused_kernel_options=None,
+        enable_gradient_checkpointing=False,
         model_type="language_model" if kind == "actor" else "value_model",
     )
     name = str(checkpoint.dtype).removeprefix("torch.")
     made.engine_config = SimpleNamespace(
-        model_dtype=name, forward_only=False, entropy_checkpointing=False,
-        entropy_from_logits_with_chunking=chunked_entropy, entropy_from_logits_chunk_size=2,
+        model_dtype=name,
+        forward_only=False,
+        entropy_checkpointing=False,
+        entropy_from_logits_with_chunking=chunked_entropy,
+        entropy_from_logits_chunk_size=2,
     )
     made.use_remove_padding, made.device_mesh, made.ulysses_sequence_parallel_size = remove_padding, None, 1
     made.use_ulysses_sp, made.ulysses_device_mesh, made.rank = False, None, 0
@@ -73,3 +88,36 @@ def engine(kind: str, checkpoint: Any, *, remove_padding: bool, chunked_entropy:
         made.module = made._build_module().to(checkpoint.device)
     made.train = made.module.train
     return made
+
+
+def forward(engine: Any, data: Any, batch: Any) -> dict[str, Any]:
+    """What the engine makes of a micro-batch, with its graph: the loss is given it, and is not asked for."""
+    seen: dict[str, Any] = {}
+
+    def loss(model_output: dict[str, Any], data: Any, dp_group: Any = None) -> tuple[torch.Tensor, dict[str, Any]]:
+        seen.update(model_output)
+        return torch.zeros(()), {}
+
+    settings = {"use_remove_padding": engine.use_remove_padding, "pad_token_id": batch.pad_token_id}
+    settings |= {"temperature": batch.temperature, "calculate_entropy": True}
+    for name, value in settings.items():
+        tensordict_utils.assign_non_tensor_data(data, name, value)
+    engine.forward_step(data, loss, forward_only=False)
+    return seen
+
+
+def counts(options: Any) -> dict[str, Any]:
+    """The counts of the whole step, as the workers hand them to the losses."""
+    return {"batch_num_tokens": options.global_count, "global_batch_size": options.global_count}
+
+
+class Config(SimpleNamespace):
+    """What the policy loss reads of an ActorConfig."""
+
+    def get(self, name: str, default: Any) -> Any:
+        return getattr(self, name, default)
+
+
+def loss_config(options: Any) -> Config:
+    bounds = {"clip_ratio_low": options.clip_eps_low, "clip_ratio_high": options.clip_eps_high}
+    return Config(clip_ratio=0.2, clip_ratio_c=options.dual_clip, global_batch_info=counts(options), **bounds)

@@ -85,7 +85,7 @@ def float32(subject: Subject, case: ModelCase) -> Questions:
     """The model is loaded in bfloat16, whatever the run's dtype."""
     model, half = ACTOR.loaded(case, dtype="bfloat16"), subject.truth.in_dtype(torch.bfloat16)
     right, plain = ACTOR.expected(subject, case), [ACTOR.truth(half, case, s, True) for s in case.samples]
-    for method, what in (("action_log_probs", "log-prob"), ("action_entropy", "entropy")):
+    for method, what in (("action_log_probs", "log-probs"), ("action_entropy", "entropies")):
         if method not in subject.provided:
             continue
         call = asks_model(method, subject, case, model)
@@ -93,12 +93,12 @@ def float32(subject: Subject, case: ModelCase) -> Questions:
         dtypes = sorted({str(row.dtype).removeprefix("torch.") for row in answer})
         yield Fact(
             set(dtypes) <= {"float32", "float64"},
-            f"dtype of the {what}s of an actor in bfloat16",
+            f"dtype of the {what} of an actor in bfloat16",
             expected="float32",
             actual=", ".join(dtypes),
         )
         yield Question(
-            f"share of the {what}s of an actor in bfloat16 that are rounded as a half is",
+            f"share of the {what} of an actor in bfloat16 that are rounded as a half is",
             call,
             0.0,
             budgets.COARSE_SHARE,
