@@ -120,7 +120,7 @@ def page() -> str:
             bugs[name].cause,
             f"`{row['clause']}`" if row["clause"] else "not caught",
             "<br>".join(row["said"]),
-            f"{row.get('judged', '')}{': ' * ('why' in row and bool(row['why']))}{row.get('why', '')}",
+            ": ".join(row[key] for key in ("judged", "why") if row.get(key)),
         )
         for name, row in rows.items()
         if name in bugs

@@ -177,7 +177,8 @@ def run_plan(plan: Plan, workers: int, progress: Progress | None = None) -> Repo
         results = tuple(gathered.result(slug) for slug in slugs)
     subject = gathered.subject or {"adapter": plan.adapter, "name": plan.adapter, "options": plan.options}
     run = _run_of(plan, started, gathered.import_seconds, workers=workers, ended_by=gathered.ended_by)
-    return _named(Report(results, subject, gathered.environment, run, plan.strict))
+    report = Report(results, subject, gathered.environment, run, plan.strict)
+    return report if plan.accepting else _named(report)
 
 
 @contextlib.contextmanager

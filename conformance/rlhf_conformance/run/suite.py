@@ -60,7 +60,8 @@ class Suite:
             started = time.perf_counter()
             _settle_numerics()
             adapter = self.adapter
-            _import_libraries([slug for slug in self.slugs if slug not in self.not_provided()])
+            missing = self.not_provided()
+            _import_libraries([slug for slug in self.slugs if slug not in missing])
             require_device(self.plan.device)
             self.import_seconds = time.perf_counter() - started
             store = ProbeStore(self._folder())

@@ -51,6 +51,10 @@ class ModelCase:
         """The same samples, presented otherwise."""
         return replace(self, how=how)
 
+    def in_order(self, order: Sequence[int]) -> ModelCase:
+        """The samples in this order, in which one may come again."""
+        return replace(self, samples=tuple(self.samples[i] for i in order))
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -214,18 +218,14 @@ class EditedCase:
         samples[self.index] = self.replacement
         return replace(self.case, samples=tuple(samples))
 
-    @property
-    def repeated(self) -> ModelCase:
-        return replace(self.case, samples=tuple(self.case.samples[i] for i in self.turns))
-
-    @property
-    def turns(self) -> list[int]:
-        """Which sample each of the many rows is."""
-        return [row % len(self.case.samples) for row in range(self.rows)]
-
 
 MANY = 33
 """More rows than trainers score at once, and a number that no usual size of micro-batches divides."""
+
+
+def in_turn(count: int, rows: int) -> list[int]:
+    """Which of `count` samples each of many rows is: one after the other, again and again."""
+    return [row % count for row in range(rows)]
 
 
 def edited(adapter: Adapter, asked: Asked) -> Picked[EditedCase]:
@@ -255,10 +255,6 @@ class PermutedCase:
 
     case: ModelCase
     order: tuple[int, ...]
-
-    @property
-    def permuted(self) -> ModelCase:
-        return replace(self.case, samples=tuple(self.case.samples[i] for i in self.order))
 
 
 def permuted(adapter: Adapter, asked: Asked) -> Picked[PermutedCase]:

@@ -20,6 +20,7 @@ from rlhf_conformance.chapters._models.cases import (
     WeightedCase,
     edited,
     garbage_under_mask,
+    in_turn,
     model_cases,
     offered,
     on_backbones,
@@ -64,9 +65,9 @@ def template(
     return Template(check, role.needs, cases, requires, effort or role.effort, also=tuple(also))
 
 
-def truth(role: Role, *requires: Requirement, **asked: Any) -> Template:
+def truth(role: Role, *requires: Requirement, effort: int = 0, **asked: Any) -> Template:
     """The answers are those of every sequence alone, on cases as asked for."""
-    return truth_of(role, lambda s: model_cases(s.adapter, role.asked(**asked)), *requires)
+    return truth_of(role, lambda s: model_cases(s.adapter, role.asked(**asked)), *requires, effort=effort)
 
 
 def truth_of(role: Role, cases: Cases, *requires: Requirement, effort: int = 0) -> Template:
@@ -126,7 +127,7 @@ def batch_independence(role: Role) -> Template:
         count = len(case.case.samples)
         yield from permuted(role, subject, PermutedCase(case.case, tuple(range(count - 1, -1, -1))))
         if case.rows:
-            yield from repeated(role, subject, case)
+            yield from repeated(role, subject, case.case, case.rows)
 
     return template(role, check, lambda s: edited(s.adapter, role.asked()), effort=3)
 
@@ -154,29 +155,28 @@ def isolated(role: Role, subject: Subject, case: EditedCase) -> Questions:
 
 def permuted(role: Role, subject: Subject, case: PermutedCase) -> Questions:
     """Samples in another order give the answers in that order."""
-    before, after = role.call(subject, case.case), role.call(subject, case.permuted)
+    how, allowed = f"in the order {list(case.order)}", role.budget(subject, case.case)
+    yield from _in_order(role, subject, case.case, case.order, how, allowed)
+
+
+def repeated(role: Role, subject: Subject, case: ModelCase, rows: int) -> Questions:
+    """In a batch of many rows every row has the answers that its sample has among a few."""
+    order, allowed = in_turn(len(case.samples), rows), role.budget(subject, case)
+    how = f"in {rows} rows, each again and again"
+    yield from _in_order(role, subject, case, order, how, [allowed[i] for i in order])
+
+
+def _in_order(
+    role: Role, subject: Subject, case: ModelCase, order: Sequence[int], how: str, allowed: Sequence[float]
+) -> Questions:
+    before, after = role.call(subject, case), role.call(subject, case.in_order(order))
     yield before
-    reordered = replace(ANSWER, numbers=lambda subject, answers: [answers[-1].value[i] for i in case.order])
+    reordered = replace(ANSWER, numbers=lambda subject, answers: [answers[-1].value[i] for i in order])
     yield Question(
-        f"{role.what} of the samples in the order {list(case.order)}",
+        f"{role.what} of the samples {how}",
         after,
         Against((before,), reordered),
-        [2 * b for b in role.budget(subject, case.case)],
-        place=role.place,
-    )
-
-
-def repeated(role: Role, subject: Subject, case: EditedCase) -> Questions:
-    """In a batch of many rows every row has the answers that its sample has among a few."""
-    before, after = role.call(subject, case.case), role.call(subject, case.repeated)
-    yield before
-    allowed = role.budget(subject, case.case)
-    turns = replace(ANSWER, numbers=lambda subject, answers: [answers[-1].value[i] for i in case.turns])
-    yield Question(
-        f"{role.what} of the samples in {case.rows} rows, each again and again",
-        after,
-        Against((before,), turns),
-        [2 * allowed[i] for i in case.turns],
+        [2 * b for b in allowed],
         place=role.place,
     )
 

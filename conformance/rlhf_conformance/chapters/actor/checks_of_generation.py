@@ -13,6 +13,7 @@ from rlhf_conformance.chapters._models.cases import (
     ConfiguredCase,
     PromptCase,
     configured,
+    in_turn,
     prompts,
 )
 from rlhf_conformance.judging.checks import Questions, check
@@ -63,7 +64,7 @@ def generate(subject: Subject, case: PromptCase) -> Questions:
 
 def _in_many_rows(subject: Subject, case: PromptCase, few: Call, responses: Sequence[list[int]]) -> Questions:
     """Of many rows each is continued as its prompt is among a few, whose responses are given."""
-    turns = [row % len(case.prompts) for row in range(MANY)]
+    turns = in_turn(len(case.prompts), MANY)
     many = generated(subject, replace(case, prompts=tuple(case.prompts[i] for i in turns)))
     rows, width = (yield many).value.tolist(), max(len(prompt) for prompt in case.prompts)
     counts = [

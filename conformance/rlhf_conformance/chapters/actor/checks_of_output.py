@@ -23,4 +23,4 @@ def logits(subject: Subject, case: ModelCase, came: Any, plain: bool) -> list[An
 
 
 use("actor.with-output", with_output(WITH_OUTPUT, logits))
-use("actor.with-output-gradient", replace(templates.gradient(WITH_OUTPUT), effort=10))
+use("actor.with-output-gradient", templates.gradient(WITH_OUTPUT, effort=10))

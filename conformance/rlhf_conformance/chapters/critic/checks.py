@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from rlhf_conformance._lazy import torch
@@ -30,7 +29,7 @@ use("critic.padding-invariance", templates.padding_invariance(CRITIC))
 use("critic.garbage-under-mask", templates.garbage(CRITIC))
 use("critic.batch-independence", templates.batch_independence(CRITIC))
 use("critic.gradient", templates.gradient(CRITIC))
-use("critic.temperature", replace(templates.truth(CRITIC, temperature_declared, temperatures=(0.5, 2.0)), effort=4))
+use("critic.temperature", templates.truth(CRITIC, temperature_declared, temperatures=(0.5, 2.0), effort=4))
 use("critic.no-grad", templates.no_grad(CRITIC))
 use("critic.train-mode", templates.train_mode(CRITIC))
 use("critic.follows-weights", templates.follows_weights(CRITIC))

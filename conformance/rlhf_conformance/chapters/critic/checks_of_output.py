@@ -12,4 +12,4 @@ from rlhf_conformance.judging.checks import use
 WITH_OUTPUT = replace(CRITIC, ask_method="action_values_with_output")
 
 use("critic.with-output", with_output(WITH_OUTPUT, scores_or_hidden_states))
-use("critic.with-output-gradient", replace(templates.gradient(WITH_OUTPUT), effort=10))
+use("critic.with-output-gradient", templates.gradient(WITH_OUTPUT, effort=10))

@@ -55,7 +55,7 @@ use("packing.reward", truth(REWARD))
 use("packing.critic", truth(CRITIC))
 use("packing.tail", templates.truth(ACTOR, offers_layout(("packed-tail",)), layouts=("packed-tail",)))
 use("packing.shards", templates.truth(ACTOR, offers_layout(("sharded",)), layouts=("sharded",)))
-use("packing.segments", replace(templates.truth(ACTOR, offers_layout(("segments",)), layouts=("segments",)), effort=3))
+use("packing.segments", templates.truth(ACTOR, offers_layout(("segments",)), layouts=("segments",), effort=3))
 use(
     "packing.isolation",
     templates.template(ACTOR, lambda s, case: templates.isolated(ACTOR, s, case), packed(edited, ACTOR), packs_somehow),

@@ -12,4 +12,4 @@ from rlhf_conformance.judging.checks import use
 WITH_OUTPUT = replace(REWARD, ask_method="rewards_with_output")
 
 use("reward.with-output", with_output(WITH_OUTPUT, scores_or_hidden_states))
-use("reward.with-output-gradient", replace(templates.gradient(WITH_OUTPUT), effort=10))
+use("reward.with-output-gradient", templates.gradient(WITH_OUTPUT, effort=10))
