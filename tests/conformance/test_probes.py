@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from rlhf_conformance.chapters._models import backbones
 from rlhf_conformance.chapters._models.cases import WITHOUT_CLASSIFIER
 from rlhf_conformance.oracle import probe_files
 from rlhf_conformance.oracle.layouts import Sample
-from rlhf_conformance.oracle.probes import CONFIGS, HIDDEN_SIZE, VOCAB_SIZE, Probe, ProbeStore, build
+from rlhf_conformance.oracle.probes import CONFIGS, HIDDEN_SIZE, VOCAB_SIZE, Probe, ProbeStore, build, module_of
 from rlhf_conformance.oracle.truth import Truth
 
 from .plain_models import hidden_states
@@ -112,6 +113,33 @@ def test_a_backbone_is_loaded_with_nothing_missing(probe, store):
     if probe.head_name is None:
         output, embedding = module.get_output_embeddings().weight, module.get_input_embeddings().weight
         assert (output is embedding) == probe.is_tied
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [*BACKBONES, *(replace(p, on_disk=kind) for p in PROBES for kind in ("bfloat16", "shards"))]
+    + [replace(p, head_bias=True) for p in PROBES if p.head_name],
+    ids=lambda p: p.folder,
+)
+def test_the_oracle_reads_a_probe_as_transformers_loads_it(probe, store):
+    """To the bit, settings of attention included, though by fewer steps."""
+    loaded, read = (
+        store.checkpoint(probe, dtype=torch.float32, device="cpu").module(),
+        module_of(probe, store.path(probe)),
+    )
+    weights, own = loaded.state_dict(), read.state_dict()
+    assert list(weights) == list(own)
+    assert all(torch.equal(weights[name], own[name]) and own[name].dtype is torch.float32 for name in weights)
+    ids = {"input_ids": torch.tensor([TOKENS])}
+    assert torch.equal(loaded(**ids).logits, read(**ids).logits)
+    assert not read.training
+    assert loaded.config._attn_implementation == read.config._attn_implementation
+
+
+def test_a_probe_without_its_head_is_not_read(store):
+    probe = Probe(head_name="score", headless=True)
+    with pytest.raises(KeyError, match=r"score\.weight"):
+        module_of(probe, store.path(probe))
 
 
 @pytest.mark.parametrize("on_disk", ["bfloat16", "shards"])

@@ -8,10 +8,12 @@ differs, and rounded to bfloat16, so that half-precision loading is exact. Nothi
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -209,12 +211,14 @@ class Checkpoint:
         return model.to(self.device).eval()
 
     def _read(self, name: str) -> torch.Tensor:
-        from safetensors import safe_open
+        return read_weights(Path(self.path))[name]
 
-        index = Path(self.path, "model.safetensors.index.json")
-        file = json.loads(index.read_text())["weight_map"][name] if index.exists() else "model.safetensors"
-        with safe_open(Path(self.path, file), framework="pt") as weights:
-            return weights.get_tensor(name)
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """What the files of a checkpoint hold, by name."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def in_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -262,9 +266,7 @@ def build(probe: Probe, folder: Path) -> None:
     """Write the checkpoint into `folder`."""
     from safetensors.torch import save_file
 
-    with torch.device("meta"):  # only the names and the shapes of the weights
-        skeleton = transformers.AutoModelForCausalLM.from_config(config_of(replace(probe, head_name=None)))
-    weights = {name: _draw(name, tensor) for name, tensor in sorted(skeleton.state_dict().items())}
+    weights = dict(_weights(probe.architecture))
     if probe.is_tied or probe.head_name is not None:
         del weights["lm_head.weight"]
     if probe.head_name is not None:
@@ -285,6 +287,35 @@ def build(probe: Probe, folder: Path) -> None:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     if probe.head_name is None:
         (folder / "generation_config.json").write_text(json.dumps(generation_config_of(probe)))
+
+
+@functools.cache
+def _weights(architecture: str) -> Mapping[str, torch.Tensor]:
+    """The weights of a causal LM by name; float32. They depend on nothing else of a probe."""
+    with torch.device("meta"):  # only the names and the shapes
+        skeleton = transformers.AutoModelForCausalLM.from_config(config_of(Probe(architecture)))
+    return {name: _draw(name, tensor) for name, tensor in sorted(skeleton.state_dict().items())}
+
+
+def module_of(probe: Probe, folder: Path) -> Any:
+    """What `build` wrote, as a module of transformers in float32 and in eval mode: what `Checkpoint.module` gives, in
+    less than half of the time.
+
+    Raises KeyError where the file lacks the head, RuntimeError where it lacks any other weight or holds one too many.
+    """
+    causal = probe.head_name is None
+    kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
+    module = kind.from_config(transformers.AutoConfig.from_pretrained(folder), **in_dtype(torch.float32))
+    weights = read_weights(folder)
+    if probe.head_name is not None:
+        weights["score.weight"] = weights.pop(f"{probe.head_name}.weight")
+        if probe.head_bias:  # the layer of a sequence classifier has none
+            module.score.bias = torch.nn.Parameter(torch.empty(1))
+            weights["score.bias"] = weights.pop(f"{probe.head_name}.bias")
+    elif probe.is_tied:
+        weights["lm_head.weight"] = module.get_output_embeddings().weight
+    module.load_state_dict(weights)
+    return module.eval()
 
 
 def _write_shards(weights: dict[str, Any], folder: Path, count: int = 3) -> None:

@@ -20,6 +20,7 @@ import rlhf_spec.actor
 import rlhf_spec.critic
 import rlhf_spec.reward
 from rlhf_conformance._lazy import torch
+from rlhf_conformance.oracle import probes
 from rlhf_conformance.oracle.layouts import Sample
 from rlhf_conformance.oracle.probes import Probe, ProbeStore
 
@@ -141,11 +142,16 @@ class Truth:
         key = (probe, plain)
         if key not in self._models:
             if plain:  # a copy of the exact one, whose numbers were float32's: that is cheaper than to load it again
-                module = copy.deepcopy(self._model(probe, False).module)
+                module = _copy(self._model(probe, False).module)
                 self._models[key] = Alone(module.to(self.dtype).to(self.device), self.device)
             else:
                 self._models[key] = Alone.load(self.store, probe, torch.float64, "cpu")
         return self._models[key]
+
+
+def _copy(module: Any) -> Any:
+    """A copy with weights of its own; the config, which is most of the work and which nobody changes, is shared."""
+    return copy.deepcopy(module, {id(module.config): module.config})
 
 
 def _log_probs(logits: torch.Tensor, sample: Sample, temperature: float) -> torch.Tensor:
@@ -180,7 +186,7 @@ class Alone:
     @classmethod
     def load(cls, store: ProbeStore, probe: Probe, dtype: torch.dtype, device: str) -> Alone:
         with torch.random.fork_rng(devices=[]):
-            module = store.checkpoint(probe, dtype=torch.float32, device="cpu").module()
+            module = probes.module_of(probe, store.path(probe))
         if probe.head_name is not None and module.score.bias is None:
             # What a trainer's head may have though the file has none: it is zero, and can be trained.
             module.score.bias = torch.nn.Parameter(torch.zeros(1))
@@ -188,7 +194,7 @@ class Alone:
 
     def with_weights(self, weights: Mapping[str, Any]) -> Alone:
         """The same with other weights under some of its names; its own stay as they are."""
-        module = copy.deepcopy(self.module)
+        module = _copy(self.module)
         parameters = dict(module.named_parameters())
         with torch.no_grad():
             for name, values in weights.items():
