@@ -184,7 +184,8 @@ def stops_its_parent_for_good(ask):
 def reads_environment(ask):
     """Answers only where nothing in the environment opens a door, and what a trainer needs is there."""
     found = {name for name in os.environ if name.startswith(("SECRET", "GITHUB", "ACTIONS", "MY_", "HF_", "DATABASE"))}
-    wanted = {"GITHUB_REF", "MY_TRAINER_HOME", "MY_MAX_TOKENS", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"}
+    wanted = {"GITHUB_REF", "MY_TRAINER_HOME", "MY_MAX_TOKENS"}
+    wanted |= {"HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DEACTIVATE_ASYNC_LOAD"}
     if found != wanted:
         raise RuntimeError(f"found {sorted(found - wanted)}, missed {sorted(wanted - found)}")
     return ask()
