@@ -87,9 +87,15 @@ def test_a_failure_without_a_name_is_explained_by_nothing():
     assert [r.clause for r in result.unexplained] == [SLUGS[2]]
 
 
-def test_that_a_device_is_off_is_no_cause():
-    device = Diagnosis("device", "device", "on the CPU the same call is right: only cuda is off")
-    assert not found(failed(SLUGS[0], device), failed(SLUGS[1], device))
+@pytest.mark.parametrize("kind", ["device", "scope"])
+def test_where_something_is_off_is_no_cause(kind):
+    place = Diagnosis(kind, kind, "on the CPU the same call is right, and in 3 cases of 12")
+    assert not found(failed(SLUGS[0], place), failed(SLUGS[1], place))
+
+
+def test_a_failure_of_each_method_comes_first_where_nothing_is_explained():
+    rows = [failed(slug) for slug in SLUGS[:9]] + [failed(slug, method="policy_loss") for slug in LOSSES[:2]]
+    assert [r.clause for r in causes(sample_report(*rows)).nameless][:3] == [SLUGS[0], LOSSES[0], SLUGS[1]]
 
 
 def test_diagnoses_of_an_earlier_version_without_a_cause_are_not_thrown_together():
@@ -166,6 +172,25 @@ def test_the_comment_is_short_and_names_every_clause_where_no_cause_is_known():
     text = markdown.summary(sample_report(*(failed(slug) for slug in [*SLUGS[:30], *LOSSES[:15]])), {})
     assert len(text.encode()) < 4000
     assert all(f"`{slug}`" in text for slug in [*SLUGS[:30], *LOSSES[:15]])
+
+
+@pytest.fixture(scope="module")
+def seventy_failures():
+    """Twenty causes, long ones, of 26 clauses, and 49 clauses of which none is known: all of them with a place."""
+    place = Diagnosis("scope", "scope", f"of 25 cases tried, 25 fail: {'each number differs ' * 12}")
+    causes_of = [replace(SHIFT, name=f"n{i}", cause=f"shifted by {i}, {'which is too far ' * 20}") for i in range(20)]
+    every = [c.slug for c in rlhf_spec.clauses.clauses()][:75]
+    explained = [failed(slug, causes_of[i % 20]) for i, slug in enumerate(every[:26])]
+    return sample_report(*explained, *(failed(slug, place) for slug in every[26:]))
+
+
+def test_many_failures_take_one_screen_and_a_short_comment_too(seventy_failures):
+    text, lines = markdown.summary(seventy_failures, {}), shown(seventy_failures)
+    assert overview.height(lines) <= 90
+    assert len(text.encode()) < 5000
+    for result in seventy_failures.results:
+        assert f"`{result.clause}`" in text
+        assert re.search(rf"{re.escape(result.clause)}\b", "\n".join(lines))
 
 
 def test_there_is_one_annotation_for_a_cause(two_slips):

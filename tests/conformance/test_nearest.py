@@ -54,6 +54,21 @@ def declaring(kind: type[Reference], **declared: Any) -> Any:
     return type("Trainer", (kind,), declared)()
 
 
+def test_whoever_is_let_go_early_would_not_have_agreed():
+    """A candidate is asked no more once a number of it differs, and nothing else comes of it than of asking all."""
+    fault = faults()["mean-of-means"]
+    evidence = evidence_of(fault.adapter(), fault.clause)
+    impostors, dtype, parted = nearest.Impostors(evidence.subject), evidence.subject.dtype, 0
+    for candidate in nearest.candidates(evidence.check, evidence.subject.adapter):
+        whole, early = (
+            observe(evidence.check, impostors.of(candidate.adapter), evidence.smallest.case, heard)
+            for heard in (None, nearest.parting(evidence.smallest, dtype))
+        )
+        parted += len(early.comparisons) < len(whole.comparisons)
+        assert nearest.agrees(evidence.smallest, early, dtype) == nearest.agrees(evidence.smallest, whole, dtype)
+    assert parted
+
+
 # --- the right name -----------------------------------------------------------------------------------------------
 
 LIARS = (

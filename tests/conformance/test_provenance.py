@@ -52,6 +52,40 @@ def only(found: tuple[Diagnosis, ...]) -> Diagnosis:
     return found[0]
 
 
+class Late(Reference):
+    """The slice begins one action late; `end` puts something in the place of the last."""
+
+    end = staticmethod(lambda row: row[-1:])
+
+    def action_log_probs(self, actor: Any, batch: Any) -> Any:
+        rows = super().action_log_probs(actor, batch)
+        return torch.cat([rows[:, 1:], self.end(rows.T).T], 1)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [lambda row: row[-1:], lambda row: 0 * row[-1:], lambda row: row[-1:] * 3 + 1],
+    ids=["again", "zero", "anything"],
+)
+def test_a_shift_is_named_whatever_stands_at_the_end(look: Look, end: Any) -> None:
+    long = Sample((5, 9), (17, 3, 21, 30, 6))
+    case = batch("actor.log-probs", samples=(LONG, long))
+    late = type("Late", (Late,), {"end": staticmethod(end)})
+    found = only(provenance.diagnoses(look(late(), "actor.log-probs", case)))
+    assert (found.kind, found.name) == ("place", "shift")
+    assert "shifted by +1 in every action of every sample but the last" in found.sentence
+
+
+def test_numbers_of_another_origin_are_no_shift_though_all_but_the_last_differ(look: Look) -> None:
+    class Doubled(Reference):
+        def action_log_probs(self, actor: Any, batch: Any) -> Any:
+            rows = super().action_log_probs(actor, batch)
+            return torch.cat([rows[:, :-1] * torch.linspace(1.1, 1.7, rows.shape[1] - 1), rows[:, -1:]], 1)
+
+    case = batch("actor.log-probs", samples=(LONG, Sample((5, 9), (17, 3, 21, 30, 6))))
+    assert not provenance.diagnoses(look(Doubled(), "actor.log-probs", case))
+
+
 # --- claims --------------------------------------------------------------------------------------------------------
 
 NORMED = Probe(head_name="score", mean=0.5, std=2.0)

@@ -36,7 +36,8 @@ def explored(
     holds=lambda case: case[2] < 200,
     database=None,
     profile="gate",
-    shrinking=1.0,
+    shrinking=10.0,
+    smaller: int = 1000,
     effort: int = 1,
     seed: int = 0,
 ):
@@ -49,7 +50,7 @@ def explored(
         yield Question("a number", (), 1.0, reading=known(1.0))
 
     made = replace(checks()["policy-loss.clip"], function=function, cases=lambda subject: cases, effort=effort)
-    trial = _Trial(made, SimpleNamespace(poison=None, late=lambda error: None), shrinking)  # type: ignore[arg-type]
+    trial = _Trial(made, SimpleNamespace(poison=None, late=lambda error: None), shrinking, smaller)  # type: ignore[arg-type]
     return _explore(trial, PROFILES[profile], seed, database), seen, trial
 
 
@@ -60,6 +61,14 @@ def test_a_failing_case_is_made_as_small_as_can_be(cases):
     assert outcome.case == (0, 0, 200, 0)
     assert trial.found_after is not None
     assert seen[0] == (0, 0, 0, 0)
+
+
+@KINDS
+def test_a_smaller_case_is_looked_for_among_so_many_however_fast_they_are(cases):
+    """What a busy machine shows is what an idle one does."""
+    none, few, many = (explored(cases, smaller=count) for count in (0, 5, 1000))
+    assert isinstance(none[0], ClauseFailure)
+    assert len(none[1]) < len(few[1]) <= len(none[1]) + 10 < len(many[1])
 
 
 @KINDS

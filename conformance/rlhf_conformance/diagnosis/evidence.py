@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,6 +27,10 @@ MORE_CASES, FEWEST_CASES = 12, 4
 
 SEED = 20_240_607
 """Of random numbers that an adapter may draw: none that anybody would seed with."""
+
+
+class Parted(BaseException):
+    """Enough was seen of an adapter. Not an Exception, which a check may get over."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,10 @@ def within(a: float, b: float, apart: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= apart
 
 
-def observe(check: Check, subject: Subject, case: Any) -> Observed:
-    """Try a case with every comparison on record. Raises NotReturned where none could be made."""
-    judge = Judge(record=[])
+def observe(check: Check, subject: Subject, case: Any, heard: Callable[[Comparison], None] | None = None) -> Observed:
+    """Try a case with every comparison on record, until `heard`, which is told of each, raises Parted. Raises
+    NotReturned where no comparison could be made."""
+    judge = Judge(record=[], heard=heard)
     ended = ""
     subject.forget_models()  # no case inherits what another one has done to a model
     try:
@@ -68,6 +74,8 @@ def observe(check: Check, subject: Subject, case: Any) -> Observed:
             judge.try_case(check, subject, case)
     except KeyboardInterrupt:
         raise
+    except Parted:
+        pass
     except (ClauseFailure, AdapterError, WiringError) as error:
         ended = str(error)
     except NotReturned:

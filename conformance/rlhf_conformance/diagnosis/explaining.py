@@ -18,6 +18,21 @@ FEWEST = 2
 """Numbers that differ from each other and bear a reading out."""
 
 
+Among = Callable[[Seen, Answer], bool]
+
+
+def everyone(seen: Seen, answer: Answer) -> bool:
+    return True
+
+
+def not_last(seen: Seen, answer: Answer) -> bool:
+    return answer.index < len(seen.due(seen.case.samples[answer.sample])) - 1
+
+
+def not_first(seen: Seen, answer: Answer) -> bool:
+    return answer.index > 0
+
+
 def nowhere(seen: Seen, answer: Answer) -> Cell | None:
     return None
 
@@ -79,15 +94,16 @@ def near(answer: Answer, numbers: Iterable[float]) -> bool:
     return any(abs(answer.actual - number) <= answer.allowed for number in numbers)
 
 
-def explain(reading: Reading, seens: list[Seen], tried: int) -> Explanation | None:
+def explain(reading: Reading, seens: list[Seen], tried: int, among: Among = everyone) -> Explanation | None:
     """The reading with its evidence, None where a number speaks against it or too few for it.
 
     tried   how many readings are: of many, one fits by chance sooner
+    among   the numbers that are looked at
     """
     found = Explanation(reading)
     evidence: dict[tuple[float, float], float] = {}
     for seen in seens:
-        for answer in seen.answers:
+        for answer in (a for a in seen.answers if among(seen, a)):
             numbers = _predicted(reading, seen, answer)
             if answer.differs:
                 if not near(answer, numbers):
@@ -96,8 +112,8 @@ def explain(reading: Reading, seens: list[Seen], tried: int) -> Explanation | No
                 found.open += len(set(numbers)) > 1
                 off = abs(answer.actual - answer.expected)
                 if off >= CLEAR * answer.allowed:
-                    among = len(set(numbers)) * answer.allowed / off
-                    evidence[round(answer.actual, 5), round(answer.expected, 5)] = min(1.0, among)
+                    share = len(set(numbers)) * answer.allowed / off
+                    evidence[round(answer.actual, 5), round(answer.expected, 5)] = min(1.0, share)
             elif numbers and not near(answer, (*numbers, *_at_odds(answer, numbers))):
                 found.against.append((seen, answer))
     constant = len({actual for actual, _ in evidence}) < FEWEST  # which could be anything's
@@ -157,7 +173,7 @@ def _in_layout(layout: str) -> Callable[[Seen, Answer], bool]:
     return lambda seen, answer: seen.case.how.layout == layout
 
 
-Scope = tuple[str, Callable[[Seen, Answer], bool]]
+Scope = tuple[str, Among]
 
 
 def scopes(seens: list[Seen]) -> list[Scope]:
@@ -169,8 +185,8 @@ def scopes(seens: list[Seen]) -> list[Scope]:
         found += [
             (f"in the first {of} only", lambda s, a: a.index == 0),
             (f"in the last {of} only", lambda s, a: a.index == _count(s, a) - 1),
-            (f"in every {of} but the first", lambda s, a: a.index > 0),
-            (f"in every {of} but the last", lambda s, a: a.index < _count(s, a) - 1),
+            (f"in every {of} but the first", not_first),
+            (f"in every {of} but the last", not_last),
             ("in responses of one token only", lambda s, a: len(_sample(s, a).response) == 1),
             ("in responses of several tokens only", lambda s, a: len(_sample(s, a).response) > 1),
         ]

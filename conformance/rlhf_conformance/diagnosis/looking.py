@@ -48,7 +48,8 @@ def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
 
 def _named(evidence: Evidence) -> tuple[Diagnosis, ...]:
     """Names of the cause; where there are none, the place."""
-    causes = (*provenance.diagnoses(evidence), *nearest.diagnoses(evidence))
+    read = provenance.diagnoses(evidence)
+    causes = (*read, *nearest.diagnoses(evidence, vary=not read))
     return (*legs.diagnoses(evidence), *(causes or places.diagnoses(evidence)))
 
 

@@ -24,7 +24,7 @@ from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import DECLARATIONS, METHODS, Adapter, provided
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.diagnosis.conventions import conventions
-from rlhf_conformance.diagnosis.evidence import Evidence, Observed, drawn, observe, within
+from rlhf_conformance.diagnosis.evidence import Evidence, Observed, Parted, drawn, observe, within
 from rlhf_conformance.diagnosis.variations import variations
 from rlhf_conformance.faults import Fault, changed, faults
 from rlhf_conformance.judging.checks import Check, checks
@@ -256,6 +256,21 @@ def agrees(user: Observed, other: Observed, dtype: torch.dtype) -> bool:
     return all(_alike(a, b, dtype) for a, b in zip(user.comparisons, other.comparisons, strict=True))
 
 
+def parting(user: Observed, dtype: torch.dtype) -> Callable[[Comparison], None]:
+    """Hears the comparisons of another adapter one by one, and raises Parted at the first that `agrees` would not let
+    pass, whatever follows."""
+    made = {quantity(c.what) for c in user.comparisons}
+    left = iter(user.comparisons)
+
+    def heard(comparison: Comparison) -> None:
+        if quantity(comparison.what) in made:  # else it may be a part that the user's trainer does not return
+            own = next(left, None)
+            if own is None or not _alike(own, comparison, dtype):
+                raise Parted
+
+    return heard
+
+
 def as_far_as(user: Observed, other: Observed) -> Observed:
     """What was observed of another adapter, as far as the user's returns the parts that were compared."""
     if user.ended or len(user.comparisons) >= len(other.comparisons):
@@ -397,7 +412,7 @@ def _survivors(asked: Sequence[Candidate], evidence: Evidence, impostors: Impost
         for suspect in suspects:
             if evidence.work.asked <= 0:
                 untried += 1
-            elif _agrees_on(seen, evidence.check, suspect, impostors, evidence):
+            elif _agrees_on(seen, evidence.check, suspect, impostors, evidence, parting(seen, evidence.subject.dtype)):
                 left.append(suspect)
         suspects = left
         if not suspects:
@@ -413,13 +428,21 @@ def _one_by_one(evidence: Evidence) -> Iterator[Observed]:
     yield from evidence.more
 
 
-def _agrees_on(seen: Observed, check: Check, suspect: Suspect, impostors: Impostors, evidence: Evidence) -> bool:
-    """Ask a suspect, whose errors are its own affair."""
-    evidence.work.asked -= max(1, check.effort)
+def _agrees_on(
+    seen: Observed,
+    check: Check,
+    suspect: Suspect,
+    impostors: Impostors,
+    evidence: Evidence,
+    heard: Callable[[Comparison], None] | None = None,
+) -> bool:
+    """Ask a suspect, whose errors are its own affair; `heard` may end it where it does not agree."""
+    evidence.work.asked -= 1
     try:
-        other = observe(check, impostors.of(suspect.candidate.adapter), seen.case)
+        other = observe(check, impostors.of(suspect.candidate.adapter), seen.case, heard)
     except Exception:
         return False
+    evidence.work.asked -= len(other.calls)
     if not agrees(seen, other, evidence.subject.dtype):
         suspect.wrong = other.failed
         return False
@@ -480,18 +503,19 @@ def _confront(suspect: Suspect, seen: Observed, check: Check, impostors: Imposto
 # --- what is said -------------------------------------------------------------------------------------------------
 
 
-def diagnoses(evidence: Evidence) -> tuple[Diagnosis, ...]:
-    """Those that agree with the adapter on every case of the evidence, the likeliest first."""
-    suspects = agreeing(evidence)
+def diagnoses(evidence: Evidence, *, vary: bool = True) -> tuple[Diagnosis, ...]:
+    """Those that agree with the adapter on every case of the evidence, the likeliest first; with `vary`, variations of
+    the reference where no other does."""
+    suspects = agreeing(evidence, vary=vary)
     return _said(suspects, (evidence.smallest, *evidence.more)) if suspects else ()
 
 
-def agreeing(evidence: Evidence) -> list[Suspect]:
+def agreeing(evidence: Evidence, *, vary: bool = True) -> list[Suspect]:
     """Everyone that answers as the adapter does, the likeliest first; nobody where that may be a coincidence."""
     if not evidence.smallest.failed:  # it does not fail every time: there is nothing to compare
         return []
     impostors = Impostors(evidence.subject)
-    suspects = _suspects(evidence, impostors) or _variations(evidence, impostors)
+    suspects = _suspects(evidence, impostors) or (_variations(evidence, impostors) if vary else [])
     if not suspects:
         return []
     enough = tells((evidence.smallest, *evidence.more))

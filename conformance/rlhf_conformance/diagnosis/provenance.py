@@ -8,7 +8,17 @@ from collections.abc import Callable
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.diagnosis.answers import Answer, Cell, Seen, finite, looked_at, looked_at_again
 from rlhf_conformance.diagnosis.evidence import Evidence
-from rlhf_conformance.diagnosis.explaining import COINCIDENCE, FEWEST, Explanation, Reading, explain
+from rlhf_conformance.diagnosis.explaining import (
+    COINCIDENCE,
+    FEWEST,
+    Among,
+    Explanation,
+    Reading,
+    everyone,
+    explain,
+    not_first,
+    not_last,
+)
 from rlhf_conformance.diagnosis.lookup import OTHER, OWN, PAD, Source, source_of
 from rlhf_conformance.diagnosis.readings import place_readings
 from rlhf_conformance.diagnosis.transformations import number_readings
@@ -64,8 +74,22 @@ def _look(evidence: Evidence) -> Found:
         found.diagnosis = _claimed(explained, seens)
         found.where = explained[0].reading.where
     else:
-        found.diagnosis = _in_half(seens) or _scattered(seens)
+        found.diagnosis = _in_half(seens) or _scattered(seens) or _but_at_an_end(evidence, found)
     return found
+
+
+def _but_at_an_end(evidence: Evidence, found: Found) -> Diagnosis | None:
+    """A reading that explains all but the last number of each sample, or all but the first: where a place beside the
+    right one is read, there may be none beside the one at the end, and something else is put there."""
+    seens, index = found.seens, found.seens[0].readout.index
+    if not index:
+        return None
+    for end, among in (("last", not_last), ("first", not_first)):
+        held = [e for e in _explained(evidence, seens, among) if e.everywhere and e.reading.kind == "place"]
+        if held:
+            found.where = held[0].reading.where
+            return _claimed(held, seens, f"in every {index} of every sample but the {end}, which is wrong otherwise")
+    return None
 
 
 def _looked_up(seen: Seen, answer: Answer) -> Cell | None:
@@ -76,15 +100,15 @@ def _looked_up(seen: Seen, answer: Answer) -> Cell | None:
 # --- readings ------------------------------------------------------------------------------------------------------
 
 
-def _explained(evidence: Evidence, seens: list[Seen]) -> list[Explanation]:
+def _explained(evidence: Evidence, seens: list[Seen], among: Among = everyone) -> list[Explanation]:
     """The readings that hold, if they are of one mind. Where they are not, or where it cannot be told how far they
     hold, more batches are looked at."""
     readout = seens[0].readout
     readings = [*place_readings(readout), *number_readings(readout, seens)]
-    held = _held(evidence, readings, seens, len(readings))
+    held = _held(readings, seens, len(readings), among)
     if held and not (len(held) == 1 and held[0].named):
         seens += looked_at_again(evidence)
-        held = _held(evidence, [e.reading for e in held], seens, len(readings))
+        held = _held([e.reading for e in held], seens, len(readings), among)
     alike = len({e.reading.name for e in held}) == 1 or _only(held) in (PAD, OTHER)
     return held if alike else []
 
@@ -95,12 +119,12 @@ def _only(held: list[Explanation]) -> str:
     return kinds.pop() if len(kinds) == 1 and held[0].reading.kind == "place" else ""
 
 
-def _held(evidence: Evidence, readings: list[Reading], seens: list[Seen], tried: int) -> list[Explanation]:
+def _held(readings: list[Reading], seens: list[Seen], tried: int, among: Among) -> list[Explanation]:
     """Those that hold everywhere before those that hold in part, those that say each number before those that leave
     some open, those with nothing fitted before the others."""
     held: list[Explanation] = []
     for reading in readings:
-        explanation = explain(reading, seens, tried)
+        explanation = explain(reading, seens, tried, among)
         if explanation:
             held.append(explanation)
     for better in (
@@ -114,15 +138,16 @@ def _held(evidence: Evidence, readings: list[Reading], seens: list[Seen], tried:
     return held
 
 
-def _claimed(held: list[Explanation], seens: list[Seen]) -> Diagnosis | None:
+def _claimed(held: list[Explanation], seens: list[Seen], where: str = "") -> Diagnosis | None:
+    """What is said of readings that hold; `where`, if that is known better than they know it."""
     best = held[0]
     reading = best.reading
     name, rule, only = reading.name, reading.rule, _only(held)
     if only in (PAD, OTHER):
         name = "pad" if only == PAD else "neighbor"
-    scope = best.scope
+    scope = where or best.scope
     if len(held) > 1:
-        scope = f"in all {len(best.explained)} numbers that differ"
+        scope = where or f"in all {len(best.explained)} numbers that differ"
         rule = f"read at {only}" if only in (PAD, OTHER) else COMMON[name if name in COMMON else reading.kind]
     seen, answer = _clearest(best, seens[0])
     said = reading.said(seen, answer)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 CALLS = 96
 """Calls of the adapter for the diagnosis of one failure. At half a second a call that is 48 s at most."""
 ASKED = 1200
-"""Cases that candidates are asked for, each counted as often as its check is dear."""
+"""Calls of candidates, and one more for each case that one of them is asked for."""
 
 
 @dataclass
@@ -15,7 +15,7 @@ class Work:
     """What is left of it.
 
     calls       of the adapter
-    asked       cases that candidates may still be asked for, in units of a cheap check
+    asked       calls of candidates
     tried, untried      candidates that were asked all that they had to be, and those that were not
     """
 

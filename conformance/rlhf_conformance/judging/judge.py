@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -77,7 +77,7 @@ class Judge:
     """Asks what a check wants to know, and compares.
 
     With a `record` every comparison is kept in it, and numbers that differ raise nothing: so that all of what a case
-    shows can be seen at once.
+    shows can be seen at once. `heard` is told of each, and ends the case by whatever it raises.
 
     margin      the largest observed error over its budget so far
     numbers     how many were compared: where none is, nothing is known, whatever facts hold
@@ -87,6 +87,7 @@ class Judge:
     margin: float | None = None
     numbers: int = 0
     record: list[Comparison] | None = None
+    heard: Callable[[Comparison], None] | None = None
     answers: dict[Call, Answered] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
 
@@ -228,6 +229,8 @@ class Judge:
             came = tuple(x for _, x in got)
             row = Comparison(what, places, came, wanted, tuple(budgets), place, first, question, answers, against)
             self.record.append(row)
+            if self.heard is not None:
+                self.heard(row)
         elif first is not None:
             raise ClauseFailure(first, question.quantity)
 

@@ -52,6 +52,8 @@ class Profile:
     deterministic   the same cases in every run with the same seed
     time_limit      seconds for a clause, after which its process is given up
     shrinking       seconds for making a failing case smaller; afterwards the smallest so far stands; 0: not at all
+    smaller         cases of a cheap check that are tried for that; a check's effort divides it, too. This is what ends
+                    it, on a busy machine as on an idle one; the seconds do where an adapter is slow
     """
 
     name: str
@@ -59,6 +61,7 @@ class Profile:
     deterministic: bool
     time_limit: float
     shrinking: float
+    smaller: int
     fraction: float = 0.5
 
     def examples_of(self, check: Check) -> int:
@@ -69,9 +72,9 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile("smoke", 3, deterministic=True, time_limit=60, shrinking=1),
-    "gate": Profile("gate", 60, deterministic=True, time_limit=120, shrinking=5),
-    "full": Profile("full", 600, deterministic=False, time_limit=600, shrinking=20),
+    "smoke": Profile("smoke", 3, deterministic=True, time_limit=60, shrinking=5, smaller=80),
+    "gate": Profile("gate", 60, deterministic=True, time_limit=120, shrinking=15, smaller=240),
+    "full": Profile("full", 600, deterministic=False, time_limit=600, shrinking=60, smaller=2000),
 }
 
 
@@ -94,13 +97,14 @@ class _Trial:
     kinds       the failures that were found, one of each kind, in the order in which they were found
     given       the kinds of those that showed on cases which were given, and are looked for no more; `shown`, on each
     wanted      the kind that is being made smaller, and the only one for which an attempt raises; None before the first
-    tried       the failures of that kind, by their cases
+    tried       the failures of that kind, by their cases; `left`, how many more cases may be tried for a smaller one
     until       when no further case is begun, of `time.monotonic()`; `count` is told how many there were
     """
 
     check: Check
     subject: Subject
     shrinking: float
+    smaller: int
     judge: Judge = field(default_factory=Judge)
     examples: int = 0
     empty: int = 0
@@ -111,6 +115,7 @@ class _Trial:
     tried: dict[Any, BaseException] = field(default_factory=dict)
     settled: bool = False
     gave_up: float | None = None
+    left: int = 0
     found_after: int | None = None
     found: Callable[[BaseException], None] = lambda error: None
     until: float = math.inf
@@ -118,11 +123,13 @@ class _Trial:
     count: Callable[[int], None] = lambda begun: None
 
     def attempt(self, case: Any) -> None:
-        """One case. After some seconds of shrinking, only cases already known to fail fail again, so that it ends."""
-        if not self.settled and self.gave_up is not None and time.monotonic() > self.gave_up:
-            if repr(case) in self.tried:
-                raise self.tried[repr(case)]
-            return
+        """One case. After enough of shrinking, only cases already known to fail fail again, so that it ends."""
+        if not self.settled and self.gave_up is not None:
+            self.left -= 1
+            if self.left < 0 or time.monotonic() > self.gave_up:
+                if repr(case) in self.tried:
+                    raise self.tried[repr(case)]
+                return
         errors = self._errors(case)
         new = {kind: error for kind, error in errors.items() if kind not in self.given}
         if new and self.wanted is None:
@@ -181,6 +188,7 @@ class _Trial:
         if self.gave_up is None:
             self.found(error)
             self.gave_up, self.found_after = time.monotonic() + self.shrinking, self.examples + self.empty + 1
+            self.left = self.smaller
         if self.subject.poison is not None:
             self.gave_up = 0.0
 
@@ -258,7 +266,7 @@ def try_clause(
         return Tried(replace(blank, verdict=LOST, reason=reason))
     started = time.perf_counter()
     subject.forget_models()
-    trial = _Trial(check, subject, profile.shrinking, until=until)
+    trial = _Trial(check, subject, profile.shrinking, profile.smaller // check.effort, until=until)
     trial.count = count or trial.count
 
     def seen() -> Result:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from rlhf_conformance.results import ERROR, FAIL, NAMED, Diagnosis, Report, Result, without_numbers
 
-NO_CAUSE = ("device",)
+NO_CAUSE = ("device", "scope")
 """Kinds of diagnoses that say where something is wrong, and not what."""
 RAISED = "error"
 _LINE = re.compile(r"\((?P<file>\S+):\d+ in (?P<function>[^()]*)\)$")
@@ -79,6 +79,14 @@ class Causes:
     def clearest(self) -> tuple[str, ...]:
         """The clauses that are shown for their causes."""
         return tuple(cause.clearest.clause for cause in self.found)
+
+    @property
+    def nameless(self) -> tuple[Result, ...]:
+        """Those that have no cause, one of each method that is judged before the others of it."""
+        first: dict[tuple[str, ...], Result] = {}
+        for result in self.unexplained:
+            first.setdefault(_methods([result]), result)
+        return (*first.values(), *(r for r in self.unexplained if r not in first.values()))
 
     @property
     def explained(self) -> int:

@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
 SIGNS = {"CONFORMANT": "✅", "NOT CONFORMANT": "❌", "INCOMPLETE": "⚠️"}
 LONGEST_CASE = 800
-LONGEST_TEXT = 300
-"""Characters of what is said of one failure outside of its details."""
-LISTED = 4
-"""So many failures without a cause have their sentence outside of their details."""
+LENGTHS = ((300, 4), (120, 4), (60, 2), (60, 0))
+"""Characters of what is said of one failure outside of its details, and how many of those without a cause, and of the
+causes, have their sentence there: the first that leaves room for all."""
 LONGEST_SUMMARY = 3900
 """Bytes: what a comment can have and still be read. Details beyond that are in the report."""
 
@@ -29,12 +28,12 @@ def summary(report: Report, scripts: Scripts) -> str:
     found = causes(report)
     first = found.clearest
     shown = sorted(parts.shown(report.results), key=lambda pair: pair[0].clause not in first)
-    blocks = [
-        f"## {SIGNS[report.verdict]} {escaped(parts.subject_name(report))}: {report.verdict}",
-        _sentence(report),
-        *_causes(found),
-        _chapters(report),
-    ]
+    head = [f"## {SIGNS[report.verdict]} {escaped(parts.subject_name(report))}: {report.verdict}", _sentence(report)]
+    chapters = _chapters(report)
+    room = LONGEST_SUMMARY - sum(_size(block) for block in (*head, chapters))
+    lists = [_causes(found, *lengths) for lengths in LENGTHS]
+    fitting = (rows for rows in lists if sum(_size(block) for block in rows) <= room)
+    blocks = [*head, *next(fitting, lists[-1]), chapters]
     left = LONGEST_SUMMARY - sum(_size(block) for block in blocks)
     details = [_details(result, others, report) for result, others in shown]
     for number, block in enumerate(details):
@@ -51,27 +50,28 @@ def _size(block: str) -> int:
     return len(block.encode("utf-8", "replace")) + 2
 
 
-def _causes(found: Causes) -> list[str]:
-    """What explains the failures, and what fails without an explanation."""
+def _causes(found: Causes, longest: int, count: int) -> list[str]:
+    """What explains the failures, and what fails without an explanation, in texts of so many characters; so many with
+    a sentence."""
     if found.explained + len(found.unexplained) < 2:
         return []
-    rows = [f"{number}. {_cause(cause)}" for number, cause in enumerate(found.found, 1)]
-    rows += [f"- `{result.clause}`: {_short(result.sentence)}" for result in found.unexplained[:LISTED]]
-    if found.unexplained[LISTED:]:
-        rows.append(f"- {', '.join(f'`{result.clause}`' for result in found.unexplained[LISTED:])}")
+    rows = [f"{number}. {_cause(cause, longest, number <= count)}" for number, cause in enumerate(found.found, 1)]
+    rows += [f"- `{result.clause}`: {_short(result.sentence, longest)}" for result in found.nameless[:count]]
+    if found.nameless[count:]:
+        rows.append(f"- {', '.join(f'`{result.clause}`' for result in found.nameless[count:])}")
     return [f"**{found.sentence}**", "\n".join(rows)]
 
 
-def _cause(cause: Cause) -> str:
+def _cause(cause: Cause, longest: int, shown: bool) -> str:
     slugs = ", ".join(f"`{slug}`" + "?" * (slug in cause.doubtful) for slug in cause.slugs)
-    said = f"**{_short(cause.title)}** ({len(cause.slugs)}: {slugs})"
-    if cause.clearest.verdict == FAIL:
-        said += f"<br>for one, `{cause.clearest.clause}`: {_short(cause.clearest.sentence)}"
+    said = f"**{_short(cause.title, longest)}** ({len(cause.slugs)}: {slugs})"
+    if shown and cause.clearest.verdict == FAIL:
+        said += f"<br>for one, `{cause.clearest.clause}`: {_short(cause.clearest.sentence, longest)}"
     return said
 
 
-def _short(text: str) -> str:
-    return escaped(text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} …")
+def _short(text: str, longest: int) -> str:
+    return escaped(text if len(text) <= longest else f"{text[:longest]} …")
 
 
 def _sentence(report: Report) -> str:

@@ -17,6 +17,8 @@ WIDTH = 120
 WIDEST = 160
 """Columns of a line that is not wrapped, since it is to be copied, or is cut."""
 LISTED = 3
+IN_FULL = 5
+"""So many causes, and so many failures that have none, are shown with more than their clauses."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,15 @@ def height(lines: Iterable[str]) -> int:
 def _blocks(report: Report) -> list[Block]:
     found = causes(report)
     blocks = [Block((found.sentence,))] if found.sentence else []
-    blocks += [_of_cause(number, cause, report) for number, cause in enumerate(found.found, 1)]
+    numbered = list(enumerate(found.found, 1))
+    blocks += [_of_cause(number, cause, report) for number, cause in numbered[:IN_FULL]]
+    blocks += [_in_short(number, cause) for number, cause in numbered[IN_FULL:]]
     if found.unexplained:
         head = [Block(("", "no cause is known:"))] if found.found else [Block(("",))]
-        blocks += [*head, *(_unexplained(result) for result in found.unexplained)]
+        blocks += [*head, *(_unexplained(result) for result in found.nameless[:IN_FULL])]
+    if found.nameless[IN_FULL:]:
+        slugs = [result.clause for result in found.nameless[IN_FULL:]]
+        blocks.append(Block(tuple(wrapped(", ".join(slugs), f"   and {len(slugs)} more: "))))
     others = [(result, slugs) for result, slugs in parts.shown(report.results) if result.verdict not in (FAIL, ERROR)]
     blocks += [Block(("",))] * bool(others and blocks)
     return blocks + [_other(result, slugs) for result, slugs in others]
@@ -64,7 +71,7 @@ def _blocks(report: Report) -> list[Block]:
 def _of_cause(number: int, cause: Cause, report: Report) -> Block:
     first, mark = cause.clearest, f"{number}. "
     count = len(cause.results)
-    lines = ["", *wrapped(cause.title, mark), *wrapped(", ".join(listed(cause)), f"   {_clauses(count):<12} ")]
+    lines = ["", *wrapped(cause.title, mark, most=4), *wrapped(", ".join(listed(cause)), f"   {_clauses(count):<12} ")]
     more = []
     if first.verdict == FAIL and first.failure is not None:
         more += wrapped(f"{first.clause}: {first.failure.sentence}", "   for one      ", most=3)
@@ -75,6 +82,11 @@ def _of_cause(number: int, cause: Cause, report: Report) -> Block:
     if report.command(first):
         more.append(f"   repeat with  {report.command(first)}")
     return Block(tuple(lines), tuple(more))
+
+
+def _in_short(number: int, cause: Cause) -> Block:
+    slugs = wrapped(", ".join(listed(cause)), f"   {_clauses(len(cause.results)):<12} ")
+    return Block((cut(f"{number}. {cause.title}"), *slugs))
 
 
 def listed(cause: Cause) -> list[str]:
