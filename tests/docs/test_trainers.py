@@ -27,7 +27,7 @@ MOST_LINES = 60
 SLUG = re.compile(r"`([a-z-]+\.[a-z0-9-]+)`")
 
 trainers = pytest.mark.parametrize("trainer", NAMES)
-judged = pytest.mark.parametrize(("judged", "mode"), runs())
+judged = pytest.mark.parametrize(("judged", "mode"), list(runs()))
 
 
 @pytest.fixture(scope="module")
