@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nox
@@ -26,34 +26,23 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 @dataclass(frozen=True)
 class Trainer:
-    """A real trainer that a bundled adapter drives.
-
-    `requirements/NAME.txt` is its environment, exact, installed over that of the project without dependencies.
-
-    built_with      build tools of what comes as sources, if anything does
-    settings        environment variables of that build
-    mutated         there is a table of slips in its source: tests/proof/mutants_NAME.py
-    """
+    """A row of requirements/trainers.toml, which says what is in it; an older one has its `version`."""
 
     name: str
+    title: str
+    modes: tuple[str, ...] = ()
+    before: str = ""
     built_with: tuple[str, ...] = ()
     settings: dict[str, str] = field(default_factory=dict)
-    mutated: bool = True
+    version: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.version}" if self.version else self.name
 
 
-TRAINERS = (
-    Trainer(
-        "openrlhf",
-        built_with=("setuptools==80.9.0", "wheel==0.45.1"),
-        settings={
-            "DS_BUILD_OPS": "0",
-            "FLASH_ATTENTION_SKIP_CUDA_BUILD": "TRUE",
-            "FLASH_ATTENTION_FORCE_BUILD": "TRUE",
-        },
-    ),
-    Trainer("trl"),
-    Trainer("verl", mutated=False),
-)
+ROWS = nox.project.load_toml(ROOT / "requirements" / "trainers.toml")
+TRAINERS = [Trainer(name, **row) for name, row in ROWS.items()]
+OLDER = [replace(trainer, modes=(), version=trainer.before) for trainer in TRAINERS if trainer.before]
 
 
 def install(session: nox.Session, *arguments: str) -> None:
@@ -111,15 +100,45 @@ def conformance(session: nox.Session) -> None:
     check(session, *(session.posargs or ("reference", "--profile", "gate")))
 
 
+def named(all_of: list[Trainer]) -> list[nox.param]:
+    """Sessions as `trainers(trl)`."""
+    return [nox.param(trainer, id=str(trainer)) for trainer in all_of]
+
+
 @nox.session
-@nox.parametrize("trainer", [nox.param(trainer, id=trainer.name) for trainer in TRAINERS])
+@nox.parametrize("trainer", named(TRAINERS))
 def trainers(session: nox.Session, trainer: Trainer) -> None:
-    """Judge the real trainers, each in an environment of its own; red where a verdict is not the documented one."""
+    """Judge the real trainers, each in an environment of its own; red where a verdict is not the documented one.
+
+    In every documented mode. Writes docs/proof/verdicts.json, unless the command is given options.
+    """
+    judge(session, trainer)
+
+
+@nox.session
+@nox.parametrize("trainer", named(OLDER))
+def older(session: nox.Session, trainer: Trainer) -> None:
+    """The same of older versions, of which docs/trainers.md says what was mended since."""
+    judge(session, trainer)
+
+
+def judge(session: nox.Session, trainer: Trainer) -> None:
+    """One trainer in its modes."""
     install_trainer(session, trainer)
-    # Failures that docs/trainers.md explains. --strict, so that a new warning is a difference too.
-    documented = ROOT / "docs" / "known-failures" / f"{trainer.name}.toml"
-    known = ("--known-failures", str(documented)) if documented.exists() else ()
-    check(session, trainer.name, "--strict", "--report", f"reports/{trainer.name}", *known, *session.posargs)
+    for mode in ("", *trainer.modes):
+        # --strict, so that a new warning is a difference too.
+        asked = ["--strict", "--report", f"reports/{trainer}/{mode or 'default'}", *documented(trainer, mode)]
+        check(session, trainer.name, *asked, *session.posargs)
+    if not session.posargs:
+        prove_in_its_environment(session, "verdicts", str(trainer))
+
+
+def documented(trainer: Trainer, mode: str) -> list[str]:
+    """The options of a mode: its own, and the failures that docs/trainers.md explains, which are those of the default
+    mode where the mode has no file."""
+    files = [ROOT / "docs" / "known-failures" / f"{name}.toml" for name in (f"{trainer}.{mode}", str(trainer))]
+    known = next((["--known-failures", str(file)] for file in files if file.exists()), [])
+    return [*(["-o", mode] if mode else []), *known]
 
 
 def install_trainer(session: nox.Session, trainer: Trainer) -> None:
@@ -129,15 +148,22 @@ def install_trainer(session: nox.Session, trainer: Trainer) -> None:
         session.install(*trainer.built_with)
     isolation = ("--no-build-isolation",) if trainer.built_with else ()
     session.install("--no-deps", *isolation, "-r", f"requirements/{trainer.name}.txt", env=trainer.settings)
+    if trainer.version:
+        session.install("--no-deps", f"{trainer.name}=={trainer.version}")
+
+
+def prove_in_its_environment(session: nox.Session, module: str, *arguments: str) -> None:
+    """Run a module of tests/proof beside a trainer. Not as `tests.proof`: OpenRLHF installs a package `tests`."""
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT / "tests")}
+    session.run("python", "-m", f"proof.{module}", *arguments, *session.posargs, env=environment)
 
 
 @nox.session
-@nox.parametrize("trainer", [nox.param(trainer, id=trainer.name) for trainer in TRAINERS if trainer.mutated])
+@nox.parametrize("trainer", named(TRAINERS))
 def mutants(session: nox.Session, trainer: Trainer) -> None:
     """One slip at a time in the source of a real trainer, each of which must be caught; writes docs/mutants.md."""
     install_trainer(session, trainer)
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT / "tests")}
-    session.run("python", "-m", "proof.mutants", trainer.name, *session.posargs, env=environment)
+    prove_in_its_environment(session, "mutants", trainer.name)
 
 
 @nox.session

@@ -1,8 +1,12 @@
-"""docs/trainers.md and docs/known-failures say the same, and what they name exists. Needs none of the trainers."""
+"""docs/trainers.md, docs/known-failures and docs/proof/verdicts.json say the same, and what they name exists.
+
+Needs none of the trainers.
+"""
 
 from __future__ import annotations
 
 import ast
+import datetime
 import io
 import re
 import tokenize
@@ -10,16 +14,20 @@ from pathlib import Path
 
 import pytest
 
+from proof.trainers import ROWS, pinned, runs
+from proof.verdicts import key, read
 from rlhf_conformance.run.known import read_known_failures
 from rlhf_spec.clauses import clause, clauses
 
 DOCUMENT = "docs/trainers.md"
 FILES = Path(__file__).resolve().parents[2] / "docs" / "known-failures"
-NAMES = {"openrlhf": "OpenRLHF", "trl": "TRL", "verl": "verl"}
+NAMES = {name: row["title"] for name, row in ROWS.items()}
+COUNTED = ("pass", "known-failure", "not-provided")
 MOST_LINES = 60
 SLUG = re.compile(r"`([a-z-]+\.[a-z0-9-]+)`")
 
 trainers = pytest.mark.parametrize("trainer", NAMES)
+judged = pytest.mark.parametrize(("judged", "mode"), list(runs()))
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +93,59 @@ def test_the_issues_are_those_of_the_table(trainer, known, failures):
 
 
 @trainers
-def test_the_counts_of_a_mode_are_of_all_clauses(trainer, table, known):
-    modes = table(DOCUMENT, f"mode of {NAMES[trainer]}")
-    for mode, *counts in modes:
-        assert sum(map(int, counts)) == len(clauses()), mode
-    assert modes[0][0] == "(none)"
-    assert int(modes[0][2]) == len(known(trainer))
+def test_the_counts_are_those_that_were_found_in_each_mode(trainer, table):
+    rows = {mode: list(map(int, counts)) for mode, *counts in table(DOCUMENT, f"mode of {NAMES[trainer]}")}
+    found = {mode: read()[key(trainer, mode)]["verdicts"] for name, mode in runs() if name == trainer}
+    assert rows == {
+        f"`{mode}`" if mode else "(none)": [len(by.get(verdict, ())) for verdict in COUNTED]
+        for mode, by in found.items()
+    }
+
+
+@judged
+def test_every_clause_has_one_of_the_documented_verdicts_in_each_mode(judged, mode):
+    by = read()[key(judged, mode)]["verdicts"]
+    assert set(by) <= set(COUNTED)
+    assert sorted(sum(by.values(), [])) == sorted(each.slug for each in clauses())
+
+
+@judged
+def test_what_fails_in_a_mode_is_what_its_file_of_known_failures_says(judged, mode, known):
+    """Where the mode has none, that of the default mode holds, in which some may not be asked for."""
+    by = read()[key(judged, mode)]["verdicts"]
+    own = f"{judged}.{mode}" if mode else judged
+    rows = known(own if (FILES / f"{own}.toml").exists() else judged)
+    assert set(rows) - set(by["not-provided"]) == set(by["known-failure"])
+
+
+@pytest.mark.parametrize("trainer", [name for name, row in ROWS.items() if "before" in row])
+def test_what_was_mended_since_an_older_version_is_what_was_found(trainer, table):
+    before = ROWS[trainer]["before"]
+    was, now = (
+        {slug: verdict for verdict, slugs in read()[key(judged, "")]["verdicts"].items() for slug in slugs}
+        for judged in (f"{trainer}-{before}", trainer)
+    )
+    differing = {
+        slug: [clause(slug).level, *(v.replace("known-failure", "fail") for v in (was[slug], now[slug]))]
+        for slug in was
+        if was[slug] != now[slug]
+    }
+    rows = {row[0].strip("`"): row[1:4] for row in table(DOCUMENT, f"{NAMES[trainer]} between two versions")}
+    assert rows == differing
+
+
+def test_each_file_of_known_failures_is_of_a_documented_mode():
+    assert {file.stem for file in FILES.iterdir()} <= {f"{name}.{mode}" if mode else name for name, mode in runs()}
+
+
+@judged
+def test_the_verdicts_are_dated_and_of_the_versions_that_are_pinned(judged, mode):
+    row = read()[key(judged, mode)]
+    datetime.date.fromisoformat(row["date"])
+    name, _, before = judged.partition("-")
+    wanted = pinned(name) | ({name: before} if before else {})
+    for package, version in row["versions"].items():
+        assert version.partition("+")[0] == wanted.get(package, version), package
 
 
 @trainers
@@ -111,12 +166,11 @@ def test_every_clause_that_the_document_names_exists(text):
 @trainers
 def test_the_versions_are_those_of_the_requirements(trainer, text):
     """Of the trainer and of what is named beside it."""
-    pinned = dict(re.findall(r"^([\w-]+)==([\w.]+)", text(f"requirements/{trainer}.txt"), re.M))
     chapter = text(DOCUMENT).split(f"\n## {NAMES[trainer]}\n")[1]
     named = re.findall(r"(\w+) (\d+\.\d+\.\d+)", chapter.partition(". ")[0])
     assert named[0][0].lower() == trainer
     for name, version in named:
-        assert pinned[name.lower()] == version
+        assert pinned(trainer)[name.lower()] == version
 
 
 @trainers

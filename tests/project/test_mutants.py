@@ -30,7 +30,7 @@ if True:
         x[:, :-1] = 1
         return x - 1
 """
-ALL = [(trainer, mutant) for trainer in mutants.TRAINERS for mutant in mutants.mutants_of(trainer)]
+ALL = [(trainer, mutant) for trainer in mutants.NAMES for mutant in mutants.mutants_of(trainer)]
 
 
 def changes(function, edit, source=TOY):
@@ -165,13 +165,13 @@ def test_a_package_that_is_not_the_copy_is_refused(toy, tmp_path):
 # --- the tables ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trainer", mutants.TRAINERS)
+@pytest.mark.parametrize("trainer", mutants.NAMES)
 def test_a_trainer_has_enough_mutants_of_different_names(trainer):
     names = [mutant.name for mutant in mutants.mutants_of(trainer)]
     assert len(set(names)) == len(names) >= 22
 
 
-@pytest.mark.parametrize("trainer", mutants.TRAINERS)
+@pytest.mark.parametrize("trainer", mutants.NAMES)
 def test_no_mutation_is_made_twice(trainer):
     made = [(mutant.function, mutant.edit) for mutant in mutants.mutants_of(trainer)]
     assert len(set(made)) == len(made)
@@ -186,7 +186,7 @@ def test_a_mutant_is_well_said(trainer, mutant):
         assert len(text) <= 80
 
 
-@pytest.mark.parametrize("trainer", mutants.TRAINERS)
+@pytest.mark.parametrize("trainer", mutants.NAMES)
 def test_a_table_is_data(trainer):
     tree = ast.parse(Path(mutants.__file__).with_name(f"mutants_{trainer}.py").read_text())
     assert all(isinstance(node, ast.Expr | ast.ImportFrom | ast.Assign) for node in tree.body)
@@ -197,7 +197,7 @@ def test_a_table_is_data(trainer):
 # --- what was measured --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trainer", mutants.TRAINERS)
+@pytest.mark.parametrize("trainer", mutants.NAMES)
 def test_every_mutant_was_tried_as_it_stands(trainer):
     rows = mutants.read(trainer)["mutants"]
     assert {name: (row["function"], row["edit"], row["clause"], row["why"]) for name, row in rows.items()} == {
@@ -205,7 +205,7 @@ def test_every_mutant_was_tried_as_it_stands(trainer):
     }
 
 
-@pytest.mark.parametrize("trainer", mutants.TRAINERS)
+@pytest.mark.parametrize("trainer", mutants.NAMES)
 def test_what_goes_uncaught_has_a_reason(trainer):
     assert mutants.complaints(trainer, mutants.read(trainer)["mutants"]) == []
 

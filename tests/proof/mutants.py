@@ -1,11 +1,11 @@
 """Mutations of real trainers: one slip in a copy of the installed package, and the clause that catches it.
 
-    PYTHONPATH=tests python -m proof.mutants openrlhf|trl [MUTANT ...]
+    PYTHONPATH=tests python -m proof.mutants TRAINER [MUTANT ...]
 
 runs in the trainer's environment (not as `tests.proof`, since OpenRLHF installs a package `tests`) and writes
-docs/proof/mutants-NAME.json, from which docs/mutants.md is made. Red where a mutant goes uncaught that no reason is
+docs/proof/mutants-TRAINER.json, from which docs/mutants.md is made. Red where a mutant goes uncaught that no reason is
 given for, or one with a reason is caught. With names only those rows are made anew. The mutants are tables of data:
-mutants_openrlhf.py and mutants_trl.py.
+mutants_TRAINER.py.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from rlhf_conformance.run.folders import own_folder
 from rlhf_conformance.run.known import failures, signature
 
 from .files import DOCS, MEASURED, ROOT, by_line, table
+from .trainers import NAMES, titled
 from .trying import RED, attempt, settle
 
-TRAINERS = ("openrlhf", "trl")
 HOLE = re.compile(r"_[a-z]")
 Row = dict[str, Any]
 Wrong = dict[str, list[str]]
@@ -399,23 +399,20 @@ and what is red in that mode without a mutant is found out first.
 
 In the edits `_a`, `_b` stand for whatever expression is there, and places are counted from the top of the function.
 
-Made by `python -m nox -s mutants`, which makes an environment for each trainer. The mutants are in
-`tests/proof/mutants_openrlhf.py` and `tests/proof/mutants_trl.py`, the results in `docs/proof/mutants-openrlhf.json`
-and `docs/proof/mutants-trl.json`."""
-
-TITLES = {"openrlhf": "OpenRLHF 0.11.2", "trl": "TRL 1.16.0"}
+Made by `python -m nox -s mutants`, which makes an environment for each trainer. The mutants of a trainer are in
+`tests/proof/mutants_TRAINER.py`, the results in `docs/proof/mutants-TRAINER.json`."""
 
 
 def page() -> str:
     """docs/mutants.md, from what lies in docs/proof."""
-    rows = {trainer: read(trainer)["mutants"] for trainer in TRAINERS}
+    rows = {trainer: read(trainer)["mutants"] for trainer in NAMES}
     parts = [
         "# Slips in real trainers",
         INTRODUCTION,
-        table(("trainer", "mutations", "caught", "why the rest is not"), (_summary(t, rows[t]) for t in TRAINERS)),
+        table(("trainer", "mutations", "caught", "why the rest is not"), (_summary(t, rows[t]) for t in NAMES)),
     ]
-    for trainer in TRAINERS:
-        parts.append(f"## {TITLES[trainer]}")
+    for trainer in NAMES:
+        parts.append(f"## {titled(trainer)}")
         parts.append(table(("mutation", "caught by"), (_line(*item) for item in rows[trainer].items())))
     return "\n\n".join(parts) + "\n"
 
@@ -425,7 +422,7 @@ def _summary(trainer: str, rows: Mapping[str, Row]) -> tuple[str, ...]:
     rest = ". ".join(
         f"`{name}`: {row['why'] or 'a gap in the suite'}" for name, row in rows.items() if not row["caught_by"]
     )
-    return TITLES[trainer], str(len(rows)), str(caught), rest
+    return titled(trainer), str(len(rows)), str(caught), rest
 
 
 def _line(name: str, row: Row) -> tuple[str, str]:
@@ -441,7 +438,7 @@ def _shown(value: Any) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m proof.mutants", description=__doc__)
-    parser.add_argument("trainer", nargs="?", choices=TRAINERS)
+    parser.add_argument("trainer", nargs="?", choices=NAMES)
     parser.add_argument("names", nargs="*", metavar="MUTANT")
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -449,7 +446,7 @@ def main() -> int:
         arguments.answer.write_text(json.dumps(ask(json.load(sys.stdin))))
         return 0
     if not arguments.trainer:
-        parser.error("which trainer? openrlhf or trl")
+        parser.error(f"which trainer? {' or '.join(NAMES)}")
     status = run(arguments.trainer, arguments.names)
     (DOCS / "mutants.md").write_text(page())
     return status

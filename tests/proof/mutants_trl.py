@@ -126,10 +126,8 @@ FUSED_HEAD = (
         "entropy-subtracted-in-backward",
         f"{KERNELS}:_backward_tile",
         Edit("log_p + _a", "log_p - _a"),
-        "actor.entropy",
+        "actor.entropy-gradient",
         declares=LLAMA,
-        why="no clause asks for the gradient of an entropy, which a bonus on it would train with: `log-probs.entropy` "
-        "and `actor.entropy` judge its value",
     ),
 )
 

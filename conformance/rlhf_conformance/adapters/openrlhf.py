@@ -1,4 +1,4 @@
-"""OpenRLHF 0.11. Modes: `packing` (its packing_samples: padded rows are packed inside) and `attn_implementation`.
+"""OpenRLHF 0.11, 0.9.10 too. Modes: `packing` (its packing_samples: rows are packed inside), `attn_implementation`.
 
 Not provided: generate, process_sequences (vLLM's part), position_ids (inline), values (its raw critic output has none).
 """
@@ -22,8 +22,8 @@ class OpenRLHF(Adapter):
     architectures = ("llama", "gpt2", "qwen2", "mistral", "granite", "phi")
     head_names = ("score", "value_head")
     aggregations = ("token-mean", "sequence-mean")
-    reward_normalization = critic_normalization = dual_clip = global_count = True
-    count_empty_rows = False
+    reward_normalization = critic_normalization = dual_clip = True
+    global_count, count_empty_rows = standins.TAKES_COUNTS, False
     token_log_probs = staticmethod(utils.log_probs_from_logits)
     save = staticmethod(standins.save_model)
 
@@ -72,11 +72,10 @@ class OpenRLHF(Adapter):
 
     def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
         eps, token_mean = (options.clip_eps_low, options.clip_eps_high), options.aggregation == "token-mean"
-        counts = {"batch_num_tokens": options.global_count, "global_batch_size": options.global_count}
         loss_fn = PolicyLoss(*eps, options.dual_clip, token_mean)
-        return PolicyLossResult(*loss_fn(log_probs, old_log_probs, advantages, action_mask, **counts)[:3])
+        rows = (log_probs, old_log_probs, advantages, action_mask)
+        return PolicyLossResult(*loss_fn(*rows, **standins.counts(options))[:3])
 
     def value_loss(self, values, old_values, returns, action_mask, options):
         loss_fn = ValueLoss(options.clip_eps, options.aggregation == "token-mean")
-        counts = {"batch_num_tokens": options.global_count, "global_batch_size": options.global_count}
-        return loss_fn(values, old_values, returns, action_mask, **counts)
+        return loss_fn(values, old_values, returns, action_mask, **standins.counts(options))

@@ -39,7 +39,7 @@ class Verl(Adapter):
         return torch_functional.logprobs_from_logits(logits / temperature, labels)  # as the engine does
 
     def token_entropy(self, logits, temperature):
-        return torch_functional.entropy_from_logits(logits / temperature)
+        return standins.entropies(logits / temperature, chunked=self.mode["chunked_entropy"])
 
     def process_sequences(self, sequences, prompt_length, prompt_attention_mask, stop_token_ids, pad_token_id):
         mask = torch_functional.get_response_mask(sequences[:, prompt_length:], list(stop_token_ids))

@@ -33,6 +33,9 @@ platform_manager.set_platform(CPU)
 from verl.utils import tensordict_utils, torch_functional  # noqa: E402
 from verl.workers.engine.fsdp import transformer_impl  # noqa: E402
 
+CHUNK = 2
+"""Rows whose entropies are taken at a time: few, so that small batches have several chunks."""
+
 KINDS = {"actor": transformer_impl.FSDPEngineWithLMHead, "critic": transformer_impl.FSDPEngineWithValueHead}
 
 
@@ -76,7 +79,7 @@ def engine(
         forward_only=False,
         entropy_checkpointing=False,
         entropy_from_logits_with_chunking=chunked_entropy,
-        entropy_from_logits_chunk_size=2,
+        entropy_from_logits_chunk_size=CHUNK,
     )
     made.use_remove_padding, made.device_mesh, made.ulysses_sequence_parallel_size = remove_padding, None, 1
     made.use_ulysses_sp, made.ulysses_device_mesh, made.rank = False, None, 0
@@ -104,6 +107,14 @@ def forward(engine: Any, data: Any, batch: Any) -> dict[str, Any]:
         tensordict_utils.assign_non_tensor_data(data, name, value)
     engine.forward_step(data, loss, forward_only=False)
     return seen
+
+
+def entropies(logits: torch.Tensor, *, chunked: bool) -> torch.Tensor:
+    """By the function that the engine takes; the one that goes by chunks is handed rows of logits there, too."""
+    if not chunked:
+        return torch_functional.entropy_from_logits(logits)
+    rows = torch_functional.entropy_from_logits_with_chunking(logits.flatten(0, -2), CHUNK)
+    return rows.view(logits.shape[:-1])
 
 
 def counts(options: Any) -> dict[str, Any]:

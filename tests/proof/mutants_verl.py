@@ -1,0 +1,624 @@
+"""Slips in verl 0.9.1, in the functions that its adapter comes to. See mutants.py.
+
+What only some mode comes to is tried in that mode.
+"""
+
+from __future__ import annotations
+
+from .mutants import Edit, Mutant
+
+FUNCTIONAL = "verl.utils.torch_functional"
+LOG_PROB = f"{FUNCTIONAL}:logprobs_from_logits_v2"
+ENTROPY = f"{FUNCTIONAL}:entropy_from_logits"
+CHUNKED_ENTROPY = f"{FUNCTIONAL}:entropy_from_logits_with_chunking"
+RESPONSE_MASK = f"{FUNCTIONAL}:get_response_mask"
+POSITIONS = "verl.utils.model:compute_position_id_with_mask"
+PADDING = "verl.workers.utils.padding"
+TO_NESTED = f"{PADDING}:left_right_2_no_padding"
+TO_PADDED = f"{PADDING}:no_padding_2_padding"
+UNPAD = "verl.utils.attention_utils:_fallback_unpad_input"
+ENGINE = "verl.workers.engine.fsdp.transformer_impl"
+STATIC_PAD = "verl.workers.engine.utils:pad_packed_inputs"
+BUILD = f"{ENGINE}:FSDPEngine._build_module"
+INPUTS = f"{ENGINE}:FSDPEngineWithLMHead.prepare_model_inputs"
+OUTPUTS = f"{ENGINE}:FSDPEngineWithLMHead.prepare_model_outputs"
+STEP = f"{ENGINE}:FSDPEngineWithLMHead.forward_step"
+VALUES = f"{ENGINE}:FSDPEngineWithValueHead.prepare_model_outputs"
+ALGORITHMS = "verl.trainer.ppo.core_algos"
+AGGREGATE = f"{ALGORITHMS}:agg_loss"
+POLICY_LOSS = f"{ALGORITHMS}:compute_policy_loss_vanilla"
+VALUE_LOSS = f"{ALGORITHMS}:compute_value_loss"
+PADDED = {"remove_padding": False}
+STATIC = {"pad_to": 8}
+CHUNKS = {"chunked_entropy": True}
+
+LOG_PROBS = (
+    Mutant(
+        "log-prob-turned-round",
+        LOG_PROB,
+        Edit("logits_labels - logsumexp_values", "logsumexp_values - logits_labels"),
+        "log-probs.definition",
+    ),
+    Mutant(
+        "logsumexp-over-positions",
+        LOG_PROB,
+        Edit("torch.logsumexp(logit, dim=-1)", "torch.logsumexp(logit, dim=0)"),
+        "log-probs.definition",
+    ),
+    Mutant(
+        "labels-of-the-first-row",
+        LOG_PROB,
+        Edit("labels.unsqueeze(-1)", "labels[:1].expand_as(labels).unsqueeze(-1)"),
+        "log-probs.definition",
+    ),
+    Mutant(
+        "half-precision-softmax-over-positions",
+        LOG_PROB,
+        Edit("F.log_softmax(row_logits, dim=-1)", "F.log_softmax(row_logits, dim=0)"),
+        "log-probs.float32",
+        why="rows of half-precision logits are handed to it by `log-probs.float32` and `log-probs.gradient` alone, "
+        "and both fail without it, in the same quantities: it takes such a softmax in half precision",
+    ),
+    Mutant(
+        "entropy-added",
+        ENTROPY,
+        Edit("_a - torch.sum(pd * logits, dim=-1)", "_a + torch.sum(pd * logits, dim=-1)"),
+        "log-probs.entropy",
+    ),
+    Mutant(
+        "entropy-of-probabilities",
+        ENTROPY,
+        Edit("pd * logits", "pd * pd"),
+        "log-probs.entropy",
+    ),
+    Mutant(
+        "entropy-softmax-over-positions",
+        ENTROPY,
+        Edit("torch.nn.functional.softmax(logits, dim=-1)", "torch.nn.functional.softmax(logits, dim=0)"),
+        "log-probs.entropy",
+    ),
+    Mutant(
+        "last-chunk-forgotten",
+        CHUNKED_ENTROPY,
+        Edit("range(0, logits.shape[0], chunk_size)", "range(0, logits.shape[0] - 1, chunk_size)"),
+        "log-probs.entropy",
+        options=CHUNKS,
+    ),
+    Mutant(
+        "chunk-one-row-short",
+        CHUNKED_ENTROPY,
+        Edit("logits[i:i + chunk_size]", "logits[i:i + chunk_size - 1]"),
+        "log-probs.entropy",
+        options=CHUNKS,
+    ),
+    Mutant(
+        "chunks-in-half-precision",
+        CHUNKED_ENTROPY,
+        Edit("_a.float()", "_a"),
+        "log-probs.entropy-float32",
+        options=CHUNKS,
+    ),
+    Mutant(
+        "chunk-without-its-normalizer",
+        CHUNKED_ENTROPY,
+        Edit("torch.logsumexp(logits_chunk, dim=-1)", "torch.amax(logits_chunk, dim=-1)"),
+        "log-probs.entropy",
+        options=CHUNKS,
+    ),
+)
+
+MASKS_AND_POSITIONS = (
+    Mutant(
+        "stop-token-not-an-action",
+        RESPONSE_MASK,
+        Edit("_a - eos_mask", "_a"),
+        "sequences.action-mask",
+    ),
+    Mutant(
+        "stops-counted-across-rows",
+        RESPONSE_MASK,
+        Edit("eos_mask.cumsum(dim=1)", "eos_mask.cumsum(dim=0)"),
+        "sequences.rows-independent",
+    ),
+    Mutant(
+        "second-stop-ends",
+        RESPONSE_MASK,
+        Edit("_a.eq(0)", "_a.le(1)"),
+        "sequences.action-mask",
+    ),
+    Mutant(
+        "only-the-first-stop-id",
+        RESPONSE_MASK,
+        Edit(
+            "torch.tensor(eos_token, device=response_id.device)",
+            "torch.tensor(eos_token[:1], device=response_id.device)",
+        ),
+        "sequences.stop-set",
+    ),
+    Mutant(
+        "positions-from-one",
+        POSITIONS,
+        Edit("_a - 1", "_a"),
+        "positions.cumsum",
+    ),
+    Mutant(
+        "positions-across-rows",
+        POSITIONS,
+        Edit("torch.cumsum(mask, dim=-1)", "torch.cumsum(mask, dim=0)"),
+        "positions.cumsum",
+    ),
+    Mutant(
+        "positions-of-columns",
+        POSITIONS,
+        Edit("torch.cumsum(mask, dim=-1)", "torch.cumsum(torch.ones_like(mask), dim=-1)"),
+        "positions.cumsum",
+    ),
+    Mutant(
+        "positions-of-pads-negative",
+        POSITIONS,
+        Edit("torch.clip(_a, min=0, max=None)", "_a"),
+        "positions.pads",
+    ),
+)
+
+PADDING_HELPERS = (
+    Mutant(
+        "positions-from-the-first-columns",
+        TO_NESTED,
+        Edit("curr_pos_ids[curr_mask]", "curr_pos_ids[:curr_mask.sum()]"),
+        "actor.padding-invariance",
+    ),
+    Mutant(
+        "positions-of-the-first-row",
+        TO_NESTED,
+        Edit("position_ids[i]", "position_ids[0]"),
+        "packing.equivalence",
+    ),
+    Mutant(
+        "columns-instead-of-rows-unpadded",
+        UNPAD,
+        Edit("all_masks.flatten()", "all_masks.T.flatten()"),
+        "actor.log-probs",
+    ),
+    Mutant(
+        "lengths-of-columns",
+        UNPAD,
+        Edit("all_masks.sum(dim=-1, dtype=torch.int32)", "all_masks.sum(dim=0, dtype=torch.int32)"),
+        "actor.log-probs",
+    ),
+    Mutant(
+        "pads-kept",
+        UNPAD,
+        Edit("all_masks.flatten()", "torch.ones_like(all_masks).flatten()"),
+        "actor.garbage-under-mask",
+    ),
+    Mutant(
+        "outputs-one-column-late",
+        TO_PADDED,
+        Edit("values[seq_offset - resp_len - 1:seq_offset - 1]", "values[seq_offset - resp_len:seq_offset]"),
+        "actor.log-probs",
+    ),
+    Mutant(
+        "outputs-from-the-front",
+        TO_PADDED,
+        Edit("values[seq_offset - resp_len - 1:seq_offset - 1]", "values[:resp_len]"),
+        "actor.log-probs",
+    ),
+    Mutant(
+        "responses-pushed-right",
+        TO_PADDED,
+        Edit("(*skip_padding, 0, pad_size)", "(*skip_padding, pad_size, 0)"),
+        "actor.log-probs",
+    ),
+    Mutant(
+        "rows-that-end-in-reverse",
+        TO_PADDED,
+        Edit("sequence_lens.cumsum(dim=0)", "sequence_lens.flip(0).cumsum(dim=0)"),
+        "actor.log-probs",
+    ),
+    Mutant(
+        "attended-as-the-shortest-row",
+        f"{PADDING}:build_attention_mask_from_nested",
+        Edit("positions < seq_lens.unsqueeze(1)", "positions < seq_lens.min()"),
+        "actor.log-probs",
+        options=PADDED,
+    ),
+)
+
+ENGINE_INPUTS = (
+    Mutant(
+        "labels-rolled-the-other-way",
+        INPUTS,
+        Edit("torch.roll(input_ids_rmpad, shifts=-1, dims=1)", "torch.roll(input_ids_rmpad, shifts=1, dims=1)"),
+        "actor.log-probs",
+    ),
+    Mutant(
+        "labels-rolled-across-rows",
+        INPUTS,
+        Edit("torch.roll(input_ids_rmpad, shifts=-1, dims=1)", "torch.roll(input_ids_rmpad, shifts=-1, dims=0)"),
+        "actor.log-probs",
+    ),
+    Mutant(
+        "padded-labels-rolled-the-other-way",
+        INPUTS,
+        Edit("torch.roll(input_ids.values(), shifts=-1, dims=0)", "torch.roll(input_ids.values(), shifts=1, dims=0)"),
+        "actor.log-probs",
+        options=PADDED,
+    ),
+    Mutant(
+        "positions-run-on-through-a-pack",
+        INPUTS,
+        Edit("position_ids.values().unsqueeze(0)", "torch.arange(len(position_ids.values())).unsqueeze(0)"),
+        "packing.isolation",
+    ),
+    Mutant(
+        "positions-of-a-pack-forgotten",
+        INPUTS,
+        Edit(
+            "{'input_ids': _a, 'attention_mask': None, 'position_ids': _b}", "{'input_ids': _a, 'attention_mask': None}"
+        ),
+        "packing.isolation",
+    ),
+    Mutant(
+        "pack-attended-as-one-row",
+        INPUTS,
+        Edit(
+            "{'input_ids': _a, 'attention_mask': None, 'position_ids': _b}",
+            "{'input_ids': _a, 'attention_mask': torch.ones_like(_a), 'position_ids': _b}",
+        ),
+        "packing.isolation",
+    ),
+    Mutant(
+        "pack-with-a-cache",
+        STEP,
+        Edit("self.module(**model_inputs, use_cache=False)", "self.module(**model_inputs, use_cache=True)"),
+        "packing.isolation",
+    ),
+    Mutant(
+        "padded-rows-without-a-mask",
+        INPUTS,
+        Edit(
+            "{'input_ids': _a, 'attention_mask': attention_mask, 'position_ids': _b}",
+            "{'input_ids': _a, 'position_ids': _b}",
+        ),
+        "actor.garbage-under-mask",
+        options=PADDED,
+        why="no legal input shows it: the engine pads on the right, where causal attention does not look",
+    ),
+    Mutant(
+        "padded-positions-doubled",
+        INPUTS,
+        Edit(
+            "torch.nested.to_padded_tensor(position_ids, padding=0, output_size=_a)",
+            "torch.nested.to_padded_tensor(position_ids, padding=0, output_size=_a) * 2",
+            nth=2,
+            of=2,
+        ),
+        "actor.log-probs",
+        options=PADDED,
+    ),
+    Mutant(
+        "static-pads-in-front",
+        STATIC_PAD,
+        Edit("(0, pad_size)", "(pad_size, 0)"),
+        "actor.log-probs",
+        options=STATIC,
+    ),
+    Mutant(
+        "positions-of-static-pads-in-front",
+        STATIC_PAD,
+        Edit("(position_ids_rmpad, pad_position_ids)", "(pad_position_ids, position_ids_rmpad)"),
+        "actor.log-probs",
+        options=STATIC,
+    ),
+    Mutant(
+        "static-pad-of-a-whole-bucket-short",
+        f"{ENGINE}:FSDPEngine._get_packed_pad_size",
+        Edit("ceildiv(packed_length, bucket)", "(packed_length // bucket)"),
+        "actor.log-probs",
+        options=STATIC,
+    ),
+)
+
+ENGINE_OUTPUTS = (
+    Mutant(
+        "logits-multiplied-by-temperature",
+        f"{ENGINE}:_scale_logits_by_temperature",
+        Edit("logits / _a", "logits * _a"),
+        "actor.temperature",
+    ),
+    Mutant(
+        "temperature-only-below-one",
+        f"{ENGINE}:_is_scalar_unit_temperature",
+        Edit("float(temperature) == 1.0", "float(temperature) >= 1.0"),
+        "actor.temperature",
+    ),
+    Mutant(
+        "entropy-without-temperature",
+        OUTPUTS,
+        Edit(
+            "self.compute_entropy_from_logits(logits_rmpad)",
+            "self.compute_entropy_from_logits(output.logits.squeeze(0))",
+        ),
+        "actor.entropy",
+    ),
+    Mutant(
+        "padded-entropy-without-temperature",
+        OUTPUTS,
+        Edit("verl_F.entropy_from_logits(logits)", "verl_F.entropy_from_logits(output.logits)"),
+        "actor.entropy",
+        options=PADDED,
+    ),
+    Mutant(
+        "log-probs-of-a-pack-reversed",
+        OUTPUTS,
+        Edit(
+            "torch.nested.nested_tensor_from_jagged(log_probs, cu_seqlens)",
+            "torch.nested.nested_tensor_from_jagged(log_probs.flip(0), cu_seqlens)",
+            nth=1,
+            of=3,
+        ),
+        "actor.log-probs",
+    ),
+    Mutant(
+        "entropy-of-a-pack-one-late",
+        OUTPUTS,
+        Edit(
+            "torch.nested.nested_tensor_from_jagged(entropy_rmpad, cu_seqlens)",
+            "torch.nested.nested_tensor_from_jagged(entropy_rmpad.roll(1), cu_seqlens)",
+            nth=1,
+            of=2,
+        ),
+        "actor.entropy",
+    ),
+    Mutant(
+        "padded-labels-not-shifted",
+        OUTPUTS,
+        Edit("input_ids_rmpad_rolled", "input_ids.values()", nth=4, of=4),
+        "actor.log-probs",
+        options=PADDED,
+    ),
+    Mutant(
+        "padded-entropy-of-the-wrong-rows",
+        OUTPUTS,
+        Edit("torch.cat([t for t in entropy.unbind()])", "torch.cat([t for t in entropy.unbind()][::-1])"),
+        "actor.entropy",
+        options=PADDED,
+    ),
+    Mutant(
+        "static-pads-stripped-from-the-front",
+        f"{ENGINE}:FSDPEngine._gather_and_unpad_packed",
+        Edit("tensor[:-pad_size]", "tensor[pad_size:]"),
+        "actor.log-probs",
+        options=STATIC,
+    ),
+    Mutant(
+        "values-of-a-pack-one-late",
+        VALUES,
+        Edit(
+            "torch.nested.nested_tensor_from_jagged(values_rmpad, cu_seqlens)",
+            "torch.nested.nested_tensor_from_jagged(values_rmpad.roll(1), cu_seqlens)",
+            nth=1,
+            of=2,
+        ),
+        "critic.state-before",
+    ),
+    Mutant(
+        "padded-values-one-late",
+        VALUES,
+        Edit(
+            "torch.nested.narrow(values, 1, _a, _b, layout=_c)",
+            "torch.nested.narrow(values.roll(1, 1), 1, _a, _b, layout=_c)",
+        ),
+        "critic.state-before",
+        options=PADDED,
+    ),
+    Mutant(
+        "head-with-dropout",
+        BUILD,
+        Edit("0.0", "0.5", nth=1, of=2),
+        "critic.train-mode",
+        why="`critic.train-mode` says nothing of a train mode that draws at random, as adapters with dropout of their "
+        "own do, and values are scored in eval mode",
+    ),
+    Mutant(
+        "two-values-a-token",
+        BUILD,
+        Edit("1", "2"),
+        "critic.shape",
+    ),
+)
+
+LOSSES = (
+    Mutant(
+        "sum-keeps-what-is-masked",
+        f"{FUNCTIONAL}:masked_sum",
+        Edit("torch.where(mask.bool(), values, 0.0)", "values"),
+        "policy-loss.metrics-nan-under-mask",
+    ),
+    Mutant(
+        "sum-without-mask",
+        f"{FUNCTIONAL}:masked_sum",
+        Edit("valid_values * mask", "values"),
+        "policy-loss.mask",
+    ),
+    Mutant(
+        "mean-over-all-cells",
+        f"{FUNCTIONAL}:masked_mean",
+        Edit("_a / (mask.sum(axis=axis) + 1e-08)", "_a / mask.numel()"),
+        "policy-loss.clip-fraction",
+    ),
+    Mutant(
+        "one-more-in-the-mean",
+        f"{FUNCTIONAL}:masked_mean",
+        Edit("1e-08", "1.0"),
+        "policy-loss.clip-fraction",
+    ),
+    Mutant(
+        "token-mean-over-all-cells",
+        AGGREGATE,
+        Edit("loss_mask.sum()", "loss_mask.numel()"),
+        "policy-loss.token-mean",
+    ),
+    Mutant(
+        "count-of-the-step-forgotten",
+        AGGREGATE,
+        Edit("_a / batch_num_tokens", "_a / loss_mask.sum()"),
+        "policy-loss.micro-batches",
+    ),
+    Mutant(
+        "mask-dropped-in-sequence-mean",
+        AGGREGATE,
+        Edit("loss_mat * loss_mask", "loss_mat", nth=2, of=2),
+        "policy-loss.sequence-mean",
+    ),
+    Mutant(
+        "rows-divided-by-their-width",
+        AGGREGATE,
+        Edit("seq_mask + 1e-08", "loss_mask.shape[-1]"),
+        "policy-loss.sequence-mean",
+    ),
+    Mutant(
+        "empty-rows-counted",
+        AGGREGATE,
+        Edit("seq_mask > 0", "seq_mask >= 0"),
+        "policy-loss.empty-rows-counted",
+    ),
+    Mutant(
+        "rows-of-the-step-forgotten",
+        AGGREGATE,
+        Edit("_a / global_batch_size", "_a / seq_mask.sum()", nth=2, of=2),
+        "policy-loss.micro-batches",
+    ),
+    Mutant(
+        "ratio-turned-round",
+        POLICY_LOSS,
+        Edit("log_prob - old_log_prob", "old_log_prob - log_prob"),
+        "policy-loss.ratio",
+    ),
+    Mutant(
+        "log-ratio-clamped-at-one",
+        POLICY_LOSS,
+        Edit(
+            "torch.clamp(negative_approx_kl, min=-20.0, max=20.0)",
+            "torch.clamp(negative_approx_kl, min=-20.0, max=1.0)",
+        ),
+        "policy-loss.clip",
+    ),
+    Mutant(
+        "ratio-detached",
+        POLICY_LOSS,
+        Edit("torch.exp(negative_approx_kl)", "torch.exp(negative_approx_kl).detach()"),
+        "policy-loss.gradient",
+    ),
+    Mutant(
+        "sign-of-advantages",
+        POLICY_LOSS,
+        Edit("-advantages * ratio", "advantages * ratio"),
+        "policy-loss.ratio",
+    ),
+    Mutant(
+        "lower-bound-from-above",
+        POLICY_LOSS,
+        Edit("1 - cliprange_low", "1 - cliprange_high"),
+        "policy-loss.asymmetric-clip",
+    ),
+    Mutant(
+        "upper-bound-from-below",
+        POLICY_LOSS,
+        Edit("1 + cliprange_high", "1 + cliprange_low"),
+        "policy-loss.asymmetric-clip",
+    ),
+    Mutant(
+        "larger-surrogate",
+        POLICY_LOSS,
+        Edit("torch.maximum", "torch.minimum"),
+        "policy-loss.clip",
+    ),
+    Mutant(
+        "dual-clip-below",
+        POLICY_LOSS,
+        Edit("torch.min", "torch.max"),
+        "policy-loss.dual-clip",
+    ),
+    Mutant(
+        "dual-clip-for-good-actions",
+        POLICY_LOSS,
+        Edit("advantages < 0", "advantages > 0", nth=2, of=2),
+        "policy-loss.dual-clip-sign",
+    ),
+    Mutant(
+        "clip-fraction-counts-ties",
+        POLICY_LOSS,
+        Edit("torch.gt(pg_losses2, pg_losses1)", "torch.ge(pg_losses2, pg_losses1)"),
+        "policy-loss.clip-fraction",
+    ),
+    Mutant(
+        "kl-turned-round",
+        POLICY_LOSS,
+        Edit("-negative_approx_kl", "negative_approx_kl"),
+        "policy-loss.kl-metric",
+    ),
+    Mutant(
+        "policy-loss-without-mask",
+        POLICY_LOSS,
+        Edit(
+            "agg_loss(loss_mat=_a, loss_mask=_b, loss_agg_mode=_c, **_d)",
+            "agg_loss(loss_mat=_a, loss_mask=_b | True, loss_agg_mode=_c, **_d)",
+        ),
+        "policy-loss.mask",
+    ),
+    Mutant(
+        "policy-loss-without-counts",
+        POLICY_LOSS,
+        Edit(
+            "agg_loss(loss_mat=_a, loss_mask=_b, loss_agg_mode=_c, **_d)",
+            "agg_loss(loss_mat=_a, loss_mask=_b, loss_agg_mode=_c)",
+        ),
+        "policy-loss.micro-batches",
+    ),
+    Mutant(
+        "values-clipped-about-returns",
+        VALUE_LOSS,
+        Edit("values - cliprange_value", "returns - cliprange_value"),
+        "value-loss.clip",
+    ),
+    Mutant(
+        "values-clipped-from-above-only",
+        f"{FUNCTIONAL}:clip_by_value",
+        Edit("torch.max(torch.min(x, tensor_max), tensor_min)", "torch.min(x, tensor_max)"),
+        "value-loss.clip",
+    ),
+    Mutant(
+        "smaller-value-loss",
+        VALUE_LOSS,
+        Edit("torch.max", "torch.min"),
+        "value-loss.clip",
+    ),
+    Mutant(
+        "unclipped-against-old-values",
+        VALUE_LOSS,
+        Edit("vpreds - returns", "vpreds - values"),
+        "value-loss.clip",
+    ),
+    Mutant(
+        "half-forgotten",
+        VALUE_LOSS,
+        Edit("0.5 * _a", "_a"),
+        "value-loss.half",
+    ),
+    Mutant(
+        "value-loss-without-count",
+        VALUE_LOSS,
+        Edit("batch_num_tokens", "None"),
+        "value-loss.micro-batches",
+    ),
+    Mutant(
+        "value-loss-of-unmasked-cells",
+        VALUE_LOSS,
+        Edit("response_mask", "~response_mask", nth=1, of=2),
+        "value-loss.mask",
+    ),
+)
+
+MUTANTS = LOG_PROBS + MASKS_AND_POSITIONS + PADDING_HELPERS + ENGINE_INPUTS + ENGINE_OUTPUTS + LOSSES
