@@ -12,6 +12,7 @@ Read it in this order; every module stands on those before it.
     regression     a backbone and a linear head (checkpoint: where it is found): what reward_model and critic share
     aggregation    from one loss for each token to one number
     policy_loss, value_loss
+    whitening      numbers of a batch less their mean, over their deviation
 
 Nothing here writes to its arguments or calls `.cuda()`, and the global random state is touched only to draw what was
 asked for: sampled tokens, a new LoRA adapter, a new head. A name is imported when it is first used (PEP 562), so
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from rlhf_reference.sequences import ProcessedSequences as ProcessedSequences
     from rlhf_reference.sequences import process_sequences as process_sequences
     from rlhf_reference.value_loss import ValueLoss as ValueLoss
+    from rlhf_reference.whitening import whiten as whiten
 
 _NAMES = {
     "log_probs": ("token_log_probs", "token_entropy"),
@@ -63,6 +65,7 @@ _NAMES = {
     "aggregation": ("aggregate",),
     "policy_loss": ("PolicyLoss", "PolicyLossOutput"),
     "value_loss": ("ValueLoss",),
+    "whitening": ("whiten",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

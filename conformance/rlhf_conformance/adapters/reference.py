@@ -22,6 +22,8 @@ class Reference(Adapter):
     dual_clip = global_count = True
     count_empty_rows = False
     packed_labels = "shifted"
+    whitening_keeps_mean = True
+    whitening_masked = whitening_of_few = "zero"
 
     def __init__(self, attention: str = "sdpa", lora: bool = False, checkpointing: bool = False) -> None:
         self.attention, self.lora, self.checkpointing = attention, lora, checkpointing
@@ -172,3 +174,7 @@ class Reference(Adapter):
     def value_loss(self, values, old_values, returns, action_mask, options):
         loss = ref.ValueLoss(options.clip_eps, options.aggregation)
         return loss(values, old_values, returns, action_mask, global_count=options.global_count)
+
+    def whiten(self, values, action_mask, options):
+        eps = {"eps": self.whitening_eps, "eps_place": self.whitening_eps_place}
+        return ref.whiten(values, action_mask, shift_mean=options.shift_mean, ddof=self.whitening_ddof, **eps)
