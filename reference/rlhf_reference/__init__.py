@@ -12,7 +12,8 @@ Read it in this order; every module stands on those before it.
     regression     a backbone and a linear head (checkpoint: where it is found): what reward_model and critic share
     aggregation    from one loss for each token to one number
     policy_loss, value_loss
-    whitening      numbers of a batch less their mean, over their deviation
+    whitening, group_advantages
+                   numbers of a batch, or scores of a group, less their mean and over their deviation
 
 Nothing here writes to its arguments or calls `.cuda()`, and the global random state is touched only to draw what was
 asked for: sampled tokens, a new LoRA adapter, a new head. A name is imported when it is first used (PEP 562), so
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rlhf_reference.aggregation import aggregate as aggregate
     from rlhf_reference.checkpoint import MissingHeadError as MissingHeadError
     from rlhf_reference.critic import CriticModel as CriticModel
+    from rlhf_reference.group_advantages import group_relative_advantages as group_relative_advantages
     from rlhf_reference.log_probs import token_entropy as token_entropy
     from rlhf_reference.log_probs import token_log_probs as token_log_probs
     from rlhf_reference.lora import LoraOptions as LoraOptions
@@ -66,6 +68,7 @@ _NAMES = {
     "policy_loss": ("PolicyLoss", "PolicyLossOutput"),
     "value_loss": ("ValueLoss",),
     "whitening": ("whiten",),
+    "group_advantages": ("group_relative_advantages",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
