@@ -48,7 +48,7 @@ def group_relative_advantages(
     centered = centered.where(size > 1, wide if of_one == "score" else 0.0)
     variance = _sums(centered.square(), group)[group] / (size - ddof).clamp(min=1)
     if baseline == "leave-one-out":
-        centered = centered * (size / (size - 1).clamp(min=1))
+        centered = centered * size / (size - 1).clamp(min=1)
     if scale == "group-std":
         centered = centered / (variance.sqrt().where(size > 1, 1.0) + eps).where(centered != 0, 1.0)
     elif scale == "batch-std":
