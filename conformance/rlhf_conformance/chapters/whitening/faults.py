@@ -453,13 +453,12 @@ class NumbersInHalf(Reference):
 
 @fault("whitening.equal-numbers")
 class EqualNumbersAreNan(Reference):
-    "Nothing keeps the division by a deviation of 0 finite."
+    "Where all numbers are alike the result is 0 / 0."
 
-    def whiten(self, *arguments):
-        def divisor(adapter, variance):
-            return plain.denominator(adapter, variance).where(variance > 1e-12, variance.sqrt())
-
-        return plain.whiten(self, arguments, denominator=divisor)
+    def whiten(self, values, mask, options):
+        answer, kept = super().whiten(values, mask, options), values[mask.bool()]
+        alike = kept.numel() > 1 and bool(kept.max() == kept.min())
+        return answer * float("nan") if alike else answer
 
 
 @fault("whitening.equal-numbers", bug="score-std-zero")
