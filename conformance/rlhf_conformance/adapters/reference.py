@@ -22,6 +22,10 @@ class Reference(Adapter):
     dual_clip = global_count = True
     count_empty_rows = False
     packed_labels = "shifted"
+    kl_estimators = ("k1", "k2", "k3", "abs")
+    kl_log_ratio_clamp, kl_clamp, kl_clamped = 20.0, 10.0, ("k3",)
+    kl_gradient = "plain"
+    kl_masked = token_rewards_masked = advantages_masked = "zero"
 
     def __init__(self, attention: str = "sdpa", lora: bool = False, checkpointing: bool = False) -> None:
         self.attention, self.lora, self.checkpointing = attention, lora, checkpointing
@@ -172,3 +176,9 @@ class Reference(Adapter):
     def value_loss(self, values, old_values, returns, action_mask, options):
         loss = ref.ValueLoss(options.clip_eps, options.aggregation)
         return loss(values, old_values, returns, action_mask, global_count=options.global_count)
+
+    def kl(self, log_probs, ref_log_probs, action_mask, options):
+        clamps = {}
+        if options.estimator in self.kl_clamped:
+            clamps = {"log_ratio_clamp": self.kl_log_ratio_clamp, "clamp": self.kl_clamp}
+        return ref.token_kl(log_probs, ref_log_probs, action_mask, options.estimator, **clamps)
