@@ -12,9 +12,10 @@ Read it in this order; every module stands on those before it.
     regression     a backbone and a linear head (checkpoint: where it is found): what reward_model and critic share
     aggregation    from one loss for each token to one number
     policy_loss, value_loss
-    kl              how far each token has left the reference model
-    token_rewards   from one score for a response to a reward for each token
-    advantages      generalized advantages, and returns
+    kl             how far each token has left the reference model
+    token_rewards  from one score for a response to a reward for each token
+    advantages     generalized advantages, and returns
+    whitening      numbers of a batch less their mean, over their deviation
 
 Nothing here writes to its arguments or calls `.cuda()`, and the global random state is touched only to draw what was
 asked for: sampled tokens, a new LoRA adapter, a new head. A name is imported when it is first used (PEP 562), so
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from rlhf_reference.sequences import process_sequences as process_sequences
     from rlhf_reference.token_rewards import token_rewards as token_rewards
     from rlhf_reference.value_loss import ValueLoss as ValueLoss
+    from rlhf_reference.whitening import whiten as whiten
 
 _NAMES = {
     "log_probs": ("token_log_probs", "token_entropy"),
@@ -73,6 +75,7 @@ _NAMES = {
     "token_rewards": ("token_rewards",),
     "advantages": ("advantages_and_returns", "discounted_returns"),
     "value_loss": ("ValueLoss",),
+    "whitening": ("whiten",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

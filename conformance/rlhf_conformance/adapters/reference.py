@@ -27,6 +27,9 @@ class Reference(Adapter):
     kl_gradient = "plain"
     kl_masked = token_rewards_masked = advantages_masked = "zero"
 
+    whitening_keeps_mean = True
+    whitening_masked = whitening_of_few = "zero"
+
     def __init__(self, attention: str = "sdpa", lora: bool = False, checkpointing: bool = False) -> None:
         self.attention, self.lora, self.checkpointing = attention, lora, checkpointing
 
@@ -182,3 +185,7 @@ class Reference(Adapter):
         if options.estimator in self.kl_clamped:
             clamps = {"log_ratio_clamp": self.kl_log_ratio_clamp, "clamp": self.kl_clamp}
         return ref.token_kl(log_probs, ref_log_probs, action_mask, options.estimator, **clamps)
+
+    def whiten(self, values, action_mask, options):
+        eps = {"eps": self.whitening_eps, "eps_place": self.whitening_eps_place}
+        return ref.whiten(values, action_mask, shift_mean=options.shift_mean, ddof=self.whitening_ddof, **eps)

@@ -16,7 +16,7 @@ error alone, which can be zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlhf_conformance._lazy import torch
 
@@ -306,3 +306,36 @@ def advantage(size: float, steps: int, dtype: torch.dtype) -> float:
     """Of one advantage: `size` is the discounted sum of the magnitudes of all rewards and values that enter, `steps`
     how many steps it goes through, each with a product, a sum, and a factor that the dtype does not hold."""
     return 2 * unit(dtype) * (3 * steps + 6) * size
+
+
+def whitened(
+    numbers: Sequence[float],
+    divisor: Callable[[float], float],
+    ddof: int,
+    dtype: torch.dtype,
+    *,
+    kept: bool = False,
+    passes: int = 1,
+) -> list[float]:
+    """Of each of some numbers less their mean and divided by `divisor(variance)`, with the mean added again if `kept`.
+
+    The mean carries the rounding of a sum. So does the variance, of squares of centered numbers where two passes are
+    made, and of plain ones, from which the square of the mean is subtracted, where it is one. What that does to the
+    quotient is not linear where the variance is small: the divisor is taken at both ends of its interval.
+    """
+    n, u = len(numbers), unit(dtype)
+    left = max(1, n - ddof)
+    mean = math.fsum(numbers) / max(1, n)
+    of_mean = 2 * (n + 2) * u * math.fsum(map(abs, numbers)) / max(1, n)
+    squares = math.fsum((x - mean) ** 2 for x in numbers)
+    summed = squares if passes == 2 else 2 * math.fsum(x * x for x in numbers)
+    of_variance = (2 * (n + 4) * u * summed + n * of_mean**2) / left
+    variance = squares / left
+    least, middle, most = (divisor(max(0.0, variance + by)) for by in (-of_variance, 0.0, of_variance))
+    allowed = []
+    for x in numbers:
+        quotient = (x - mean) / middle if x != mean else 0.0
+        ends = [abs((x - mean) / end - quotient) for end in (least, most) if x != mean]
+        of_result = 8 * u * (abs(quotient) + (abs(mean) if kept else 0.0))
+        allowed.append(max(ends, default=0.0) + 2 * of_mean / least + of_result + (of_mean if kept else 0.0))
+    return allowed
