@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def token_rewards(
+def token_level_rewards(
     scores: Tensor, kl: Tensor, action_mask: Tensor, *, kl_coef: float, score_clip: float | None = None
 ) -> Tensor:
     """Minus the coefficient times the KL of each action, and the score on top at the last one. No graph.

@@ -25,6 +25,7 @@ class Reference(Adapter):
     kl_estimators = ("k1", "k2", "k3", "abs")
     kl_log_ratio_clamp, kl_clamp, kl_clamped = 20.0, 10.0, ("k3",)
     kl_gradient = "plain"
+    score_clip = True
     kl_masked = token_rewards_masked = advantages_masked = "zero"
 
     whitening_keeps_mean = True
@@ -185,6 +186,9 @@ class Reference(Adapter):
         if options.estimator in self.kl_clamped:
             clamps = {"log_ratio_clamp": self.kl_log_ratio_clamp, "clamp": self.kl_clamp}
         return ref.token_kl(log_probs, ref_log_probs, action_mask, options.estimator, **clamps)
+
+    def token_rewards(self, scores, kl, action_mask, options):
+        return ref.token_level_rewards(scores, kl, action_mask, kl_coef=options.kl_coef, score_clip=options.score_clip)
 
     def whiten(self, values, action_mask, options):
         eps = {"eps": self.whitening_eps, "eps_place": self.whitening_eps_place}

@@ -76,6 +76,7 @@ class Quantity:
     field       of an answer with several; empty: the answer itself
     said        the formula, where it is not that of the method
     beside      what else the same call answers
+    reads       (adapter, case) -> how the numbers are read; None: at the actions
     """
 
     method: str
@@ -89,6 +90,7 @@ class Quantity:
     field: str = ""
     said: str = ""
     beside: tuple[Quantity, ...] = ()
+    reads: Callable[[Adapter, Any], Reading] | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -113,6 +115,9 @@ class Quantity:
         options = self.options_of(adapter, case) if self.options_of else self.options(adapter)
         return Formula(self.said or METHODS[self.method].formula, options)
 
+    def reading(self, adapter: Adapter, case: MaskedCase) -> Reading:
+        return self.reads(adapter, case) if self.reads else at_actions(self.field)
+
     def all(self, subject: Subject, case: MaskedCase, call: Call | None = None, what: str = "") -> Questions:
         """What the call should answer, one question after the other; `what` stands behind the word of each."""
         call = call or self.call(subject, case)
@@ -134,7 +139,7 @@ class Quantity:
             call or self.call(subject, case),
             self.truth(adapter, case),
             self.allowed(adapter, case, subject.dtype),
-            reading=reading or at_actions(self.field),
+            reading=reading or self.reading(adapter, case),
             formula=self.formula(adapter, case),
         )
 

@@ -38,7 +38,7 @@ def bent(adapter, arguments, **changed):
 # --- the estimators -----------------------------------------------------------------------------------------------
 
 
-@fault("kl.k1", bug="kl-arguments-exchanged", also=("credit",))
+@fault("kl.k1", bug="kl-arguments-exchanged")
 class KlArgumentsExchanged(Reference):
     "Policy and reference are exchanged: the KL of the reference from the policy."
 
