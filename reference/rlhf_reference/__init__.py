@@ -15,6 +15,7 @@ Read it in this order; every module stands on those before it.
     kl             how far each token has left the reference model
     token_rewards  from one score for a response to a reward for each token
     advantages     generalized advantages, and returns
+    credit         these three in a row
     whitening      numbers of a batch less their mean, over their deviation
 
 Nothing here writes to its arguments or calls `.cuda()`, and the global random state is touched only to draw what was
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rlhf_reference.advantages import discounted_returns as discounted_returns
     from rlhf_reference.aggregation import aggregate as aggregate
     from rlhf_reference.checkpoint import MissingHeadError as MissingHeadError
+    from rlhf_reference.credit import credited as credited
     from rlhf_reference.critic import CriticModel as CriticModel
     from rlhf_reference.kl import token_kl as token_kl
     from rlhf_reference.log_probs import token_entropy as token_entropy
@@ -73,6 +75,7 @@ _NAMES = {
     "policy_loss": ("PolicyLoss", "PolicyLossOutput"),
     "kl": ("token_kl",),
     "token_rewards": ("token_level_rewards",),
+    "credit": ("credited",),
     "advantages": ("advantages_and_returns", "discounted_returns"),
     "value_loss": ("ValueLoss",),
     "whitening": ("whiten",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import rlhf_reference as ref
-from rlhf_conformance import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
+from rlhf_conformance import Adapter, AdvantagesResult, PackedSequences, PolicyLossResult, ProcessedSequences
 from rlhf_conformance.chapters._models.interface import LAYOUTS
 
 
@@ -181,14 +181,28 @@ class Reference(Adapter):
         loss = ref.ValueLoss(options.clip_eps, options.aggregation)
         return loss(values, old_values, returns, action_mask, global_count=options.global_count)
 
+    def _clamps(self, estimator: str) -> dict[str, Any]:
+        """As they are declared."""
+        held = estimator in self.kl_clamped
+        return {"log_ratio_clamp": self.kl_log_ratio_clamp, "clamp": self.kl_clamp} if held else {}
+
     def kl(self, log_probs, ref_log_probs, action_mask, options):
-        clamps = {}
-        if options.estimator in self.kl_clamped:
-            clamps = {"log_ratio_clamp": self.kl_log_ratio_clamp, "clamp": self.kl_clamp}
+        clamps = self._clamps(options.estimator)
         return ref.token_kl(log_probs, ref_log_probs, action_mask, options.estimator, **clamps)
 
     def token_rewards(self, scores, kl, action_mask, options):
         return ref.token_level_rewards(scores, kl, action_mask, kl_coef=options.kl_coef, score_clip=options.score_clip)
+
+    def advantages(self, token_rewards, values, action_mask, options):
+        discounts = {"gamma": options.gamma, "lam": options.lam}
+        return AdvantagesResult(*ref.advantages_and_returns(token_rewards, values, action_mask, **discounts))
+
+    def returns(self, token_rewards, action_mask, options):
+        return ref.discounted_returns(token_rewards, action_mask, gamma=options.gamma)
+
+    def credit(self, scores, log_probs, ref_log_probs, values, action_mask, options):
+        tables = (scores, log_probs, ref_log_probs, values, action_mask)
+        return AdvantagesResult(*ref.credited(*tables, **vars(options), **self._clamps(options.estimator)))
 
     def whiten(self, values, action_mask, options):
         eps = {"eps": self.whitening_eps, "eps_place": self.whitening_eps_place}

@@ -61,6 +61,24 @@ ACTIONS = at_actions()
 BACKWARDS = at_actions(backwards=True)
 
 
+def at_cells(cells: set[tuple[int, int]], case: MaskedCase, field: str = "", *, summed: bool = False) -> Reading:
+    """The answer, or a field of it, in some cells, 0 elsewhere; or what those of each row add up to."""
+    kept = [[(i, j) in cells for j in range(case.shape[1])] for i in range(case.shape[0])]
+
+    def numbers(subject: Any, answers: Sequence[Answered]) -> Any:
+        answer = (getattr(answers[-1].value, field) if field else main(answers[-1])).detach()
+        found = answer.masked_fill(~torch.tensor(kept, device=answer.device), 0.0)
+        return found.double().sum(1) if summed else found
+
+    end = ".double().sum(1)" if summed else ""
+    source = f"kept = torch.tensor({kept})\nreturn flat(answers[-1].detach().masked_fill(~kept, 0.0){end})"
+    of_formulas = "return flat(answers[-1])"
+    if not summed:
+        of_formulas = f"kept = {kept}\nreturn [x if k else 0.0 for x, k in zip(flat(answers[-1]), flat(kept))]"
+    wanted = f"its {field}, a tensor shaped like the mask" if field else ""
+    return Reading(numbers, source, of_formulas, wanted, field)
+
+
 @dataclass(frozen=True)
 class Quantity:
     """What a trainer makes of tables under a mask: a number for each action.
@@ -77,6 +95,7 @@ class Quantity:
     said        the formula, where it is not that of the method
     beside      what else the same call answers
     reads       (adapter, case) -> how the numbers are read; None: at the actions
+    restored    (adapter, case, the same with numbers under its mask) -> the latter, with what is read there put back
     """
 
     method: str
@@ -91,6 +110,7 @@ class Quantity:
     said: str = ""
     beside: tuple[Quantity, ...] = ()
     reads: Callable[[Adapter, Any], Reading] | None = None
+    restored: Callable[[Adapter, Any, Any], Any] = lambda adapter, case, dressed: dressed
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -143,6 +163,14 @@ class Quantity:
             formula=self.formula(adapter, case),
         )
 
+    def asks_at(
+        self, subject: Subject, case: MaskedCase, cells: set[tuple[int, int]], what: str, call: Call | None = None
+    ) -> Question:
+        """The numbers of some cells alone."""
+        asked = self.asks(subject, case, call, what, at_cells(cells, case, self.field))
+        kept = [[x if (i, j) in cells else 0.0 for j, x in enumerate(row)] for i, row in enumerate(asked.expected)]
+        return replace(asked, expected=kept)
+
     def template(self, function: Any, cases: Cases, *requires: Requirement, effort: int = 1) -> Template:
         return Template(function, self.needs, cases, tuple(requires), effort)
 
@@ -168,7 +196,8 @@ class Quantity:
         """Cases with such numbers under the mask, as far as the dtype holds them."""
         largest = float(torch.finfo(subject.dtype).max)
         kept = [x for x in filler if not largest < abs(x) < math.inf]
-        return dressed(self.draw(subject, **shape), kept, subject.dtype, 1, CELLS)
+        drawn = dressed(self.draw(subject, **shape), kept, subject.dtype, 1, CELLS)
+        return drawn.map(lambda x: replace(x, dressed=self.restored(subject.adapter, x.case, x.dressed)))
 
     def padding_invariance(self) -> Template:
         def check(subject: Subject, case: WidenedCase) -> Questions:

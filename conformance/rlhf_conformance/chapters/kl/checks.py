@@ -24,12 +24,12 @@ HUGE = (*POISON, -200.0, -1e37)
 
 
 def allowed(adapter: Adapter, case: KlCase, dtype: Any) -> list[list[float]]:
-    return _at_actions(case, lambda i, j: _error(adapter, case, case.log_ratio(i, j), dtype))
+    return _at_actions(case, lambda i, j: error_of(adapter, case.options.estimator, case.log_ratio(i, j), dtype))
 
 
-def _error(adapter: Adapter, case: KlCase, d: float, dtype: Any) -> float:
-    """Of an estimate that a clamp holds, that of the clamp itself."""
-    estimator, held = case.options.estimator, clamps(adapter, case.options.estimator)
+def error_of(adapter: Adapter, estimator: str, d: float, dtype: Any) -> float:
+    """How far the estimate for a log-ratio may be off; that of one that a clamp holds as far as the clamp itself."""
+    held = clamps(adapter, estimator)
     bound = held["log_ratio_clamp"] or math.inf
     estimate = spec.token_kl(d, 0.0, estimator, held["log_ratio_clamp"], held["clamp"])
     if adapter.kl_gradient == "k2":  # whose value comes straight through another's gradient, and has its roundings

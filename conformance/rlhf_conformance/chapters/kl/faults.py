@@ -446,7 +446,7 @@ class KlOfCompactedTurns(Reference):
 
     def kl(self, lp, ref, mask, options):
         marks = mask.bool()
-        order = (~marks).long().argsort(1, stable=True)
+        order = (~marks).long().argsort(dim=1, stable=True)
         starts = marks.long().argmax(1, keepdim=True)
         columns = torch.arange(mask.shape[1], device=mask.device)[None] - starts
         compact = super().kl(lp, ref, mask, options).gather(1, order)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import rlhf_spec.token_rewards as spec
-from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter
-from rlhf_conformance.chapters._credit.asking import POISON, Quantity, at_actions
+from rlhf_conformance.chapters._credit.asking import POISON, Quantity, at_actions, at_cells
 from rlhf_conformance.chapters._credit.editing import masked_cells, own_row, unmoved, zeros
 from rlhf_conformance.chapters._masked import DressedCase
 from rlhf_conformance.chapters.token_rewards.cases import (
@@ -16,12 +14,11 @@ from rlhf_conformance.chapters.token_rewards.cases import (
     LARGE_SCORES,
     NO_NUMBERS,
     SCORES,
-    Place,
     TokenRewardCase,
     reward_cases,
 )
 from rlhf_conformance.judging.checks import Questions, check, declares, use
-from rlhf_conformance.judging.questions import Answered, Formula, Question, Reading
+from rlhf_conformance.judging.questions import Formula, Question, Reading
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
 
@@ -55,28 +52,11 @@ def allowed(adapter: Adapter, case: TokenRewardCase, dtype: Any) -> list[list[fl
     ]
 
 
-def at(cells: set[Place], case: TokenRewardCase, *, summed: bool = False) -> Reading:
-    """The rewards of some cells, 0 elsewhere; or what those of each row add up to."""
-    kept = [[(i, j) in cells for j in range(case.shape[1])] for i in range(case.shape[0])]
-
-    def numbers(subject: Any, answers: Sequence[Answered]) -> Any:
-        answer = answers[-1].value.detach()
-        found = answer.masked_fill(~torch.tensor(kept, device=answer.device), 0.0)
-        return found.double().sum(1) if summed else found
-
-    end = ".double().sum(1)" if summed else ""
-    source = f"kept = torch.tensor({kept})\nreturn flat(answers[-1].detach().masked_fill(~kept, 0.0){end})"
-    of_formulas = "return flat(answers[-1])"
-    if not summed:
-        of_formulas = f"kept = {kept}\nreturn [x if k else 0.0 for x, k in zip(flat(answers[-1]), flat(kept))]"
-    return Reading(numbers, source, of_formulas)
-
-
 def reads(adapter: Adapter, case: TokenRewardCase) -> Reading:
     """All actions, and where the score lands."""
     if adapter.score_position == "last-action":
         return at_actions()
-    return at({*case.actions, *case.score_cells(adapter)}, case)
+    return at_cells({*case.actions, *case.score_cells(adapter)}, case)
 
 
 REWARDS = Quantity(
@@ -99,13 +79,6 @@ at_last_action = declares("score_position", "score_position is 'after-last'", va
 promises_zeros = declares("token_rewards_masked", "token_rewards_masked is not declared", value="zero")
 
 
-def asks_at(subject: Subject, case: TokenRewardCase, cells: set[Place], what: str) -> Question:
-    """The rewards of some cells alone."""
-    asked = REWARDS.asks(subject, case, what=what, reading=at(cells, case))
-    expected = [[x if (i, j) in cells else 0.0 for j, x in enumerate(row)] for i, row in enumerate(asked.expected)]
-    return Question(what, asked.calls, expected, asked.allowed, reading=asked.reading, formula=asked.formula)
-
-
 # --- where the score lands ------------------------------------------------------------------------------------------
 
 use("token-rewards.score-position", REWARDS.definition(kl=(0.0,)))
@@ -121,7 +94,7 @@ def sums(subject: Subject, case: TokenRewardCase) -> Questions:
         REWARDS.call(subject, case),
         spec.reward_sums(case.scores, case.kl, case.action_mask, kl_coef=o.kl_coef, score_clip=o.score_clip),
         [budgets.reward_sum(*row, subject.dtype) for row in zip(case.scores, penalties, strict=True)],
-        reading=at({*case.actions, *case.score_cells(adapter)}, case, summed=True),
+        reading=at_cells({*case.actions, *case.score_cells(adapter)}, case, summed=True),
         formula=Formula("rlhf_spec.token_rewards.reward_sums"),
     )
 
@@ -135,12 +108,12 @@ use("token-rewards.score-unclipped", REWARDS.definition(clipped=False, scores=LA
 @check("token-rewards.penalty", needs=REWARDS.needs, cases=REWARDS.cases(columns=3))
 def penalty(subject: Subject, case: TokenRewardCase) -> Questions:
     others = {*case.actions} - case.score_cells(subject.adapter)
-    yield asks_at(subject, case, others, "reward of an action without a score")
+    yield REWARDS.asks_at(subject, case, others, "reward of an action without a score")
 
 
 @check("token-rewards.last-action", needs=REWARDS.needs, requires=(at_last_action,), cases=REWARDS.cases())
 def last_action(subject: Subject, case: TokenRewardCase) -> Questions:
-    yield asks_at(subject, case, case.score_cells(subject.adapter), "reward of the last action")
+    yield REWARDS.asks_at(subject, case, case.score_cells(subject.adapter), "reward of the last action")
 
 
 use("token-rewards.zero-coefficient", REWARDS.definition(coefficients=(0.0,), kl=NO_NUMBERS))

@@ -47,15 +47,16 @@ class RewardsInFloat64(Reference):
 
 @twin
 class RewardsAfterTheLastAction(Reference):
-    "The score lands behind the last action, as in classic TRL, and pads keep their penalty."
+    "The score lands behind the last action, as in classic TRL, and nothing is promised of other cells."
 
     score_position, token_rewards_masked = "after-last", None
 
     def token_rewards(self, scores, kl, mask, options):
         with torch.no_grad():
             lands = (last_action(mask) + 1).masked_fill(~mask.bool().any(1, keepdim=True), -1)
-            penalties = options.kl_coef * kl if options.kl_coef else torch.zeros_like(kl)
-            return rewards(scores, kl, mask, options, lands=lands, penalties=penalties)
+            columns = torch.arange(mask.shape[1], device=mask.device)
+            kl = kl.where(mask.bool() & (options.kl_coef != 0), 0.0)
+            return rewards(scores, kl, mask, options, lands=lands).masked_fill(columns > lands.clamp(min=0), torch.nan)
 
 
 @twin
