@@ -202,7 +202,8 @@ class Reference(Adapter):
 
     def credit(self, scores, log_probs, ref_log_probs, values, action_mask, options):
         tables = (scores, log_probs, ref_log_probs, values, action_mask)
-        return AdvantagesResult(*ref.credited(*tables, **vars(options), **self._clamps(options.estimator)))
+        more = {**vars(options), **self._clamps(options.estimator)}
+        return AdvantagesResult(*ref.credited(*tables, **more))
 
     def whiten(self, values, action_mask, options):
         eps = {"eps": self.whitening_eps, "eps_place": self.whitening_eps_place}
