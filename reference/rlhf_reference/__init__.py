@@ -16,7 +16,8 @@ Read it in this order; every module stands on those before it.
     token_rewards  from one score for a response to a reward for each token
     advantages     generalized advantages, and returns
     credit         these three in a row
-    whitening      numbers of a batch less their mean, over their deviation
+    whitening, group_advantages
+                   numbers of a batch, or scores of a group, less their mean and over their deviation
 
 Nothing here writes to its arguments or calls `.cuda()`, and the global random state is touched only to draw what was
 asked for: sampled tokens, a new LoRA adapter, a new head. A name is imported when it is first used (PEP 562), so
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from rlhf_reference.checkpoint import MissingHeadError as MissingHeadError
     from rlhf_reference.credit import credited as credited
     from rlhf_reference.critic import CriticModel as CriticModel
+    from rlhf_reference.group_advantages import group_relative_advantages as group_relative_advantages
     from rlhf_reference.kl import token_kl as token_kl
     from rlhf_reference.log_probs import token_entropy as token_entropy
     from rlhf_reference.log_probs import token_log_probs as token_log_probs
@@ -79,6 +81,7 @@ _NAMES = {
     "advantages": ("advantages_and_returns", "discounted_returns"),
     "value_loss": ("ValueLoss",),
     "whitening": ("whiten",),
+    "group_advantages": ("group_relative_advantages",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -10,6 +10,8 @@ import pytest
 
 from rlhf_conformance import Batch, Checkpoint, PolicyLossOptions, ValueLossOptions, check, conformance_suite
 from rlhf_conformance.adapter import METHODS, Adapter, declarations
+from rlhf_conformance.chapters.group_advantages.interface import GroupAdvantageOptions
+from rlhf_conformance.chapters.whitening.interface import WhiteningOptions
 
 GUIDE = "docs/writing-an-adapter.md"
 
@@ -41,6 +43,24 @@ def test_the_shortest_adapter_is_green(python, my_trainer):
     report = check(adapter(), profile="smoke", only=["policy-loss.", "value-loss."])
     assert report.verdict == "CONFORMANT"
     assert report.warnings == ()
+
+
+def test_the_shortest_grpo_adapter_is_green(python, monkeypatch):
+    import grpo_only
+
+    monkeypatch.setitem(sys.modules, "my_trainer", types.ModuleType("my_trainer"))
+    monkeypatch.setitem(sys.modules, "my_trainer.grpo", grpo_only)
+    code = python("my_trainer.grpo")
+    assert len(code.splitlines()) <= 25
+    report = check(adapter_of(code)(), profile="smoke", only=["group-advantages.", "policy-loss."])
+    assert report.verdict == "CONFORMANT"
+    assert report.warnings == ()
+    assert {r.verdict for r in report.results if r.clause == "group-advantages.group-std"} == {"pass"}
+
+
+def test_the_guide_shows_the_adapter_of_the_grpo_example(python, examples):
+    shown = python("my_trainer.grpo").partition("class MyTrainer(Adapter):")[2]
+    assert (examples / "grpo_only.py").read_text(encoding="utf-8").endswith(f"class InHouse(Adapter):{shown}")
 
 
 def test_the_log_prob_adapter_is_green(python):
@@ -111,6 +131,12 @@ def test_the_test_file_of_the_guide_makes_suites(python, monkeypatch):
 def test_the_options_of_the_losses_are_those_of_the_code(table):
     named = {name for row in table(GUIDE, "option") for name in re.findall(r"`(\w+)`", row[0])}
     assert named == {*PolicyLossOptions.__dataclass_fields__, *ValueLossOptions.__dataclass_fields__}
+
+
+def test_the_options_of_groups_and_of_whitening_are_those_of_the_code(text):
+    section = text(GUIDE).split("### Without a critic: GRPO")[1].split("\n## ")[0]
+    named = set(re.findall(r"^\| `(\w+)` \| (?:group|whitening)", section, re.M))
+    assert named == {*GroupAdvantageOptions.__dataclass_fields__, *WhiteningOptions.__dataclass_fields__}
 
 
 def test_the_attributes_of_a_checkpoint_are_those_of_the_code(table):

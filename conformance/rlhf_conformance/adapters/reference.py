@@ -29,7 +29,9 @@ class Reference(Adapter):
     kl_masked = token_rewards_masked = advantages_masked = "zero"
 
     whitening_keeps_mean = True
-    whitening_masked = whitening_of_few = "zero"
+    whitening_masked = whitening_of_few = group_of_one = "zero"
+    group_baselines = ("mean", "leave-one-out")
+    group_scales = ("group-std", "batch-std", "none")
 
     def __init__(self, attention: str = "sdpa", lora: bool = False, checkpointing: bool = False) -> None:
         self.attention, self.lora, self.checkpointing = attention, lora, checkpointing
@@ -208,3 +210,8 @@ class Reference(Adapter):
     def whiten(self, values, action_mask, options):
         eps = {"eps": self.whitening_eps, "eps_place": self.whitening_eps_place}
         return ref.whiten(values, action_mask, shift_mean=options.shift_mean, ddof=self.whitening_ddof, **eps)
+
+    def group_advantages(self, scores, group_ids, action_mask, options):
+        asked = {"baseline": options.baseline, "scale": options.scale, "of_one": self.group_of_one or "zero"}
+        rows = ref.group_relative_advantages(scores, group_ids, ddof=self.group_std_ddof, eps=self.group_eps, **asked)
+        return rows[:, None] * action_mask.bool()

@@ -316,21 +316,18 @@ def whitened(
     *,
     kept: bool = False,
     passes: int = 1,
+    spread_of: Sequence[float] | None = None,
 ) -> list[float]:
-    """Of each of some numbers less their mean and divided by `divisor(variance)`, with the mean added again if `kept`.
+    """Of each of some numbers less their mean and divided by `divisor(variance)`, with the mean added again if `kept`;
+    `spread_of` are those that the variance is of, if others.
 
     The mean carries the rounding of a sum. So does the variance, of squares of centered numbers where two passes are
     made, and of plain ones, from which the square of the mean is subtracted, where it is one. What that does to the
     quotient is not linear where the variance is small: the divisor is taken at both ends of its interval.
     """
-    n, u = len(numbers), unit(dtype)
-    left = max(1, n - ddof)
-    mean = math.fsum(numbers) / max(1, n)
-    of_mean = 2 * (n + 2) * u * math.fsum(map(abs, numbers)) / max(1, n)
-    squares = math.fsum((x - mean) ** 2 for x in numbers)
-    summed = squares if passes == 2 else 2 * math.fsum(x * x for x in numbers)
-    of_variance = (2 * (n + 4) * u * summed + n * of_mean**2) / left
-    variance = squares / left
+    u = unit(dtype)
+    mean, of_mean = _mean(numbers, dtype)
+    variance, of_variance = _variance(numbers if spread_of is None else spread_of, ddof, dtype, passes)
     least, middle, most = (divisor(max(0.0, variance + by)) for by in (-of_variance, 0.0, of_variance))
     allowed = []
     for x in numbers:
@@ -339,3 +336,22 @@ def whitened(
         of_result = 8 * u * (abs(quotient) + (abs(mean) if kept else 0.0))
         allowed.append(max(ends, default=0.0) + 2 * of_mean / least + of_result + (of_mean if kept else 0.0))
     return allowed
+
+
+def _mean(numbers: Sequence[float], dtype: torch.dtype) -> tuple[float, float]:
+    """The mean of some numbers, and by how much it may be off."""
+    n = max(1, len(numbers))
+    return math.fsum(numbers) / n, 2 * (n + 2) * unit(dtype) * math.fsum(map(abs, numbers)) / n
+
+
+def _variance(numbers: Sequence[float], ddof: int, dtype: torch.dtype, passes: int) -> tuple[float, float]:
+    """Their variance, and by how much it may be off."""
+    n, (mean, of_mean) = len(numbers), _mean(numbers, dtype)
+    squares = math.fsum((x - mean) ** 2 for x in numbers)
+    summed = squares if passes == 2 else 2 * math.fsum(x * x for x in numbers)
+    left = max(1, n - ddof)
+    return squares / left, (2 * (n + 4) * unit(dtype) * summed + n * of_mean**2) / left
+
+
+NOISE = 1e-2
+"""Of an advantage that should be 0, what is still too small to train on: a hundredth of a usual one."""

@@ -203,7 +203,7 @@ class Quantity:
         def check(subject: Subject, case: WidenedCase) -> Questions:
             wide = widened(case.case, case.columns, left=case.left)
             narrow, call = self.call(subject, case.case), self.call(subject, wide)
-            yield narrow
+            yield from self.all(subject, case.case, narrow)
             yield from self.all(subject, wide, call, f" with {case.columns} more masked columns")
 
         def cases(subject: Subject) -> Picked[WidenedCase]:
@@ -213,6 +213,8 @@ class Quantity:
         return self.template(check, cases)
 
     def batch_order(self, **shape: Any) -> Template:
+        """The shape has at least two rows."""
+
         def check(subject: Subject, case: MaskedCase) -> Questions:
             backwards = case.rows(range(case.shape[0] - 1, -1, -1))
             there, back = self.call(subject, case), self.call(subject, backwards)
@@ -224,7 +226,7 @@ class Quantity:
             yield replace(self.asks(subject, case, back, f"{what}, against in order", BACKWARDS), allowed=twice,
                           expected=Against((there,), ACTIONS))  # fmt: skip
 
-        return self.template(check, self.cases(min_rows=2, **shape))
+        return self.template(check, self.cases(**shape))
 
     def mask_dtype(self) -> Template:
         def check(subject: Subject, case: MaskedCase) -> Questions:

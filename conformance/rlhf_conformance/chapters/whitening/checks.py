@@ -116,7 +116,7 @@ use("whitening.nan-under-mask", WHITENED.dressed(POISON))
 use("whitening.empty-row", WHITENED.definition(empty_row=True))
 use("whitening.mask-dtype", WHITENED.mask_dtype())
 use("whitening.padding-invariance", WHITENED.padding_invariance())
-use("whitening.batch-order", WHITENED.batch_order())
+use("whitening.batch-order", WHITENED.batch_order(min_rows=2))
 
 
 @check(
