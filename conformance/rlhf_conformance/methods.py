@@ -145,9 +145,10 @@ class SomeOf:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """A declaration that holds a finite number, this one or a larger one."""
+    """A declaration that holds a finite number, this one or a larger one, or None where that is allowed."""
 
     least: float
+    or_none: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,8 @@ class Declaration:
                 raise DeclarationError(f"{label}: wanted True or False")
             return value
         if isinstance(self.wanted, AtLeast):
+            if value is None and self.wanted.or_none:
+                return value
             if type(value) not in (int, float) or not self.wanted.least <= value < math.inf:
                 raise DeclarationError(f"{label}: wanted a number, at least {self.wanted.least:g}")
             return value

@@ -215,6 +215,20 @@ def dyadic(numbers: Sequence[float]) -> bool:
     return all((64 * x).is_integer() for x in numbers)
 
 
+def clip_binds(case: Any) -> bool:
+    return any(abs(score) > case.options.score_clip for score in case.scores)
+
+
+def only_the_last_rewarded(case: Any) -> bool:
+    rows = zip(case.token_rewards, case.counts, strict=True)
+    return any(count > 2 and sum(map(bool, row)) == 1 for row, count in rows)
+
+
+def ends_with_the_row(case: Any) -> bool:
+    """Some row's last action is in the last column."""
+    return any(row[-1] for row in getattr(case, "case", case).action_mask)
+
+
 CREDIT = [
     ("one sample", "whitening.definition", lambda c: c.shape[0] > 1, 0.5),
     ("one sample", "whitening.whole-batch", lambda c: c.shape[0] > 1, 1.0),
@@ -253,6 +267,46 @@ CREDIT = [
     ("masks without holes", "group-advantages.mask", lambda c: any(map(has_hole, c.other.action_mask)), 1.0),
     ("responses of equal length", "group-advantages.group-std", lambda c: len(set(c.counts)) > 1, 0.5),
     ("ids that a float32 can hold", "group-advantages.group-names", lambda c: max(c.other.group_ids) > 2**24, 0.5),
+    *(
+        row
+        for slug in ("kl.k3", "token-rewards.sum", "advantages.definition", "credit.definition")
+        for row in (
+            ("one sample", slug, lambda c: c.shape[0] > 1, 0.5),
+            ("few rows", slug, lambda c: c.shape[0] > 8, 0.05),
+            ("a square batch", slug, lambda c: c.shape[0] != c.shape[1], 0.5),
+            ("masks without holes", slug, lambda c: any(map(has_hole, c.action_mask)), 0.2),
+            ("full rows", slug, lambda c: not full(c), 0.4),
+            ("rows that begin with an action", slug, lambda c: any(not row[0] for row in c.action_mask), 0.2),
+            ("rows of equal length", slug, lambda c: len(set(c.counts)) > 1, 0.35),
+            ("rows that end in padding", slug, lambda c: any(row[-1] for row in c.action_mask), 0.3),
+        )
+    ),
+    *(
+        row
+        for slug in ("kl.holes", "token-rewards.holes", "advantages.observations", "credit.holes")
+        for row in (
+            ("masks without holes", slug, lambda c: any(map(has_hole, c.case.action_mask)), 1.0),
+            ("a hole in the middle alone", slug, lambda c: any(map(ends_in_observation, c.case.action_mask)), 0.4),
+        )
+    ),
+    ("a log-ratio of one sign", "kl.k3", lambda c: len({c.log_ratio(*place) > 0 for place in c.actions}) > 1, 0.6),
+    ("policy and reference that differ", "kl.agreement", lambda c: any(not c.log_ratio(*p) for p in c.actions), 0.7),
+    ("usual log-ratios", "kl.clamped-gradient", lambda c: any(c.log_ratio(*p) < -89 for p in c.actions), 0.2),
+    ("a clamp that does not bind", "kl.clamp", lambda c: any(abs(c.log_ratio(*p)) > 20 for p in c.actions), 0.3),
+    ("two tokens", "kl.expectation", lambda c: c.shape[1] > 2, 0.5),
+    ("dyadic scores", "token-rewards.sum", lambda c: not dyadic(c.scores), 0.9),
+    ("a KL of 0", "token-rewards.penalty", lambda c: any(map(any, c.kl)), 0.9),
+    ("scores that no clip holds", "token-rewards.score-clip", clip_binds, 0.6),
+    ("scores that a clip holds", "token-rewards.score-clip", lambda c: not clip_binds(c), 0.1),
+    ("a gamma of 1", "advantages.definition", lambda c: c.options.gamma < 1, 0.7),
+    ("a lambda of 1", "advantages.definition", lambda c: c.options.lam < 1, 0.7),
+    ("gammas below 1", "advantages.definition", lambda c: c.options.gamma == 1, 0.1),
+    ("values of 0", "advantages.definition", lambda c: any(map(any, c.values)), 0.8),
+    ("dyadic rewards", "advantages.definition", lambda c: not dyadic([x for r in c.token_rewards for x in r]), 0.8),
+    ("rewards at every action", "advantages.definition", only_the_last_rewarded, 0.05),
+    ("single actions", "advantages.definition", lambda c: max(c.counts) > 1, 0.6),
+    ("something behind the last action", "advantages.last-action", ends_with_the_row, 0.1),
+    ("the score alone", "credit.penalty", lambda c: not any(c.scores), 1.0),
     (
         "one baseline and one scale",
         "group-advantages.batch-order",

@@ -52,7 +52,7 @@ def _values(row: Declaration) -> str:
     if row.wanted is None:
         return "`True`, `False`"
     if isinstance(row.wanted, AtLeast):
-        return f"a number, at least {row.wanted.least:g}"
+        return f"a number, at least {row.wanted.least:g}{', or `None`' if row.wanted.or_none else ''}"
     choices = ", ".join(f"`{_code(choice)}`" for choice in row.wanted.choices)
     assert isinstance(row.wanted, OneOf | SomeOf)
     return choices or "any names"

@@ -24,10 +24,12 @@ Kind = TypeVar("Kind", bound="MaskedCase")
 class MaskedCase:
     """One call of a formula: tables of numbers (B, T), what is an action, and what is asked for.
 
-    TABLES  the names of the tables
+    TABLES      the names of the tables
+    PER_ROW     the names of what each row has one number of, (B,)
     """
 
     TABLES: ClassVar[tuple[str, ...]]
+    PER_ROW: ClassVar[tuple[str, ...]] = ()
 
     if TYPE_CHECKING:
         action_mask: Masks
@@ -58,7 +60,8 @@ class MaskedCase:
 
     def rows(self, order: Sequence[int]) -> Self:
         """Only these rows, in this order."""
-        return self.mapped(lambda table: tuple(table[i] for i in order))
+        names = (*self.TABLES, *self.PER_ROW, "action_mask")
+        return self.changed(**{name: tuple(getattr(self, name)[i] for i in order) for name in names})
 
     def repeated(self, times: int) -> Self:
         """Every row repeated along its length."""

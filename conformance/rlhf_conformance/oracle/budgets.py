@@ -234,6 +234,80 @@ def normalized(score: float, mean: float, std: float, dtype: torch.dtype) -> flo
     return score / std * 2 + 8 * unit(dtype) * abs(mean) / std
 
 
+def kl(log_ratio: float, estimator: str, dtype: torch.dtype) -> float:
+    """Of one KL estimate: the log-ratio has the one rounding of its subtraction, which the square doubles and the
+    exponential amplifies. Where the exponential is taken less 1, a small estimate still carries a rounding of 1."""
+    x = abs(log_ratio)
+    if estimator == "k3":
+        return 2 * unit(dtype) * (_exp(-log_ratio) * (x + 3) + 2 * x + 1)
+    return 2 * unit(dtype) * (3 * x**2 / 2 if estimator == "k2" else x)
+
+
+def kl_slope(log_ratio: float, estimator: str, kl_gradient: str, dtype: torch.dtype) -> float:
+    """Of one KL estimate's derivative: that of k1 and abs is a whole number, of k2 the log-ratio, of k3 a term of the
+    estimate itself; a weighted one has the estimate on top."""
+    own = {"k1": 2 * unit(dtype), "abs": 2 * unit(dtype), "k2": 2 * unit(dtype) * abs(log_ratio)}
+    of_k2, plain = own["k2"], own.get(estimator) or kl(log_ratio, "k3", dtype)
+    if kl_gradient == "k2":
+        return of_k2
+    return plain if kl_gradient == "plain" else 2 * (plain + kl(log_ratio, estimator, dtype))
+
+
+def kl_below_zero(dtype: torch.dtype) -> float:
+    """Of an estimate that is never negative: a rounding of 1, of which a small number was made by subtraction."""
+    return 4 * unit(dtype)
+
+
+def expected_kl(
+    log_probs: Sequence[float], ref_log_probs: Sequence[float], estimator: str, dtype: torch.dtype
+) -> float:
+    """Of the expectation of a KL estimate over a vocabulary: the estimates' own errors and those of the sum. The
+    probabilities were rounded to the dtype when their logarithms were, so that they do not quite add up to 1."""
+    total = 0.0
+    for log_prob, ref in zip(log_probs, ref_log_probs, strict=True):
+        p = math.exp(log_prob)
+        total += p * (kl(log_prob - ref, estimator, dtype) + 2 * unit(dtype) * abs(log_prob - ref))
+        total += 2 * unit(dtype) * (p * (abs(log_prob) + 1) + math.exp(ref) * (abs(ref) + 1))
+    return total
+
+
+def expected_kl_gradient(
+    log_probs: Sequence[float], slopes: Sequence[float], errors: Sequence[float], dtype: torch.dtype
+) -> list[float]:
+    """Of each entry `p (g - sum of p g)` of a KL estimate's expected gradient: the errors of the slopes `g`, and a few
+    roundings of what is summed."""
+    p = [math.exp(log_prob) for log_prob in log_probs]
+    carried = math.fsum(x * e for x, e in zip(p, errors, strict=True))
+    size = math.fsum(x * abs(g) for x, g in zip(p, slopes, strict=True))
+    return [x * (e + carried + 8 * unit(dtype) * (abs(g) + size)) for x, g, e in zip(p, slopes, errors, strict=True)]
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def kl_guard(bound: float) -> float:
+    """How far from a clamp a log-ratio or an estimate must lie so that no rounding puts it on the other side."""
+    return 0.05 * bound
+
+
+def token_reward(score: float, penalty: float, dtype: torch.dtype) -> float:
+    """Of one reward: a product and a difference. The coefficient is a number that the dtype does not hold."""
+    return 2 * unit(dtype) * (3 * abs(penalty) + 2 * abs(score))
+
+
+def reward_sum(score: float, penalties: Sequence[float], dtype: torch.dtype) -> float:
+    """Of what the rewards of a sample add up to: their own errors and those of the sum."""
+    size = abs(score) + math.fsum(map(abs, penalties))
+    return 2 * unit(dtype) * (len(penalties) + 5) * size
+
+
+def advantage(size: float, steps: int, dtype: torch.dtype) -> float:
+    """Of one advantage: `size` is the discounted sum of the magnitudes of all rewards and values that enter, `steps`
+    how many steps it goes through, each with a product, a sum, and a factor that the dtype does not hold."""
+    return 2 * unit(dtype) * (3 * steps + 6) * size
+
+
 def whitened(
     numbers: Sequence[float],
     divisor: Callable[[float], float],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from rlhf_conformance._lazy import torch
@@ -23,29 +24,59 @@ CELLS = 60
 """At most so many masked cells get a number of their own."""
 
 
-def _on_actions(subject: Any, answers: Sequence[Answered]) -> Any:
-    answer, mask = main(answers[-1]), answers[-1].argument("action_mask")
-    return answer.detach().reshape(len(mask), -1).expand(mask.shape).masked_fill(mask == 0, 0.0)
+@cache
+def at_actions(
+    field: str = "", *, backwards: bool = False, row: int | None = None, start: int = 0, stop: int | None = None
+) -> Reading:
+    """The answer at the actions, 0 elsewhere: a number for each cell, or one for each row, which counts for its
+    actions.
+
+    field               of an answer with several; empty: the answer, or its main part
+    backwards           the rows are turned round, where those of the call were given in reverse order
+    row, start, stop    of one row alone, from a column to another
+    """
+
+    def numbers(subject: Any, answers: Sequence[Answered]) -> Any:
+        answer = getattr(answers[-1].value, field) if field else main(answers[-1])
+        mask = answers[-1].argument("action_mask")
+        found = answer.detach().reshape(len(mask), -1).expand(mask.shape).masked_fill(mask == 0, 0.0)
+        found = found.flip(0) if backwards else found
+        return found if row is None else found[row, start:stop]
+
+    end, of_formulas = "", "return flat(answers[-1])"
+    if backwards:
+        end, of_formulas = ".flip(0)", "return flat(answers[-1][::-1])"
+    if row is not None:
+        end = f"[{row}, {start}:{stop or ''}]"
+        of_formulas = f"return flat(answers[-1][{row}][{start}:{stop or ''}])"
+    source = (
+        "answer, mask = answers[-1], calls[-1]['action_mask']\n"
+        f"return flat(answer.detach().reshape(len(mask), -1).expand(mask.shape).masked_fill(mask == 0, 0.0){end})"
+    )
+    wanted = f"its {field}, a tensor shaped like the mask" if field else ""
+    return Reading(numbers, source, of_formulas, wanted, field)
 
 
-ACTIONS = Reading(
-    _on_actions,
-    "answer, mask = answers[-1], calls[-1]['action_mask']\n"
-    "return flat(answer.detach().reshape(len(mask), -1).expand(mask.shape).masked_fill(mask == 0, 0.0))",
-)
-"""The answer at the actions, 0 elsewhere: a number for each cell, or one for each row, which counts for its actions."""
+ACTIONS = at_actions()
+BACKWARDS = at_actions(backwards=True)
 
 
-def _backwards(subject: Any, answers: Sequence[Answered]) -> Any:
-    return _on_actions(subject, answers).flip(0)
+def at_cells(cells: set[tuple[int, int]], case: MaskedCase, field: str = "", *, summed: bool = False) -> Reading:
+    """The answer, or a field of it, in some cells, 0 elsewhere; or what those of each row add up to."""
+    kept = [[(i, j) in cells for j in range(case.shape[1])] for i in range(case.shape[0])]
 
+    def numbers(subject: Any, answers: Sequence[Answered]) -> Any:
+        answer = (getattr(answers[-1].value, field) if field else main(answers[-1])).detach()
+        found = answer.masked_fill(~torch.tensor(kept, device=answer.device), 0.0)
+        return found.double().sum(1) if summed else found
 
-BACKWARDS = Reading(
-    _backwards,
-    f"{ACTIONS.source.removesuffix(')')}.flip(0))  # the rows were given in reverse order",
-    "return flat(answers[-1][::-1])",
-)
-"""The same with the rows in reverse order, where those of the call were given in reverse order."""
+    end = ".double().sum(1)" if summed else ""
+    source = f"kept = torch.tensor({kept})\nreturn flat(answers[-1].detach().masked_fill(~kept, 0.0){end})"
+    of_formulas = "return flat(answers[-1])"
+    if not summed:
+        of_formulas = f"kept = {kept}\nreturn [x if k else 0.0 for x, k in zip(flat(answers[-1]), flat(kept))]"
+    wanted = f"its {field}, a tensor shaped like the mask" if field else ""
+    return Reading(numbers, source, of_formulas, wanted, field)
 
 
 @dataclass(frozen=True)
@@ -59,6 +90,12 @@ class Quantity:
     allowed     (adapter, case, dtype) -> how far each may be off
     options     adapter -> what the formula is told beside the call
     given       (subject, case, dtype of the mask) -> the arguments of the call
+    options_of  the same, where it depends on the case
+    field       of an answer with several; empty: the answer itself
+    said        the formula, where it is not that of the method
+    beside      what else the same call answers
+    reads       (adapter, case) -> how the numbers are read; None: at the actions
+    restored    (adapter, case, the same with numbers under its mask) -> the latter, with what is read there put back
     """
 
     method: str
@@ -68,6 +105,12 @@ class Quantity:
     allowed: Callable[[Adapter, Any, Any], list[list[float]]]
     options: Callable[[Adapter], Mapping[str, Any]]
     given: Callable[[Subject, Any, Any], tuple[Any, ...]]
+    options_of: Callable[[Adapter, Any], Mapping[str, Any]] | None = None
+    field: str = ""
+    said: str = ""
+    beside: tuple[Quantity, ...] = ()
+    reads: Callable[[Adapter, Any], Reading] | None = None
+    restored: Callable[[Adapter, Any, Any], Any] = lambda adapter, case, dressed: dressed
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -83,15 +126,31 @@ class Quantity:
         """The method asked about a case. `about` is the case without what stands under its mask; with `leaf` the
         numbers that are given have a graph."""
         given = self.given(subject, case, mask_dtype)
-        if leaf:
-            given[METHODS[self.method].arguments.index(METHODS[self.method].leaf)].requires_grad_()
+        for argument in given if leaf else ():
+            if isinstance(argument, torch.Tensor) and argument.is_floating_point():
+                argument.requires_grad_()
         return Call(self.method, given, about=about or case)
 
-    def formula(self, adapter: Adapter) -> Formula:
-        return Formula(METHODS[self.method].formula, self.options(adapter))
+    def formula(self, adapter: Adapter, case: MaskedCase) -> Formula:
+        options = self.options_of(adapter, case) if self.options_of else self.options(adapter)
+        return Formula(self.said or METHODS[self.method].formula, options)
+
+    def reading(self, adapter: Adapter, case: MaskedCase) -> Reading:
+        return self.reads(adapter, case) if self.reads else at_actions(self.field)
+
+    def all(self, subject: Subject, case: MaskedCase, call: Call | None = None, what: str = "") -> Questions:
+        """What the call should answer, one question after the other; `what` stands behind the word of each."""
+        call = call or self.call(subject, case)
+        for one in (self, *self.beside):
+            yield one.asks(subject, case, call, f"{one.word}{what}")
 
     def asks(
-        self, subject: Subject, case: MaskedCase, call: Call | None = None, what: str = "", reading: Reading = ACTIONS
+        self,
+        subject: Subject,
+        case: MaskedCase,
+        call: Call | None = None,
+        what: str = "",
+        reading: Reading | None = None,
     ) -> Question:
         """Are the numbers at the actions those of the formula?"""
         adapter = subject.adapter
@@ -100,9 +159,17 @@ class Quantity:
             call or self.call(subject, case),
             self.truth(adapter, case),
             self.allowed(adapter, case, subject.dtype),
-            reading=reading,
-            formula=self.formula(adapter),
+            reading=reading or self.reading(adapter, case),
+            formula=self.formula(adapter, case),
         )
+
+    def asks_at(
+        self, subject: Subject, case: MaskedCase, cells: set[tuple[int, int]], what: str, call: Call | None = None
+    ) -> Question:
+        """The numbers of some cells alone."""
+        asked = self.asks(subject, case, call, what, at_cells(cells, case, self.field))
+        kept = [[x if (i, j) in cells else 0.0 for j, x in enumerate(row)] for i, row in enumerate(asked.expected)]
+        return replace(asked, expected=kept)
 
     def template(self, function: Any, cases: Cases, *requires: Requirement, effort: int = 1) -> Template:
         return Template(function, self.needs, cases, tuple(requires), effort)
@@ -113,7 +180,7 @@ class Quantity:
         """Its numbers, on cases of a shape."""
 
         def check(subject: Subject, case: MaskedCase) -> Questions:
-            yield self.asks(subject, case)
+            yield from self.all(subject, case)
 
         return self.template(check, self.cases(**shape), *requires, effort=effort)
 
@@ -121,21 +188,23 @@ class Quantity:
         """Its numbers with others under the mask."""
 
         def check(subject: Subject, case: DressedCase) -> Questions:
-            yield self.asks(subject, case.case, self.call(subject, case.dressed, about=case.case))
+            yield from self.all(subject, case.case, self.call(subject, case.dressed, about=case.case))
 
-        def cases(subject: Subject) -> Picked[DressedCase]:
-            largest = float(torch.finfo(subject.dtype).max)
-            kept = [x for x in filler if not largest < abs(x) < math.inf]
-            return dressed(self.draw(subject, **shape), kept, subject.dtype, 1, CELLS)
+        return self.template(check, lambda subject: self.dressed_cases(subject, filler, **shape))
 
-        return self.template(check, cases)
+    def dressed_cases(self, subject: Subject, filler: Sequence[float], **shape: Any) -> Picked[DressedCase]:
+        """Cases with such numbers under the mask, as far as the dtype holds them."""
+        largest = float(torch.finfo(subject.dtype).max)
+        kept = [x for x in filler if not largest < abs(x) < math.inf]
+        drawn = dressed(self.draw(subject, **shape), kept, subject.dtype, 1, CELLS)
+        return drawn.map(lambda x: replace(x, dressed=self.restored(subject.adapter, x.case, x.dressed)))
 
     def padding_invariance(self) -> Template:
         def check(subject: Subject, case: WidenedCase) -> Questions:
             wide = widened(case.case, case.columns, left=case.left)
             narrow, call = self.call(subject, case.case), self.call(subject, wide)
-            yield self.asks(subject, case.case, narrow)
-            yield self.asks(subject, wide, call, f"{self.word} with {case.columns} more masked columns")
+            yield from self.all(subject, case.case, narrow)
+            yield from self.all(subject, wide, call, f" with {case.columns} more masked columns")
 
         def cases(subject: Subject) -> Picked[WidenedCase]:
             narrow = self.draw(subject)
@@ -163,7 +232,7 @@ class Quantity:
         def check(subject: Subject, case: MaskedCase) -> Questions:
             for dtype in (torch.bool, torch.int64, torch.int32, torch.float32):
                 call = self.call(subject, case, mask_dtype=dtype)
-                yield self.asks(subject, case, call, f"{self.word} with a mask of {dtype}")
+                yield from self.all(subject, case, call, f" with a mask of {dtype}")
 
         return self.template(check, self.cases(), effort=2)
 
@@ -172,21 +241,27 @@ class Quantity:
             call = self.call(subject, case, leaf=True)
             answered = yield call
             leaf = METHODS[self.method].leaf
-            yield Fact(
-                not main(answered).requires_grad,
-                f"graph of the {self.word}",
-                expected="none",
-                actual=f"one that leads back to the {leaf}",
-            )
-            yield self.asks(subject, case, call, f"{self.word} of {leaf} that have a graph")
+            for one in (self, *self.beside):
+                yield Fact(
+                    not (getattr(answered.value, one.field) if one.field else main(answered)).requires_grad,
+                    f"graph of the {one.word}",
+                    expected="none",
+                    actual=f"one that leads back to the {leaf}",
+                )
+            yield from self.all(subject, case, call, f" of {leaf} that have a graph")
 
         return self.template(check, self.cases())
 
     def inputs_unwritten(self) -> Template:
-        return _side_effects.inputs_unwritten(self._asked(), self.needs, self.cases())
+        return _side_effects.inputs_unwritten(self._asked(), self.needs, self._with_garbage())
 
     def side_effects(self) -> Template:
-        return _side_effects.side_effects(self._asked(), self.needs, self.cases())
+        return _side_effects.side_effects(self._asked(), self.needs, self._with_garbage())
+
+    def _with_garbage(self) -> Cases:
+        """Cases with something under the mask, so that whoever fills it in place is seen."""
+        return lambda subject: self.dressed_cases(subject, GARBAGE)
 
     def _asked(self) -> _side_effects.Calls:
-        return _side_effects.plainly(lambda subject, case: self.call(subject, case), ACTIONS)
+        reading = at_actions(self.field)
+        return _side_effects.plainly(lambda s, case: self.call(s, case.dressed, about=case.case), reading)
