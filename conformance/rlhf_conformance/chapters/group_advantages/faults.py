@@ -584,10 +584,11 @@ class DeviationOfOthers(Reference):
     def group_advantages(self, *arguments):
         def of_others(x, same, ddof):
             without = same & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-            return plain.deviation(x, without, ddof)
+            high, low = (sign * (sign * x[None]).where(without, -torch.inf).amax(1) for sign in (1, -1))
+            return plain.deviation(x, without, ddof).where(high > low, 0.0)
 
         def divide(adapter, difference, std):
-            return plain.divide(adapter, difference, std).where(std > 1e-6, 0.0)
+            return plain.divide(adapter, difference, std).where(std > 0, 0.0)
 
         return plain.advantages(self, arguments, group_deviation=of_others, divide=divide)
 
