@@ -55,11 +55,12 @@ def advantages(
     group_deviation: Callable[[Tensor, Tensor, int], Tensor] = deviation,
     batch_deviation: Callable[[Tensor, Tensor, int], Tensor] | None = None,
     divide: Callable[[Any, Tensor, Tensor], Tensor] = divide,
+    graph: bool = False,
 ) -> Tensor:
     """The method's four arguments made advantages (B, T), with another step: mean(x, same) and others(x, same) are the
-    baselines, the deviations (x, same, ddof) what is divided by."""
+    baselines, the deviations (x, same, ddof) what is divided by; `graph` keeps the graph."""
     scores, group_ids, action_mask, options = arguments
-    x, ddof = scores.double(), adapter.group_std_ddof
+    x, ddof = (scores if graph else scores.detach()).double(), adapter.group_std_ddof
     same = members(group_ids) if same is None else same
     difference = x - (mean if options.baseline == "mean" else others)(x, same)
     difference = difference.where(same.sum(1) > 1, x if adapter.group_of_one == "score" else 0.0)

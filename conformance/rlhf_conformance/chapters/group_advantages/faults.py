@@ -249,7 +249,7 @@ class ScoresOfBatchWhitened(Reference):
     def group_advantages(self, scores, group_ids, mask, options):
         if options.scale == "batch-std":
             return super().group_advantages(scores, group_ids, mask, options)
-        wide = scores.double()
+        wide = scores.detach().double()
         whitened = (wide - wide.mean()) / (wide.std() + 1e-3)
         return super().group_advantages(whitened.to(scores.dtype), group_ids, mask, options)
 
@@ -526,7 +526,7 @@ class RelativeToMean(Reference):
     "The difference is divided by the size of the group's mean as well, where that is above 1."
 
     def group_advantages(self, scores, group_ids, mask, options):
-        size = plain.mean(scores.double(), plain.members(group_ids)).abs().clamp(min=1.0).to(scores.dtype)
+        size = plain.mean(scores.detach().double(), plain.members(group_ids)).abs().clamp(min=1.0).to(scores.dtype)
         return super().group_advantages(scores, group_ids, mask, options) / size[:, None]
 
 
@@ -633,7 +633,7 @@ class EqualScoresAsTheyAre(Reference):
         answer = super().group_advantages(scores, group_ids, mask, options)
         same = plain.members(group_ids)
         alike = ((scores[:, None] == scores[None]) | ~same).all(1) & (same.sum(1) > 1)
-        return torch.where(alike[:, None], plain.spread(scores.to(answer.dtype), mask), answer)
+        return torch.where(alike[:, None], plain.spread(scores.detach().to(answer.dtype), mask), answer)
 
 
 @fault("group-advantages.equal-scores")
@@ -644,7 +644,7 @@ class EqualScoresOfSign(Reference):
         answer = super().group_advantages(scores, group_ids, mask, options)
         same = plain.members(group_ids)
         alike = ((scores[:, None] == scores[None]) | ~same).all(1) & (same.sum(1) > 1)
-        return torch.where(alike[:, None], plain.spread(0.1 * scores.sign().to(answer.dtype), mask), answer)
+        return torch.where(alike[:, None], plain.spread(0.1 * scores.detach().sign().to(answer.dtype), mask), answer)
 
 
 @fault("group-advantages.equal-scores-noise")
@@ -676,7 +676,7 @@ class RawScoreOfOne(Reference):
     def group_advantages(self, scores, group_ids, mask, options):
         answer = super().group_advantages(scores, group_ids, mask, options)
         alone = plain.members(group_ids).sum(1) == 1
-        return torch.where(alone[:, None], plain.spread(scores.to(answer.dtype), mask), answer)
+        return torch.where(alone[:, None], plain.spread(scores.detach().to(answer.dtype), mask), answer)
 
 
 @fault("group-advantages.group-of-one")
@@ -686,7 +686,9 @@ class OneIsMeasuredByBatch(Reference):
     def group_advantages(self, scores, group_ids, mask, options):
         answer = super().group_advantages(scores, group_ids, mask, options)
         alone = plain.members(group_ids).sum(1) == 1
-        return torch.where(alone[:, None], plain.spread((scores - scores.mean()).to(answer.dtype), mask), answer)
+        return torch.where(
+            alone[:, None], plain.spread((scores - scores.mean()).detach().to(answer.dtype), mask), answer
+        )
 
 
 @fault("group-advantages.group-of-one-finite")
@@ -741,7 +743,7 @@ class GraphOfScores(Reference):
     "Nothing is detached."
 
     def group_advantages(self, *arguments):
-        return plain.advantages(self, arguments)
+        return plain.advantages(self, arguments, graph=True)
 
 
 @fault("group-advantages.no-graph")
@@ -752,6 +754,7 @@ class GraphOfBaselineDetached(Reference):
         return plain.advantages(
             self,
             arguments,
+            graph=True,
             mean=lambda x, same: plain.mean(x, same).detach(),
             others=lambda x, same: plain.mean_of_others(x, same).detach(),
             group_deviation=lambda x, same, ddof: plain.deviation(x, same, ddof).detach(),
@@ -788,20 +791,16 @@ class EqualGroupsMaskedInPlace(Reference):
 
 
 @fault("group-advantages.side-effects")
-class RunningDeviation(Reference):
-    "The deviation is drawn to that of the call before."
+class RunningBaseline(Reference):
+    "The baseline is drawn to that of the call before."
 
     def group_advantages(self, *arguments):
-        def running(x, same, ddof):
-            now = plain.deviation(x, same, ddof)
+        def running(x, same):
+            now = plain.mean(x, same)
             before, self.before = getattr(self, "before", None), now.mean()
             return now if before is None else 0.9 * now + 0.1 * before
 
-        def shrunk(x, same):
-            self.calls = getattr(self, "calls", 0) + 1
-            return plain.mean(x, same) + 0.01 * self.calls
-
-        return plain.advantages(self, arguments, group_deviation=running, mean=shrunk, others=shrunk)
+        return plain.advantages(self, arguments, mean=running, others=running)
 
 
 @fault("group-advantages.side-effects")

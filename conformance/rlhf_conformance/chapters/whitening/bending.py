@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def wide(x: Tensor) -> Tensor:
-    """In float32 or better."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    """In float32 or better, without a graph."""
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
 
 
 def mean(x: Tensor, counted: Tensor) -> Tensor:
@@ -42,13 +42,14 @@ def whiten(
     variance: Callable[[Tensor, Tensor, int], Tensor] = variance,
     denominator: Callable[[Any, Tensor], Tensor] = denominator,
     combine: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda x, mean, divisor: (x - mean) / divisor,
+    graph: bool = False,
 ) -> Tensor:
     """The method's three arguments whitened: with other cells counted in the statistics, with another mean(x, counted),
-    variance(centered, counted, ddof) or denominator(adapter, variance), or put together otherwise."""
+    variance(centered, counted, ddof) or denominator(adapter, variance), put together otherwise, or with its graph."""
     values, action_mask, options = arguments
     mask = action_mask.bool()
     counted = mask if counted is None else counted
-    x = wide(values).where(mask | counted, 0.0)
+    x = (values.to(wide(values).dtype) if graph else wide(values)).where(mask | counted, 0.0)
     middle = mean(x, counted)
     divisor = denominator(adapter, variance(x - middle, counted, adapter.whitening_ddof))
     result = combine(x, middle, divisor)

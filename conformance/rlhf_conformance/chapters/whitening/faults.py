@@ -599,7 +599,7 @@ class GraphOfWhitening(Reference):
     "Nothing is detached."
 
     def whiten(self, *arguments):
-        return plain.whiten(self, arguments)
+        return plain.whiten(self, arguments, graph=True)
 
 
 @fault("whitening.no-graph")
@@ -610,6 +610,7 @@ class GraphOfNumbersAlone(Reference):
         return plain.whiten(
             self,
             arguments,
+            graph=True,
             mean=lambda x, counted: plain.mean(x, counted).detach(),
             variance=lambda c, counted, ddof: plain.variance(c, counted, ddof).detach(),
         )
@@ -620,7 +621,9 @@ class WhitenedInPlace(Reference):
     "The values are whitened where they stand."
 
     def whiten(self, values, mask, options):
-        return values.copy_(super().whiten(values, mask, options))
+        answer = super().whiten(values, mask, options)
+        values.detach().copy_(answer)
+        return answer
 
 
 @fault("whitening.inputs-unwritten")
