@@ -791,16 +791,17 @@ class EqualGroupsMaskedInPlace(Reference):
 
 
 @fault("group-advantages.side-effects")
-class RunningBaseline(Reference):
-    "The baseline is drawn to that of the call before."
+class BaselineGrowsWithCalls(Reference):
+    "The baseline grows by a hundredth with each call."
 
     def group_advantages(self, *arguments):
-        def running(x, same):
-            now = plain.mean(x, same)
-            before, self.before = getattr(self, "before", None), now.mean()
-            return now if before is None else 0.9 * now + 0.1 * before
-
-        return plain.advantages(self, arguments, mean=running, others=running)
+        self.calls = getattr(self, "calls", 0) + 1
+        return plain.advantages(
+            self,
+            arguments,
+            mean=lambda x, same: plain.mean(x, same) + 0.01 * self.calls,
+            others=lambda x, same: plain.mean_of_others(x, same) + 0.01 * self.calls,
+        )
 
 
 @fault("group-advantages.side-effects")
