@@ -34,6 +34,10 @@ LIARS = {
     "half-dropped": "value-loss.half",
     "clip-around-return": "value-loss.clip",
     "min-for-max": "value-loss.clip",
+    "k3-direction": "kl.k3",
+    "score-behind-the-last-action": "token-rewards.sum",
+    "gae-over-observations": "advantages.observations",
+    "path-penalty-added": "credit.penalty",
 }
 
 

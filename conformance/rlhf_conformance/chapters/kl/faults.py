@@ -298,7 +298,7 @@ class ClampWithALinearEnd(Reference):
 # --- the gradient -------------------------------------------------------------------------------------------------
 
 
-@fault("kl.gradient", bug="kl-sign-of-the-term")
+@fault("kl.gradient", bug="kl-term-encourages")
 class KlGradientTurned(Reference):
     "The value is right, its gradient has the other sign."
 
