@@ -1,4 +1,4 @@
-"""The reference implementation: how the model layer and the PPO losses of RLHF can be done, written to be read.
+"""The reference implementation: how the model layer, the advantages and the losses of RLHF can be done.
 
 Read it in this order; every module stands on those before it.
 

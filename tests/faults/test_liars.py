@@ -38,6 +38,10 @@ LIARS = {
     "observations-counted": "whitening.holes",
     "consecutive-rows-are-groups": "group-advantages.interleaved",
     "deviation-of-others": "group-advantages.nearly-unanimous",
+    "k3-direction": "kl.k3",
+    "score-behind-the-last-action": "token-rewards.sum",
+    "gae-over-observations": "advantages.observations",
+    "path-penalty-added": "credit.penalty",
 }
 
 

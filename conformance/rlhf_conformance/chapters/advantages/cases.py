@@ -56,8 +56,8 @@ def read_cells(adapter: Adapter, case: MaskedCase) -> dict[str, set[Place]]:
     return found
 
 
-REWARDS = tuple(0.13 * k + 0.007 for k in outward(16))
-VALUES = tuple(0.11 * k + 0.043 for k in outward(16))
+REWARDS = tuple(0.13 * k + 0.137 for k in outward(16))
+VALUES = tuple(0.11 * k + 0.263 for k in outward(16))
 GAMMAS = (0.9, 0.99, 0.5, 1.0, 0.97)
 LAMBDAS = (0.95, 0.8, 0.3, 1.0, 0.6)
 

@@ -56,7 +56,7 @@ class ZeroLambdaIsTheDefault(Reference):
 
 
 @fault("advantages.lambda-zero")
-class LambdaAtLeastATenth(Reference):
+class LambdaAtLeastTenth(Reference):
     "lambda is held at 0.1 from below."
 
     def advantages(self, rewards, values, mask, options):

@@ -157,7 +157,7 @@ class BootstrapsBehindTheEnd(Reference):
 
 
 @twin
-class ReturnsWithoutACritic(Reference):
+class ReturnsWithoutCritic(Reference):
     "A trainer with nothing but discounted returns, from the recursion of advantages with values of 0."
 
     def returns(self, rewards, mask, options):

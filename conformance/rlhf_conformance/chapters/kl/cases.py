@@ -36,7 +36,7 @@ class KlCase(MaskedCase):
 
 
 LOG_PROBS = tuple(-0.11 * k for k in range(1, 31))
-USUAL = tuple(0.13 * k + 0.013 for k in outward(12))
+USUAL = tuple(0.13 * k + 0.533 for k in outward(14))
 ZONES = {"usual": USUAL, "small": tuple(0.003 * k for k in outward(8)), "equal": (0.0,)}
 BEYOND = (5.0, -5.0, 12.0, -12.0, 25.0, -25.0, 45.0, -45.0)
 """Where trainers clamp, and beyond."""
@@ -114,7 +114,7 @@ def _pair(
         step = d + math.copysign(0.02 * attempt, d)
         if zone != "beyond":  # nearer to 0, out of reach of a clamp; then further, where the dtype cannot hold it
             step = d / (1 + 0.2 * attempt) if attempt < 30 else d * (attempt - 28)
-        high, low = exactly(-base, dtype), exactly(-base - abs(step), dtype)
+        high, low = exactly(base, dtype), exactly(base - abs(step), dtype)
         log_prob, ref = (high, low) if step > 0 else (low, high)
         if zone in ("equal", "small") or _is_clear(log_prob - ref, estimator, held, inside=zone != "beyond"):
             return log_prob, ref

@@ -201,7 +201,7 @@ class SignedWhereSmall(Reference):
 
 
 @fault("kl.not-negative")
-class KlBelowAMargin(Reference):
+class KlBelowMargin(Reference):
     "k2 and k3 count from 1e-4 on: what is below it is negative."
 
     def kl(self, *arguments):
@@ -284,7 +284,7 @@ class ClampWithoutItsGradient(Reference):
 
 
 @fault("kl.clamped-gradient")
-class ClampWithALinearEnd(Reference):
+class ClampWithLinearEnd(Reference):
     "Beyond the clamp the gradient is that of k1, which is meant to bring the policy back."
 
     def kl(self, lp, ref, mask, options):
@@ -298,7 +298,7 @@ class ClampWithALinearEnd(Reference):
 # --- the gradient -------------------------------------------------------------------------------------------------
 
 
-@fault("kl.gradient", bug="kl-sign-of-the-term")
+@fault("kl.gradient", bug="kl-term-encourages")
 class KlGradientTurned(Reference):
     "The value is right, its gradient has the other sign."
 
@@ -343,7 +343,7 @@ class K3GradientUpsideDown(Reference):
 
 
 @fault("kl.expected-gradient")
-class K1AsAScore(Reference):
+class K1AsScore(Reference):
     "k1 has the gradient of a score: its own value, so that it does not vanish on average."
 
     def kl(self, *arguments):

@@ -99,7 +99,7 @@ class KlWeightedByTheRatio(Reference):
 
 
 @twin
-class KlAsAPenalty(Reference):
+class KlAsPenalty(Reference):
     "k1 alone, without a graph, pads left as they are: a trainer that takes it off the rewards."
 
     kl_estimators, kl_gradient, kl_masked = ("k1",), None, None

@@ -38,9 +38,9 @@ class TokenRewardCase(MaskedCase):
         return {(i, cell) for i, cell in enumerate(cells) if cell is not None}
 
 
-SCORES = tuple(0.13 * k + 0.007 for k in outward(20))
+SCORES = tuple(0.13 * k + 0.527 for k in outward(20))
 LARGE_SCORES = (48.9, -50.3, 12.7, -17.1, 300.7)
-KL = tuple(0.07 * k + 0.011 for k in outward(12))
+KL = tuple(0.07 * k + 0.151 for k in outward(12))
 COEFFICIENTS = (0.1, 0.03, 0.7, 1.3)
 CLIPS = (1.1, 0.3, 5.0)
 NO_NUMBERS = (math.inf, math.nan, 0.081, -math.inf)

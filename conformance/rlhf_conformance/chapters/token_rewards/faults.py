@@ -442,7 +442,7 @@ class ScoresClippedInPlace(Reference):
 
 
 @fault("token-rewards.inputs-unwritten")
-class KlMadeAPenaltyInPlace(Reference):
+class KlMadePenaltyInPlace(Reference):
     "The KL is multiplied with minus the coefficient in the caller's tensor."
 
     def token_rewards(self, scores, kl, mask, options):
