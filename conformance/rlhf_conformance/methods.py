@@ -175,7 +175,8 @@ class Declaration:
             if value is None and self.wanted.or_none:
                 return value
             if type(value) not in (int, float) or not self.wanted.least <= value < math.inf:
-                raise DeclarationError(f"{label}: wanted a number, at least {self.wanted.least:g}")
+                none = ", or None" if self.wanted.or_none else ""
+                raise DeclarationError(f"{label}: wanted a number, at least {self.wanted.least:g}{none}")
             return value
         if isinstance(self.wanted, SomeOf):
             if not isinstance(value, list | tuple) or not value:

@@ -17,12 +17,12 @@ class PathInOnePlace(Adapter):
 
     def credit(self, scores, log_probs, ref_log_probs, values, action_mask, options):
         rows = []
-        for i, marks in enumerate(action_mask.bool()):
+        for i, (marks, score) in enumerate(zip(action_mask.bool(), scores.tolist(), strict=True)):
             log_ratio = (wide(log_probs[i]) - wide(ref_log_probs[i]))[marks].tolist()
             value = wide(values[i])[marks].tolist()
             advantage, following, found = 0.0, 0.0, []
             for t in reversed(range(len(value))):
-                reward = -options.kl_coef * log_ratio[t] + (float(scores[i]) if t == len(value) - 1 else 0.0)
+                reward = -options.kl_coef * log_ratio[t] + (score if t == len(value) - 1 else 0.0)
                 delta = reward + options.gamma * following - value[t]
                 advantage = delta + options.gamma * options.lam * advantage
                 following = value[t]
