@@ -81,6 +81,14 @@ def test_what_there_is_not_is_refused(options):
         whiten([[1.0, 2.0]], [[1, 1]], **options)
 
 
+def test_the_numbers_that_the_prose_tells():
+    """Of the introduction, and of the decision `epsilon-of-whitening`."""
+    assert mean_and_variance([1.0, 3.0, 8.0]) == (4.0, 13.0)
+    assert mean_and_variance([1.0, 3.0, 8.0, 99.0])[0] == 27.75
+    small = [1e-6 / denominator(1e-12, 1e-8, place) for place in ("variance", "std", "floor")]
+    assert [round(x, 2) for x in small] == [0.01, 0.99, 0.01]
+
+
 # Groups
 
 

@@ -9,7 +9,7 @@ from rlhf_conformance.chapters._credit.steps import answers_of, mask_lines
 from rlhf_conformance.chapters.whitening.cases import WhiteningCase
 from rlhf_conformance.chapters.whitening.checks import declared
 from rlhf_conformance.diagnosis.evidence import Evidence
-from rlhf_conformance.diagnosis.lines import Line, arranged, number
+from rlhf_conformance.diagnosis.lines import MOST, Line, arranged, number
 from rlhf_conformance.diagnosis.steps import steps_of
 from rlhf_conformance.judging.judge import Comparison
 from rlhf_conformance.results import Step
@@ -36,4 +36,5 @@ def whitening_steps(evidence: Evidence, comparison: Comparison) -> tuple[Step, .
         [Line(f"row {i}, token {j}: ({number(case.values[i][j])} - mean) / divisor{kept}", *rest)]
         for (i, j), *rest in answers_of(case, comparison)
     ]
-    return (*arranged([lines]), *arranged(blocks))
+    head = arranged([lines])
+    return (*head, *arranged(blocks)[: MOST - len(head)])
