@@ -186,7 +186,7 @@ def _rough(answer: Any) -> Any:
     if is_dataclass(answer) and not isinstance(answer, type):
         return type(answer)(*(_rough(getattr(answer, part.name)) for part in fields(answer)))
     if isinstance(answer, list | tuple):
-        return [_rough(part) for part in answer]
+        return type(answer)(_rough(part) for part in answer)
     if not isinstance(answer, torch.Tensor) or not answer.is_floating_point():
         return answer
     if torch.equal(answer.bfloat16().to(answer.dtype), answer):  # rounded so: finer noise would be rounded away

@@ -235,18 +235,20 @@ def normalized(score: float, mean: float, std: float, dtype: torch.dtype) -> flo
 
 
 def kl(log_ratio: float, estimator: str, dtype: torch.dtype) -> float:
-    """Of one KL estimate: the log-ratio has the one rounding of its subtraction, which the square doubles and the
-    exponential amplifies. Where the exponential is taken less 1, a small estimate still carries a rounding of 1."""
+    """Of one KL estimate: the log-ratio has the rounding of its subtraction, which the square doubles and the
+    exponential amplifies, and the estimate that of where it is kept. Where the exponential is taken less 1, a small
+    estimate still carries a rounding of 1."""
     x = abs(log_ratio)
     if estimator == "k3":
         return 2 * unit(dtype) * (_exp(-log_ratio) * (x + 3) + 2 * x + 1)
-    return 2 * unit(dtype) * (3 * x**2 / 2 if estimator == "k2" else x)
+    return 2 * unit(dtype) * (4 * x**2 / 2 if estimator == "k2" else 2 * x)
 
 
 def kl_slope(log_ratio: float, estimator: str, kl_gradient: str, dtype: torch.dtype) -> float:
     """Of one KL estimate's derivative: that of k1 and abs is a whole number, of k2 the log-ratio, of k3 a term of the
-    estimate itself; a weighted one has the estimate on top."""
-    own = {"k1": 2 * unit(dtype), "abs": 2 * unit(dtype), "k2": 2 * unit(dtype) * abs(log_ratio)}
+    estimate itself, each rounded twice more where it is multiplied with its weight and with what comes from behind; a
+    weighted one has the estimate on top."""
+    own = {"k1": 6 * unit(dtype), "abs": 6 * unit(dtype), "k2": 6 * unit(dtype) * abs(log_ratio)}
     of_k2, plain = own["k2"], own.get(estimator) or kl(log_ratio, "k3", dtype)
     if kl_gradient == "k2":
         return of_k2
