@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_conformance.adapter import Adapter as Adapter
+    from rlhf_conformance.chapters.advantages.interface import AdvantageOptions as AdvantageOptions
+    from rlhf_conformance.chapters.advantages.interface import AdvantagesResult as AdvantagesResult
+    from rlhf_conformance.chapters.credit.interface import CreditOptions as CreditOptions
+    from rlhf_conformance.chapters.kl.interface import KlOptions as KlOptions
     from rlhf_conformance.chapters.packing.interface import PackedSequences as PackedSequences
     from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions as PolicyLossOptions
     from rlhf_conformance.chapters.policy_loss.interface import PolicyLossResult as PolicyLossResult
     from rlhf_conformance.chapters.sequences.interface import ProcessedSequences as ProcessedSequences
+    from rlhf_conformance.chapters.token_rewards.interface import TokenRewardOptions as TokenRewardOptions
     from rlhf_conformance.chapters.value_loss.interface import ValueLossOptions as ValueLossOptions
     from rlhf_conformance.oracle.batch import Batch as Batch
     from rlhf_conformance.oracle.batch import Prompts as Prompts
@@ -29,8 +34,12 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "Adapter": "adapter",
+    "AdvantageOptions": "chapters.advantages.interface",
+    "AdvantagesResult": "chapters.advantages.interface",
     "Batch": "oracle.batch",
     "Checkpoint": "oracle.probes",
+    "CreditOptions": "chapters.credit.interface",
+    "KlOptions": "chapters.kl.interface",
     "LoadError": "run.loading",
     "PackedSequences": "chapters.packing.interface",
     "PolicyLossOptions": "chapters.policy_loss.interface",
@@ -38,6 +47,7 @@ _HOME_OF = {
     "ProcessedSequences": "chapters.sequences.interface",
     "Prompts": "oracle.batch",
     "Report": "results",
+    "TokenRewardOptions": "chapters.token_rewards.interface",
     "UsageError": "run.loading",
     "ValueLossOptions": "chapters.value_loss.interface",
     "check": "run.command",

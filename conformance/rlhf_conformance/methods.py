@@ -15,6 +15,7 @@ This module imports no torch.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -143,16 +144,24 @@ class SomeOf:
 
 
 @dataclass(frozen=True)
+class AtLeast:
+    """A declaration that holds a finite number, this one or a larger one, or None where that is allowed."""
+
+    least: float
+    or_none: bool = False
+
+
+@dataclass(frozen=True)
 class Declaration:
     """One class attribute by which an adapter says what its trainer does by convention.
 
-    wanted      `OneOf`, `SomeOf`, or None for True and False
+    wanted      `OneOf`, `SomeOf`, `AtLeast`, or None for True and False
     says        what it means, for the documentation
     """
 
     name: str
     default: Any
-    wanted: OneOf | SomeOf | None
+    wanted: OneOf | SomeOf | AtLeast | None
     says: str
 
     def checked(self, value: Any, owner: str) -> Any:
@@ -161,6 +170,13 @@ class Declaration:
         if self.wanted is None:
             if not isinstance(value, bool):
                 raise DeclarationError(f"{label}: wanted True or False")
+            return value
+        if isinstance(self.wanted, AtLeast):
+            if value is None and self.wanted.or_none:
+                return value
+            if type(value) not in (int, float) or not self.wanted.least <= value < math.inf:
+                none = ", or None" if self.wanted.or_none else ""
+                raise DeclarationError(f"{label}: wanted a number, at least {self.wanted.least:g}{none}")
             return value
         if isinstance(self.wanted, SomeOf):
             if not isinstance(value, list | tuple) or not value:

@@ -1,4 +1,4 @@
-"""The reference implementation: how the model layer and the PPO losses of RLHF can be done, written to be read.
+"""The reference implementation: how the model layer, the advantages and the losses of RLHF can be done.
 
 Read it in this order; every module stands on those before it.
 
@@ -12,6 +12,12 @@ Read it in this order; every module stands on those before it.
     regression     a backbone and a linear head (checkpoint: where it is found): what reward_model and critic share
     aggregation    from one loss for each token to one number
     policy_loss, value_loss
+    kl             how far each token has left the reference model
+    token_rewards  from one score for a response to a reward for each token
+    advantages     generalized advantages, and returns
+    credit         these three in a row
+    whitening, group_advantages
+                   numbers of a batch, or scores of a group, less their mean and over their deviation
 
 Nothing here writes to its arguments or calls `.cuda()`, and the global random state is touched only to draw what was
 asked for: sampled tokens, a new LoRA adapter, a new head. A name is imported when it is first used (PEP 562), so
@@ -25,9 +31,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_reference.actor import Actor as Actor
+    from rlhf_reference.advantages import advantages_and_returns as advantages_and_returns
+    from rlhf_reference.advantages import discounted_returns as discounted_returns
     from rlhf_reference.aggregation import aggregate as aggregate
     from rlhf_reference.checkpoint import MissingHeadError as MissingHeadError
+    from rlhf_reference.credit import credited as credited
     from rlhf_reference.critic import CriticModel as CriticModel
+    from rlhf_reference.group_advantages import group_relative_advantages as group_relative_advantages
+    from rlhf_reference.kl import token_kl as token_kl
     from rlhf_reference.log_probs import token_entropy as token_entropy
     from rlhf_reference.log_probs import token_log_probs as token_log_probs
     from rlhf_reference.lora import LoraOptions as LoraOptions
@@ -47,7 +58,9 @@ if TYPE_CHECKING:
     from rlhf_reference.reward_model import RewardModel as RewardModel
     from rlhf_reference.sequences import ProcessedSequences as ProcessedSequences
     from rlhf_reference.sequences import process_sequences as process_sequences
+    from rlhf_reference.token_rewards import token_level_rewards as token_level_rewards
     from rlhf_reference.value_loss import ValueLoss as ValueLoss
+    from rlhf_reference.whitening import whiten as whiten
 
 _NAMES = {
     "log_probs": ("token_log_probs", "token_entropy"),
@@ -62,7 +75,13 @@ _NAMES = {
     "critic": ("CriticModel",),
     "aggregation": ("aggregate",),
     "policy_loss": ("PolicyLoss", "PolicyLossOutput"),
+    "kl": ("token_kl",),
+    "token_rewards": ("token_level_rewards",),
+    "credit": ("credited",),
+    "advantages": ("advantages_and_returns", "discounted_returns"),
     "value_loss": ("ValueLoss",),
+    "whitening": ("whiten",),
+    "group_advantages": ("group_relative_advantages",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

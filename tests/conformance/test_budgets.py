@@ -18,6 +18,8 @@ temperature = st.sampled_from((0.5, 0.7, 1.0, 1.3, 2.0))
 number = st.integers(-24, 24).map(lambda k: k / 8)
 numbers = st.lists(number, min_size=1, max_size=12)
 clip_eps = st.sampled_from((None, 0.0, 0.25))
+estimators = st.sampled_from(("k1", "k2", "k3", "abs"))
+slopes = st.sampled_from(("plain", "k2", "weighted"))
 
 # Every budget, as a function of a dtype and of hypothesis' draws.
 BUDGETS = {
@@ -34,6 +36,14 @@ BUDGETS = {
     "model_output": lambda d, t: budgets.model_output([0.0], [d.draw(number)], 1 + abs(d.draw(number)), t),
     "model_gradient": lambda d, t: budgets.model_gradient(1 + abs(d.draw(number)), abs(d.draw(number)), t),
     "aggregate": lambda d, t: budgets.aggregate([d.draw(number)], [0.0], [1.0], t),
+    "kl": lambda d, t: budgets.kl(1 + abs(d.draw(number)), d.draw(estimators), t),
+    "kl_slope": lambda d, t: budgets.kl_slope(1 + abs(d.draw(number)), d.draw(estimators), d.draw(slopes), t),
+    "kl_below_zero": lambda d, t: budgets.kl_below_zero(t),
+    "expected_kl": lambda d, t: budgets.expected_kl([-0.5, -1.0], [-1.0, -0.5], d.draw(estimators), t),
+    "expected_kl_gradient": lambda d, t: min(budgets.expected_kl_gradient([-0.5, -1.0], [1.0, 2.0], [0.0, 0.0], t)),
+    "token_reward": lambda d, t: budgets.token_reward(1 + abs(d.draw(number)), d.draw(number), t),
+    "reward_sum": lambda d, t: budgets.reward_sum(1 + abs(d.draw(number)), d.draw(numbers), t),
+    "advantage": lambda d, t: budgets.advantage(1 + abs(d.draw(number)), d.draw(st.integers(1, 9)), t),
 }
 
 
@@ -144,6 +154,28 @@ WORKED = {
         2 * 10 * (2 * 6 * 2.0**-8 + 2 * 300 * U) + 4 * 0.5 + 1e-9,
     ),
     "model gradient of zero": (lambda: budgets.model_gradient(0.0, 0.0, HALF), 1e-9),
+    "KL k1": (lambda: budgets.kl(-3.0, "k1", torch.float32), 2 * U * 2 * 3),
+    "KL k2": (lambda: budgets.kl(-3.0, "k2", HALF), 2 * 2.0**-8 * 4 * 9 / 2),
+    "KL k3": (lambda: budgets.kl(-3.0, "k3", torch.float32), 2 * U * (math.exp(3) * (3 + 3) + 2 * 3 + 1)),
+    "slope of k1": (lambda: budgets.kl_slope(-3.0, "k1", "plain", torch.float32), 6 * U),
+    "slope of k3": (
+        lambda: budgets.kl_slope(-3.0, "k3", "plain", torch.float32),
+        2 * U * (math.exp(3) * 6 + 7),
+    ),
+    "slope of k2 in place of another": (lambda: budgets.kl_slope(-3.0, "k3", "k2", torch.float32), 6 * U * 3),
+    "weighted slope of k1": (lambda: budgets.kl_slope(-3.0, "k1", "weighted", torch.float32), 2 * (6 * U + 4 * U * 3)),
+    "KL below 0": (lambda: budgets.kl_below_zero(HALF), 4 * 2.0**-8),
+    "expected k1": (
+        lambda: budgets.expected_kl([-1.0], [-2.0], "k1", torch.float32),
+        math.exp(-1) * (4 * U + 2 * U) + 2 * U * (math.exp(-1) * 2 + math.exp(-2) * 3),
+    ),
+    "expected gradient": (
+        lambda: budgets.expected_kl_gradient([-1.0], [3.0], [0.5], torch.float32)[0],
+        math.exp(-1) * (0.5 + math.exp(-1) * 0.5 + 8 * U * (3 + math.exp(-1) * 3)),
+    ),
+    "token reward": (lambda: budgets.token_reward(-2.0, 0.5, torch.float32), 2 * U * (3 * 0.5 + 2 * 2)),
+    "sum of rewards": (lambda: budgets.reward_sum(-2.0, [0.5, -1.0], torch.float32), 2 * U * 7 * 3.5),
+    "advantage": (lambda: budgets.advantage(5.0, 3, HALF), 2 * 2.0**-8 * 15 * 5),
 }
 
 

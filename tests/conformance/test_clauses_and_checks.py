@@ -46,6 +46,11 @@ DRAWN = (
     "policy-loss.overflow",
     "value-loss.clip",
     "value-loss.padding-invariance",
+    "kl.k3",
+    "kl.expectation",
+    "token-rewards.own-row",
+    "advantages.last-action",
+    "credit.mask",
 )
 
 
@@ -127,6 +132,16 @@ RULED_OUT = [
     ("unclipped_value", False, {"value-loss.unclipped"}),
     ("global_count", False, {"policy-loss.micro-batches", "value-loss.micro-batches"}),
     ("count_empty_rows", None, {"policy-loss.empty-rows-counted"}),
+    ("kl_estimators", ("k1",), {"kl.k2", "kl.k3", "kl.abs", "kl.not-negative", "kl.clamped-gradient"}),
+    ("kl_estimators", ("k2",), {"kl.k1", "kl.k3", "kl.abs", "kl.expectation", "kl.clamped-gradient"}),
+    ("kl_gradient", None, {"kl.gradient", "kl.expected-gradient", "kl.clamped-gradient"}),
+    ("kl_gradient", "k2", {"kl.clamped-gradient"}),
+    ("kl_masked", None, {"kl.masked-cells"}),
+    ("score_position", "after-last", {"token-rewards.last-action"}),
+    ("score_clip", False, {"token-rewards.score-clip"}),
+    ("token_rewards_masked", None, {"token-rewards.masked-cells"}),
+    ("after_last_action", "value", {"advantages.single-action"}),
+    ("advantages_masked", None, {"advantages.masked-cells"}),
     ("reward_normalization", False, {"reward.normalization", "reward.normalization-train"}),
     ("critic_normalization", False, {"critic.normalization"}),
     ("head_names", ("score",), {"reward.head-name", "critic.head-name"}),

@@ -20,6 +20,7 @@ import pytest
 from rlhf_conformance.chapters._losses.cases import LossCase
 from rlhf_conformance.chapters._models.cases import ModelCase
 from rlhf_conformance.chapters._models.interface import LAYOUTS
+from rlhf_conformance.chapters.group_advantages.cases import GroupCase
 from rlhf_conformance.chapters.sequences.cases import GeneratedCase
 from rlhf_conformance.diagnosis import evidence
 from rlhf_conformance.judging.checks import checks
@@ -189,6 +190,134 @@ LOSSES = [
 
 @by_slug(LOSSES)
 def test_loss_cases_leave(slug, rows):
+    holds_often(slug, rows)
+
+
+# --- credit -------------------------------------------------------------------------------------------------------
+
+
+def ends_in_observation(row: Sequence[int]) -> bool:
+    """The last cell is masked, and the mask is not that of a row that was padded."""
+    return not row[-1] and any(row) and no_prefix(row)
+
+
+def contiguous(case: GroupCase) -> bool:
+    """No group has a row of another one between two of its own."""
+    return all(group == list(range(group[0], group[-1] + 1)) for group in case.groups)
+
+
+def all_but_one_alike(case: GroupCase) -> bool:
+    groups = [Counter(case.scores[i] for i in group) for group in case.groups]
+    return any(sum(g.values()) > 3 and sorted(g.values()) == [1, sum(g.values()) - 1] for g in groups)
+
+
+def dyadic(numbers: Sequence[float]) -> bool:
+    return all((64 * x).is_integer() for x in numbers)
+
+
+def clip_binds(case: Any) -> bool:
+    return any(abs(score) > case.options.score_clip for score in case.scores)
+
+
+def only_the_last_rewarded(case: Any) -> bool:
+    rows = zip(case.token_rewards, case.counts, strict=True)
+    return any(count > 2 and sum(map(bool, row)) == 1 for row, count in rows)
+
+
+def ends_with_the_row(case: Any) -> bool:
+    """Some row's last action is in the last column."""
+    return any(row[-1] for row in getattr(case, "case", case).action_mask)
+
+
+CREDIT = [
+    ("one sample", "whitening.definition", lambda c: c.shape[0] > 1, 0.5),
+    ("one sample", "whitening.whole-batch", lambda c: c.shape[0] > 1, 1.0),
+    ("a square batch", "whitening.whole-batch", lambda c: c.shape[0] != c.shape[1], 0.5),
+    ("a batch that is not square", "whitening.whole-batch", lambda c: c.shape[0] == c.shape[1], 0.2),
+    ("few rows", "whitening.definition", lambda c: c.shape[0] > 8, 0.05),
+    ("full rows", "whitening.definition", lambda c: not full(c), 0.4),
+    ("masks without holes", "whitening.definition", lambda c: any(map(has_hole, c.action_mask)), 0.2),
+    ("masks without holes", "whitening.holes", lambda c: any(map(has_hole, c.action_mask)), 1.0),
+    ("a hole in the middle alone", "whitening.holes", lambda c: any(map(ends_in_observation, c.action_mask)), 0.4),
+    ("rows of equal length", "whitening.definition", lambda c: len(set(c.counts)) > 1, 0.4),
+    ("many actions", "whitening.variance", lambda c: len(c.actions) < 5, 0.3),
+    ("a mean of zero", "whitening.definition", lambda c: abs(sum(c.numbers)) > 0.1 * len(c.numbers), 0.5),
+    ("dyadic numbers", "whitening.definition", lambda c: not dyadic(c.numbers), 0.9),
+    ("the mean removed", "whitening.mask", lambda c: not c.case.options.shift_mean, 0.3),
+    ("the mean kept", "whitening.mask", lambda c: c.case.options.shift_mean, 0.3),
+    ("the empty row is the last", "whitening.empty-row", lambda c: any(c.action_mask[-1]), 0.3),
+    ("one group", "group-advantages.group-std", lambda c: len(c.groups) > 1, 0.6),
+    ("one group", "group-advantages.interleaved", lambda c: len(c.groups) > 1, 1.0),
+    ("contiguous groups", "group-advantages.interleaved", lambda c: not contiguous(c), 0.9),
+    ("contiguous groups", "group-advantages.leave-one-out", lambda c: not contiguous(c), 0.3),
+    ("interleaved groups", "group-advantages.group-std", contiguous, 0.2),
+    ("groups of one size", "group-advantages.unequal-sizes", lambda c: len(set(map(len, c.groups))) > 1, 1.0),
+    ("groups of one size", "group-advantages.group-std", lambda c: len(set(map(len, c.groups))) > 1, 0.4),
+    ("small groups", "group-advantages.mean", lambda c: max(map(len, c.groups)) > 8, 0.05),
+    ("groups that are of many minds", "group-advantages.nearly-unanimous", all_but_one_alike, 0.5),
+    (
+        "as many rows as columns",
+        "group-advantages.mask",
+        lambda c: c.other.shape[0] != c.other.shape[1],
+        0.7,
+    ),
+    ("as many rows as groups", "group-advantages.mean", lambda c: len(c.scores) != len(c.groups), 1.0),
+    ("as many columns as groups", "group-advantages.group-std", lambda c: c.shape[1] != len(c.groups), 0.6),
+    ("dyadic scores", "group-advantages.group-std", lambda c: not dyadic(c.scores), 0.9),
+    ("masks without holes", "group-advantages.mask", lambda c: any(map(has_hole, c.other.action_mask)), 1.0),
+    ("responses of equal length", "group-advantages.group-std", lambda c: len(set(c.counts)) > 1, 0.5),
+    ("ids that a float32 can hold", "group-advantages.group-names", lambda c: max(c.other.group_ids) > 2**24, 0.5),
+    *(
+        row
+        for slug in ("kl.k3", "token-rewards.sum", "advantages.definition", "credit.definition")
+        for row in (
+            ("one sample", slug, lambda c: c.shape[0] > 1, 0.5),
+            ("few rows", slug, lambda c: c.shape[0] > 8, 0.05),
+            ("a square batch", slug, lambda c: c.shape[0] != c.shape[1], 0.5),
+            ("masks without holes", slug, lambda c: any(map(has_hole, c.action_mask)), 0.2),
+            ("full rows", slug, lambda c: not full(c), 0.4),
+            ("rows that begin with an action", slug, lambda c: any(not row[0] for row in c.action_mask), 0.2),
+            ("rows of equal length", slug, lambda c: len(set(c.counts)) > 1, 0.35),
+            ("rows that end in padding", slug, lambda c: any(row[-1] for row in c.action_mask), 0.3),
+        )
+    ),
+    *(
+        row
+        for slug in ("kl.holes", "token-rewards.holes", "advantages.observations", "credit.holes")
+        for row in (
+            ("masks without holes", slug, lambda c: any(map(has_hole, c.case.action_mask)), 1.0),
+            ("a hole in the middle alone", slug, lambda c: any(map(ends_in_observation, c.case.action_mask)), 0.4),
+        )
+    ),
+    ("a log-ratio of one sign", "kl.k3", lambda c: len({c.log_ratio(*place) > 0 for place in c.actions}) > 1, 0.6),
+    ("policy and reference that differ", "kl.agreement", lambda c: any(not c.log_ratio(*p) for p in c.actions), 0.7),
+    ("usual log-ratios", "kl.clamped-gradient", lambda c: any(c.log_ratio(*p) < -89 for p in c.actions), 0.2),
+    ("a clamp that does not bind", "kl.clamp", lambda c: any(abs(c.log_ratio(*p)) > 20 for p in c.actions), 0.3),
+    ("two tokens", "kl.expectation", lambda c: c.shape[1] > 2, 0.5),
+    ("dyadic scores", "token-rewards.sum", lambda c: not dyadic(c.scores), 0.9),
+    ("a KL of 0", "token-rewards.penalty", lambda c: any(map(any, c.kl)), 0.9),
+    ("scores that no clip holds", "token-rewards.score-clip", clip_binds, 0.6),
+    ("scores that a clip holds", "token-rewards.score-clip", lambda c: not clip_binds(c), 0.1),
+    ("a gamma of 1", "advantages.definition", lambda c: c.options.gamma < 1, 0.7),
+    ("a lambda of 1", "advantages.definition", lambda c: c.options.lam < 1, 0.7),
+    ("gammas below 1", "advantages.definition", lambda c: c.options.gamma == 1, 0.1),
+    ("values of 0", "advantages.definition", lambda c: any(map(any, c.values)), 0.8),
+    ("dyadic rewards", "advantages.definition", lambda c: not dyadic([x for r in c.token_rewards for x in r]), 0.8),
+    ("rewards at every action", "advantages.definition", only_the_last_rewarded, 0.05),
+    ("single actions", "advantages.definition", lambda c: max(c.counts) > 1, 0.6),
+    ("something behind the last action", "advantages.last-action", ends_with_the_row, 0.1),
+    ("the score alone", "credit.penalty", lambda c: not any(c.scores), 1.0),
+    (
+        "one baseline and one scale",
+        "group-advantages.batch-order",
+        lambda c: (c.options.baseline, c.options.scale) != ("mean", "group-std"),
+        0.5,
+    ),
+]
+
+
+@by_slug(CREDIT)
+def test_cases_of_credit_leave(slug, rows):
     holds_often(slug, rows)
 
 

@@ -5,11 +5,25 @@ from __future__ import annotations
 import re
 import sys
 import types
+from dataclasses import fields
 
 import pytest
 
-from rlhf_conformance import Batch, Checkpoint, PolicyLossOptions, ValueLossOptions, check, conformance_suite
+from rlhf_conformance import (
+    AdvantageOptions,
+    Batch,
+    Checkpoint,
+    CreditOptions,
+    KlOptions,
+    PolicyLossOptions,
+    TokenRewardOptions,
+    ValueLossOptions,
+    check,
+    conformance_suite,
+)
 from rlhf_conformance.adapter import METHODS, Adapter, declarations
+from rlhf_conformance.chapters.group_advantages.interface import GroupAdvantageOptions
+from rlhf_conformance.chapters.whitening.interface import WhiteningOptions
 
 GUIDE = "docs/writing-an-adapter.md"
 
@@ -41,6 +55,46 @@ def test_the_shortest_adapter_is_green(python, my_trainer):
     report = check(adapter(), profile="smoke", only=["policy-loss.", "value-loss."])
     assert report.verdict == "CONFORMANT"
     assert report.warnings == ()
+
+
+def test_the_shortest_grpo_adapter_is_green(python, monkeypatch):
+    import grpo_only
+
+    monkeypatch.setitem(sys.modules, "my_trainer", types.ModuleType("my_trainer"))
+    monkeypatch.setitem(sys.modules, "my_trainer.grpo", grpo_only)
+    code = python("my_trainer.grpo")
+    assert len(code.splitlines()) <= 25
+    report = check(adapter_of(code)(), profile="smoke", only=["group-advantages.", "policy-loss."])
+    assert report.verdict == "CONFORMANT"
+    assert report.warnings == ()
+    assert {r.verdict for r in report.results if r.clause == "group-advantages.group-std"} == {"pass"}
+
+
+def test_the_guide_shows_the_adapter_of_the_grpo_example(python, examples):
+    shown = python("my_trainer.grpo").partition("class MyTrainer(Adapter):")[2]
+    assert (examples / "grpo_only.py").read_text(encoding="utf-8").endswith(f"class InHouse(Adapter):{shown}")
+
+
+def test_the_adapter_from_scores_to_advantages_is_green(python, examples, monkeypatch):
+    import ppo_only
+
+    monkeypatch.setitem(sys.modules, "my_trainer", types.ModuleType("my_trainer"))
+    monkeypatch.setitem(sys.modules, "my_trainer.experience", ppo_only)
+    code = python("my_trainer.experience")
+    report = check(adapter_of(code)(), profile="smoke", only=["kl.", "token-rewards.", "advantages."])
+    assert report.verdict == "CONFORMANT"
+    assert report.warnings == ()
+    passed = {r.clause for r in report.results if r.verdict == "pass"}
+    assert {"kl.k3", "token-rewards.sum", "advantages.observations"} <= passed
+    shown = code.partition("class MyTrainer(Adapter):")[2]
+    assert (examples / "ppo_only.py").read_text(encoding="utf-8").endswith(f"class InHouse(Adapter):{shown}")
+
+
+def test_the_options_of_credit_are_those_of_the_code(text):
+    named = set(re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (?:KL|token rewards|advantages)", text(GUIDE), re.M))
+    options = {f.name for kind in (KlOptions, TokenRewardOptions, AdvantageOptions) for f in fields(kind)}
+    assert {name for cell in named for name in re.findall(r"\w+", cell)} == options
+    assert options == {f.name for f in fields(CreditOptions)}
 
 
 def test_the_log_prob_adapter_is_green(python):
@@ -111,6 +165,12 @@ def test_the_test_file_of_the_guide_makes_suites(python, monkeypatch):
 def test_the_options_of_the_losses_are_those_of_the_code(table):
     named = {name for row in table(GUIDE, "option") for name in re.findall(r"`(\w+)`", row[0])}
     assert named == {*PolicyLossOptions.__dataclass_fields__, *ValueLossOptions.__dataclass_fields__}
+
+
+def test_the_options_of_groups_and_of_whitening_are_those_of_the_code(text):
+    section = text(GUIDE).split("### Without a critic: GRPO")[1].split("\n## ")[0]
+    named = set(re.findall(r"^\| `(\w+)` \| (?:group|whitening)", section, re.M))
+    assert named == {*GroupAdvantageOptions.__dataclass_fields__, *WhiteningOptions.__dataclass_fields__}
 
 
 def test_the_attributes_of_a_checkpoint_are_those_of_the_code(table):

@@ -83,6 +83,7 @@ REFUSALS = {
     "say which class:": lambda: load_adapter("examples/losses_only.py"),
     "it holds the adapters": lambda: load_adapter("examples/losses_only.py:Nobody"),
     "wanted a tuple with at least one entry": lambda: validate(declared(layouts="padded")),
+    "wanted a number, at least": lambda: validate(declared(whitening_eps="1e-8")),
     "is not one of": lambda: validate(declared(layouts=("packd",))),
     "cannot be made with the options": lambda: load_adapter("examples/losses_only.py:InHouse", {"packing": True}),
     "is it installed in this environment?": lambda: load_adapter("no_such_package.adapter:MyTrainer"),

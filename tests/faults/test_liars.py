@@ -34,6 +34,14 @@ LIARS = {
     "half-dropped": "value-loss.half",
     "clip-around-return": "value-loss.clip",
     "min-for-max": "value-loss.clip",
+    "whiten-unmasked-mean": "whitening.mask",
+    "observations-counted": "whitening.holes",
+    "consecutive-rows-are-groups": "group-advantages.interleaved",
+    "deviation-of-others": "group-advantages.nearly-unanimous",
+    "k3-direction": "kl.k3",
+    "score-behind-the-last-action": "token-rewards.sum",
+    "gae-over-observations": "advantages.observations",
+    "path-penalty-added": "credit.penalty",
 }
 
 

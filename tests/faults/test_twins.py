@@ -17,6 +17,8 @@ FORMULAS = (
     "value-loss-by-distance",
     "losses-backwards",
     "losses-in-micro-batches",
+    "whitened-over-ranks",
+    "groups-of-equal-size",
 )
 MODELS = ("textbook", "packs-inside", "repads-on-the-left")
 CHAPTERS = [chapter.slug for chapter in rlhf_spec.clauses.chapters()]

@@ -14,13 +14,12 @@ import json
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 
-from rlhf_conformance.adapter import Adapter
-from rlhf_conformance.chapters.policy_loss.interface import PolicyLossResult
+from rlhf_conformance.adapter import METHODS, Adapter
 from rlhf_conformance.diagnosis import nearest, provenance
 from rlhf_conformance.diagnosis.evidence import Evidence, Observed, drawn, observe
 from rlhf_conformance.faults import faults
@@ -57,18 +56,26 @@ ALIASES = {
     "clip-around-return": ("value_clip = False", "value-clip-ignored"),
     "critic-statistics-unset": ("critic_normalization = False",),
     "dual-clip-ignored": ("dual_clip = False",),
+    "gae-over-observations": ("observations = 'value-steps'",),
     "generate-knows-one-stop": ("stop_ids = 'one'",),
     "ignored-label-is-token-zero": ("ignored_label = None",),
+    "kl-clamp-ignored": ("kl_clamp = None",),
+    "kl-detached": ("kl_gradient = None",),
     "kl-metric-k3": ("kl_metric = 'k3'",),
     "log-prob-temperature-ignored": ("temperature = False",),
     "masked-rows-in-denominator": ("count_empty_rows = True",),
+    "kl-of-pads-left": ("kl_masked = None",),
     "mean-of-means": ("global_count = False",),
+    "mean-removed-anyway": ("whitening_keeps_mean = False",),
     "norm-statistics-unset": ("reward_normalization = False",),
     "one-eos-id": ("stop_ids = 'one'",),
     "one-eps-for-both-sides": ("asymmetric_clip = False",),
+    "recursion-left-in-other-cells": ("advantages_masked = None",),
+    "returns-over-observations": ("observations = 'zero-steps'", "observations = 'value-steps'"),
     "reward-mask-from-pad-id": ("takes_attention_mask = False",),
     "value-clip-ignored": ("value_clip = False",),
     "value-loss-per-micro-batch": ("global_count = False",),
+    "values-behind-the-end": ("after_last_action = 'value'",),
 }
 """Faults that do to the letter what a convention, or another fault, does: the same code, or, as for
 `clip-around-return`, the same number always, |clip(x)| being at most |x|."""
@@ -83,6 +90,8 @@ REASONS: dict[str, str] = {
     "weight-of-the-largest-square": ROUGH,
     "advantages-scaled-by-history": HISTORY,
     "answers-drift": HISTORY,
+    "baseline-grows-with-calls": HISTORY,
+    "mean-grows-with-calls": HISTORY,
     "rewards-normalise-as-they-go": HISTORY,
     "critic-head-bias-drawn": DRAWN,
     "reward-head-bias-drawn": DRAWN,
@@ -149,7 +158,7 @@ def rough(kind: type[Adapter]) -> type[Adapter]:
 
     def rounded(method: str) -> Any:
         def answer(self: Any, *arguments: Any) -> Any:
-            if method.endswith("_loss") and arguments[0].requires_grad:
+            if "action_mask" in METHODS[method].arguments and arguments[0].requires_grad:
                 arguments = (_RoughGradient.apply(arguments[0]), *arguments[1:])
             return _rough(getattr(super(made, self), method)(*arguments))
 
@@ -168,17 +177,16 @@ FLOATS = (
     "rewards",
     "action_values",
     "values",
-    "policy_loss",
-    "value_loss",
+    *(name for name, row in METHODS.items() if "action_mask" in row.arguments),
 )
 """The methods that answer with floating-point numbers."""
 
 
 def _rough(answer: Any) -> Any:
-    if isinstance(answer, PolicyLossResult):
-        return PolicyLossResult(*(_rough(part) for part in (answer.loss, answer.clip_fraction, answer.approx_kl)))
+    if is_dataclass(answer) and not isinstance(answer, type):
+        return type(answer)(*(_rough(getattr(answer, part.name)) for part in fields(answer)))
     if isinstance(answer, list | tuple):
-        return [_rough(part) for part in answer]
+        return type(answer)(_rough(part) for part in answer)
     if not isinstance(answer, torch.Tensor) or not answer.is_floating_point():
         return answer
     if torch.equal(answer.bfloat16().to(answer.dtype), answer):  # rounded so: finer noise would be rounded away

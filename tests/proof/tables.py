@@ -14,7 +14,7 @@ from pathlib import Path
 import rlhf_spec.clauses
 from rlhf_conformance.adapter import DECLARATIONS, METHODS
 from rlhf_conformance.judging.checks import checks
-from rlhf_conformance.methods import Declaration, OneOf, SomeOf
+from rlhf_conformance.methods import AtLeast, Declaration, OneOf, SomeOf
 
 from .files import ROOT, table
 
@@ -51,6 +51,8 @@ def declared() -> str:
 def _values(row: Declaration) -> str:
     if row.wanted is None:
         return "`True`, `False`"
+    if isinstance(row.wanted, AtLeast):
+        return f"a number, at least {row.wanted.least:g}{', or `None`' if row.wanted.or_none else ''}"
     choices = ", ".join(f"`{_code(choice)}`" for choice in row.wanted.choices)
     assert isinstance(row.wanted, OneOf | SomeOf)
     return choices or "any names"

@@ -12,8 +12,8 @@ from rlhf_spec.clauses import LEVELS, chapters, clause, clauses
 
 SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\.[a-z0-9]+(-[a-z0-9]+)*")
 
-# Bugs of the chapters that exist. Those of later chapters (KL, GAE, whitening, importance sampling, world size, tools)
-# are named when their chapters are written.
+# Bugs of the chapters that exist. Those of later chapters (importance sampling, world size) are named when their
+# chapters are written.
 KNOWN_BUGS = [
     "entropy-without-gradient",
     "no-grad-path-by-column",
@@ -91,6 +91,24 @@ KNOWN_BUGS = [
     "clip-around-return",
     "min-for-max",
     "value-loss-per-micro-batch",
+    "reward-before-precedence",
+    "whiten-wrong-axis",
+    "whiten-unmasked-mean",
+    "score-std-zero",
+    "one-token-raises",
+    "scale-modes-swapped",
+    "lone-answer-lost",
+    "std-near-zero",
+    "kl-arguments-exchanged",
+    "kl-square-without-half",
+    "k3-direction",
+    "k3-clamp-after-exp",
+    "empty-response-index",
+    "kl-over-retrieved-tokens",
+    "kl-term-encourages",
+    "score-behind-the-last-action",
+    "values-behind-the-end",
+    "gae-over-observations",
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import rlhf_reference as ref
-from rlhf_conformance import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
+from rlhf_conformance import Adapter, AdvantagesResult, PackedSequences, PolicyLossResult, ProcessedSequences
 from rlhf_conformance.chapters._models.interface import LAYOUTS
 
 
@@ -22,6 +22,16 @@ class Reference(Adapter):
     dual_clip = global_count = True
     count_empty_rows = False
     packed_labels = "shifted"
+    kl_estimators = ("k1", "k2", "k3", "abs")
+    kl_log_ratio_clamp, kl_clamp, kl_clamped = 20.0, 10.0, ("k3",)
+    kl_gradient = "plain"
+    score_clip = True
+    kl_masked = token_rewards_masked = advantages_masked = "zero"
+
+    whitening_keeps_mean = True
+    whitening_masked = whitening_of_few = group_of_one = "zero"
+    group_baselines = ("mean", "leave-one-out")
+    group_scales = ("group-std", "batch-std", "none")
 
     def __init__(self, attention: str = "sdpa", lora: bool = False, checkpointing: bool = False) -> None:
         self.attention, self.lora, self.checkpointing = attention, lora, checkpointing
@@ -172,3 +182,36 @@ class Reference(Adapter):
     def value_loss(self, values, old_values, returns, action_mask, options):
         loss = ref.ValueLoss(options.clip_eps, options.aggregation)
         return loss(values, old_values, returns, action_mask, global_count=options.global_count)
+
+    def _clamps(self, estimator: str) -> dict[str, Any]:
+        """As they are declared."""
+        held = estimator in self.kl_clamped
+        return {"log_ratio_clamp": self.kl_log_ratio_clamp, "clamp": self.kl_clamp} if held else {}
+
+    def kl(self, log_probs, ref_log_probs, action_mask, options):
+        clamps = self._clamps(options.estimator)
+        return ref.token_kl(log_probs, ref_log_probs, action_mask, options.estimator, **clamps)
+
+    def token_rewards(self, scores, kl, action_mask, options):
+        return ref.token_level_rewards(scores, kl, action_mask, kl_coef=options.kl_coef, score_clip=options.score_clip)
+
+    def advantages(self, token_rewards, values, action_mask, options):
+        discounts = {"gamma": options.gamma, "lam": options.lam}
+        return AdvantagesResult(*ref.advantages_and_returns(token_rewards, values, action_mask, **discounts))
+
+    def returns(self, token_rewards, action_mask, options):
+        return ref.discounted_returns(token_rewards, action_mask, gamma=options.gamma)
+
+    def credit(self, scores, log_probs, ref_log_probs, values, action_mask, options):
+        tables = (scores, log_probs, ref_log_probs, values, action_mask)
+        more = {**vars(options), **self._clamps(options.estimator)}
+        return AdvantagesResult(*ref.credited(*tables, **more))
+
+    def whiten(self, values, action_mask, options):
+        eps = {"eps": self.whitening_eps, "eps_place": self.whitening_eps_place}
+        return ref.whiten(values, action_mask, shift_mean=options.shift_mean, ddof=self.whitening_ddof, **eps)
+
+    def group_advantages(self, scores, group_ids, action_mask, options):
+        asked = {"baseline": options.baseline, "scale": options.scale, "of_one": self.group_of_one or "zero"}
+        rows = ref.group_relative_advantages(scores, group_ids, ddof=self.group_std_ddof, eps=self.group_eps, **asked)
+        return rows[:, None] * action_mask.bool()

@@ -16,7 +16,7 @@ error alone, which can be zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlhf_conformance._lazy import torch
 
@@ -232,3 +232,128 @@ def metric(log_ratios: Sequence[float], dtype: torch.dtype) -> float:
 def normalized(score: float, mean: float, std: float, dtype: torch.dtype) -> float:
     """Of `(score - mean) / std`, of the allowance of the score."""
     return score / std * 2 + 8 * unit(dtype) * abs(mean) / std
+
+
+def kl(log_ratio: float, estimator: str, dtype: torch.dtype) -> float:
+    """Of one KL estimate: the log-ratio has the rounding of its subtraction, which the square doubles and the
+    exponential amplifies, and the estimate that of where it is kept. Where the exponential is taken less 1, a small
+    estimate still carries a rounding of 1."""
+    x = abs(log_ratio)
+    if estimator == "k3":
+        return 2 * unit(dtype) * (_exp(-log_ratio) * (x + 3) + 2 * x + 1)
+    return 2 * unit(dtype) * (4 * x**2 / 2 if estimator == "k2" else 2 * x)
+
+
+def kl_slope(log_ratio: float, estimator: str, kl_gradient: str, dtype: torch.dtype) -> float:
+    """Of one KL estimate's derivative: that of k1 and abs is a whole number, of k2 the log-ratio, of k3 a term of the
+    estimate itself, each rounded twice more where it is multiplied with its weight and with what comes from behind; a
+    weighted one has the estimate on top."""
+    own = {"k1": 6 * unit(dtype), "abs": 6 * unit(dtype), "k2": 6 * unit(dtype) * abs(log_ratio)}
+    of_k2, plain = own["k2"], own.get(estimator) or kl(log_ratio, "k3", dtype)
+    if kl_gradient == "k2":
+        return of_k2
+    return plain if kl_gradient == "plain" else 2 * (plain + kl(log_ratio, estimator, dtype))
+
+
+def kl_below_zero(dtype: torch.dtype) -> float:
+    """Of an estimate that is never negative: a rounding of 1, of which a small number was made by subtraction."""
+    return 4 * unit(dtype)
+
+
+def expected_kl(
+    log_probs: Sequence[float], ref_log_probs: Sequence[float], estimator: str, dtype: torch.dtype
+) -> float:
+    """Of the expectation of a KL estimate over a vocabulary: the estimates' own errors and those of the sum. The
+    probabilities were rounded to the dtype when their logarithms were, so that they do not quite add up to 1."""
+    total = 0.0
+    for log_prob, ref in zip(log_probs, ref_log_probs, strict=True):
+        p = math.exp(log_prob)
+        total += p * (kl(log_prob - ref, estimator, dtype) + 2 * unit(dtype) * abs(log_prob - ref))
+        total += 2 * unit(dtype) * (p * (abs(log_prob) + 1) + math.exp(ref) * (abs(ref) + 1))
+    return total
+
+
+def expected_kl_gradient(
+    log_probs: Sequence[float], slopes: Sequence[float], errors: Sequence[float], dtype: torch.dtype
+) -> list[float]:
+    """Of each entry `p (g - sum of p g)` of a KL estimate's expected gradient: the errors of the slopes `g`, and a few
+    roundings of what is summed."""
+    p = [math.exp(log_prob) for log_prob in log_probs]
+    carried = math.fsum(x * e for x, e in zip(p, errors, strict=True))
+    size = math.fsum(x * abs(g) for x, g in zip(p, slopes, strict=True))
+    return [x * (e + carried + 8 * unit(dtype) * (abs(g) + size)) for x, g, e in zip(p, slopes, errors, strict=True)]
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def kl_guard(bound: float) -> float:
+    """How far from a clamp a log-ratio or an estimate must lie so that no rounding puts it on the other side."""
+    return 0.05 * bound
+
+
+def token_reward(score: float, penalty: float, dtype: torch.dtype) -> float:
+    """Of one reward: a product and a difference. The coefficient is a number that the dtype does not hold."""
+    return 2 * unit(dtype) * (3 * abs(penalty) + 2 * abs(score))
+
+
+def reward_sum(score: float, penalties: Sequence[float], dtype: torch.dtype) -> float:
+    """Of what the rewards of a sample add up to: their own errors and those of the sum."""
+    size = abs(score) + math.fsum(map(abs, penalties))
+    return 2 * unit(dtype) * (len(penalties) + 5) * size
+
+
+def advantage(size: float, steps: int, dtype: torch.dtype) -> float:
+    """Of one advantage: `size` is the discounted sum of the magnitudes of all rewards and values that enter, `steps`
+    how many steps it goes through, each with a product, a sum, and a factor that the dtype does not hold."""
+    return 2 * unit(dtype) * (3 * steps + 6) * size
+
+
+def whitened(
+    numbers: Sequence[float],
+    divisor: Callable[[float], float],
+    ddof: int,
+    dtype: torch.dtype,
+    *,
+    kept: bool = False,
+    passes: int = 1,
+    spread_of: Sequence[float] | None = None,
+) -> list[float]:
+    """Of each of some numbers less their mean and divided by `divisor(variance)`, with the mean added again if `kept`;
+    `spread_of` are those that the variance is of, if others.
+
+    The mean carries the rounding of a sum. So does the variance, of squares of centered numbers where two passes are
+    made, and of plain ones, from which the square of the mean is subtracted, where it is one. What that does to the
+    quotient is not linear where the variance is small: the divisor is taken at both ends of its interval.
+    """
+    u = unit(dtype)
+    mean, of_mean = _mean(numbers, dtype)
+    variance, of_variance = _variance(numbers if spread_of is None else spread_of, ddof, dtype, passes)
+    least, middle, most = (divisor(max(0.0, variance + by)) for by in (-of_variance, 0.0, of_variance))
+    allowed = []
+    for x in numbers:
+        quotient = (x - mean) / middle if x != mean else 0.0
+        ends = [abs((x - mean) / end - quotient) for end in (least, most) if x != mean]
+        of_result = 8 * u * (abs(quotient) + (abs(mean) if kept else 0.0))
+        allowed.append(max(ends, default=0.0) + 2 * of_mean / least + of_result + (of_mean if kept else 0.0))
+    return allowed
+
+
+def _mean(numbers: Sequence[float], dtype: torch.dtype) -> tuple[float, float]:
+    """The mean of some numbers, and by how much it may be off."""
+    n = max(1, len(numbers))
+    return math.fsum(numbers) / n, 2 * (n + 2) * unit(dtype) * math.fsum(map(abs, numbers)) / n
+
+
+def _variance(numbers: Sequence[float], ddof: int, dtype: torch.dtype, passes: int) -> tuple[float, float]:
+    """Their variance, and by how much it may be off."""
+    n, (mean, of_mean) = len(numbers), _mean(numbers, dtype)
+    squares = math.fsum((x - mean) ** 2 for x in numbers)
+    summed = squares if passes == 2 else 2 * math.fsum(x * x for x in numbers)
+    left = max(1, n - ddof)
+    return squares / left, (2 * (n + 4) * unit(dtype) * summed + n * of_mean**2) / left
+
+
+NOISE = 1e-2
+"""Of an advantage that should be 0, what is still too small to train on: a hundredth of a usual one."""

@@ -9,7 +9,7 @@ from rlhf_conformance.adapters.reference import Reference
 class ToyReference(Reference):
     name = "toy"
 
-    def advantages(self, rewards, values, action_mask, options):
+    def toy_advantages(self, rewards, values, action_mask, options):
         mask, result = action_mask.bool(), []
         rewards, values = rewards.where(mask, 0.0), values.where(mask, 0.0)
         following = advantage = values[:, 0] * 0
@@ -21,6 +21,6 @@ class ToyReference(Reference):
             result.insert(0, advantage.where(on, 0.0))
         return torch.stack(result, dim=1)
 
-    def mean_advantage(self, rewards, values, action_mask, options):
-        advantages = ToyReference.advantages(self, rewards, values, action_mask, options)
+    def mean_toy_advantage(self, rewards, values, action_mask, options):
+        advantages = ToyReference.toy_advantages(self, rewards, values, action_mask, options)
         return advantages.sum() / action_mask.sum()

@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import itertools
 import math
-import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.chapters._masked import DressedCase, MaskedCase, Masks, Rows, dressed, exactly
 from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions
 from rlhf_conformance.chapters.value_loss.interface import ValueLossOptions
 from rlhf_conformance.judging.picks import Picked, Picks, outward
 from rlhf_conformance.judging.storing import formerly, stored
 from rlhf_conformance.oracle import budgets
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-Rows = tuple[tuple[float, ...], ...]
-Masks = tuple[tuple[int, ...], ...]
 CLIP_EPS = (0.1, 0.2, 0.3)
 DUAL_CLIP = (1.5, 3.0, 1.05, 10.0)
 EDGES_LOW = (0.0, 1.0, 1.5)
@@ -35,17 +30,13 @@ EDGES_HIGH = (0.0, 4.0)
 EDGES_OF_VALUES = (0.0, 3.0)
 
 
-class LossCase:
-    """One call of a loss: tables of numbers (B, T), what is an action, and what is asked for.
+class LossCase(MaskedCase):
+    """One call of a loss.
 
     TABLES  the names of the tables: what is new, what it was when it was old, and what it is to be measured by
     """
 
     TABLES: ClassVar[tuple[str, str, str]]
-
-    if TYPE_CHECKING:
-        action_mask: Masks
-        options: Any
 
     @property
     def tables(self) -> tuple[Rows, Rows, Rows]:
@@ -56,44 +47,6 @@ class LossCase:
         """The three numbers of one token."""
         new, old, measure = self.tables
         return new[i][j], old[i][j], measure[i][j]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Rows and cells."""
-        return len(self.action_mask), sum(len(row) for row in self.action_mask)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.action_mask), len(self.action_mask[0])
-
-    @property
-    def actions(self) -> list[tuple[int, int]]:
-        """Row and column of each action."""
-        return [(i, j) for i, row in enumerate(self.action_mask) for j, m in enumerate(row) if m]
-
-    @property
-    def counts(self) -> list[int]:
-        """Actions in each row."""
-        return [sum(row) for row in self.action_mask]
-
-    def mapped(self, change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Self:
-        """Every table and the mask changed alike."""
-        return self.changed(**{name: change(getattr(self, name)) for name in (*self.TABLES, "action_mask")})
-
-    def rows(self, order: Sequence[int]) -> Self:
-        """Only these rows, in this order."""
-        return self.mapped(lambda table: tuple(table[i] for i in order))
-
-    def repeated(self, times: int) -> Self:
-        """Every row repeated along its length."""
-        return self.mapped(lambda table: tuple(row * times for row in table))
-
-    def with_options(self, **changes: Any) -> Self:
-        return self.changed(options=replace(self.options, **changes))
-
-    def changed(self, **fields: Any) -> Self:
-        """The same with other fields."""
-        return replace(self, **fields)  # type: ignore[type-var]
 
 
 @stored
@@ -153,18 +106,6 @@ class LossShape:
 
 
 Token = tuple[float, float, float]
-
-
-def exactly(x: float, dtype: torch.dtype) -> float:
-    """The number nearest to x that the dtype holds (ties to even), without making a tensor for it. In float64 it is
-    that of float32: a trainer may compute in float32 whatever it is handed, and no budget is for rounding inputs."""
-    name = str(dtype).removeprefix("torch.")
-    if name == "float16":
-        return float(struct.unpack("e", struct.pack("e", x))[0])
-    bits = struct.unpack("I", struct.pack("f", x))[0]
-    if name == "bfloat16":  # the upper half of a float32
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-    return float(struct.unpack("f", struct.pack("I", bits))[0])
 
 
 Builder = Callable[[Picks], LossCase]
@@ -385,63 +326,10 @@ _KINDS: dict[str, Any] = {"policy-loss": PolicyLossCase, "value-loss": ValueLoss
 _TOKENS: dict[str, Callable[..., Any]] = {"policy-loss": _policy_token, "value-loss": _value_token}
 
 
-@stored
-@dataclass(frozen=True)
-class DressedCase:
-    """A case and the same case with other numbers under its mask, which has at least one hole."""
-
-    case: LossCase
-    dressed: LossCase
-
-    def with_options(self, **changes: Any) -> DressedCase:
-        return DressedCase(self.case.with_options(**changes), self.dressed.with_options(**changes))
-
-    def tamed(self, largest: float) -> DressedCase:
-        """With what stands under the mask no larger than this, of either sign."""
-        return DressedCase(self.case, _masked(self.dressed, lambda x: min(max(x, -largest), largest)))
-
-
-def _masked(case: LossCase, change: Callable[[float], float]) -> LossCase:
-    """The case with another number in each masked cell of its tables, made of the one that is there."""
-    fields: dict[str, Any] = {}
-    for name in case.TABLES:
-        rows = zip(getattr(case, name), case.action_mask, strict=True)
-        fields[name] = tuple(tuple(x if m else change(x) for x, m in zip(*row, strict=True)) for row in rows)
-    return case.changed(**fields)
-
-
 def under_mask(build: Builder, filler: Sequence[float], dtype: Any, columns: int = 0) -> Picked[DressedCase]:
     """Masked cells filled from `filler`, in each of the three inputs, and so many masked columns more; one more where
     there would be no such cell."""
-    values = [exactly(x, dtype) for x in filler]
-
-    def dress(case: LossCase, picks: Picks) -> DressedCase:
-        without_hole = all(all(row) for row in case.action_mask)
-        case = widened(case, columns or int(without_hole))
-        return DressedCase(case, _masked(case, lambda _: picks.of(values)))
-
-    return loss_cases(build).with_more(3 * ROWS * (WIDTH + max(1, columns)), dress)
-
-
-def widened(case: LossCase, columns: int, *, left: bool = False) -> LossCase:
-    """The case with masked columns of zeros added on one side."""
-
-    def wider(row: tuple, zero: float) -> tuple:
-        extra = (zero,) * columns
-        return extra + row if left else row + extra
-
-    fields = {name: tuple(wider(row, 0.0) for row in getattr(case, name)) for name in case.TABLES}
-    return case.changed(action_mask=tuple(wider(row, 0) for row in case.action_mask), **fields)
-
-
-@stored
-@dataclass(frozen=True)
-class WidenedCase:
-    """A case, and how many masked columns are added on which side."""
-
-    case: LossCase
-    columns: int
-    left: bool
+    return dressed(loss_cases(build), filler, dtype, columns, 3 * ROWS * (WIDTH + max(1, columns)))
 
 
 @stored

@@ -13,17 +13,15 @@ from rlhf_conformance.adapter import METHODS, Adapter
 from rlhf_conformance.chapters import _side_effects
 from rlhf_conformance.chapters._losses.cases import (
     Builder,
-    DressedCase,
     LossCase,
     LossShape,
     SplitCase,
-    WidenedCase,
     loss_builder,
     loss_cases,
     split,
     under_mask,
-    widened,
 )
+from rlhf_conformance.chapters._masked import DressedCase, WidenedCase, widened
 from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template, declares
 from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import (

@@ -6,8 +6,9 @@ from typing import Any
 
 import rlhf_spec.policy_loss as spec
 from rlhf_conformance.chapters._losses import loss as losses
-from rlhf_conformance.chapters._losses.cases import DressedCase, LossCase
+from rlhf_conformance.chapters._losses.cases import LossCase
 from rlhf_conformance.chapters._losses.loss import Loss
+from rlhf_conformance.chapters._masked import DressedCase
 from rlhf_conformance.judging.checks import Questions, check, declares, use
 from rlhf_conformance.judging.questions import Call, Formula, NotReturned, Question, metric
 from rlhf_conformance.judging.subject import Subject

@@ -11,7 +11,7 @@ from toy_chapters.adapter import ToyReference
 class AdvantagesByMatrix(ToyReference):
     "The errors of a row times the powers of gamma lambda."
 
-    def advantages(self, rewards, values, action_mask, options):
+    def toy_advantages(self, rewards, values, action_mask, options):
         mask = action_mask.bool()
         rewards, values = rewards.where(mask, 0.0), values.where(mask, 0.0)
         following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rlhf_conformance.judging.picks import Picked, Picks, outward
 from rlhf_conformance.judging.storing import stored
-from toy_chapters.advantages.interface import AdvantageOptions
+from toy_chapters.toy_advantages.interface import ToyAdvantageOptions
 
 Rows = tuple[tuple[float, ...], ...]
 ROWS, WIDTH = 3, 5
@@ -14,13 +14,13 @@ ROWS, WIDTH = 3, 5
 
 @stored
 @dataclass(frozen=True)
-class AdvantageCase:
+class ToyAdvantageCase:
     """One call; tables (B, T)."""
 
     rewards: Rows
     values: Rows
     action_mask: tuple[tuple[int, ...], ...]
-    options: AdvantageOptions
+    options: ToyAdvantageOptions
 
     @property
     def size(self) -> tuple[int, int]:
@@ -28,13 +28,13 @@ class AdvantageCase:
         return len(self.rewards), sum(map(len, self.rewards))
 
 
-def advantage_cases() -> Picked[AdvantageCase]:
+def toy_advantage_cases() -> Picked[ToyAdvantageCase]:
     """Up to 3 rows of up to 5 actions; numbers exact in bfloat16."""
     return Picked(8 + ROWS * (1 + 2 * WIDTH), _case)
 
 
-def _case(picks: Picks) -> AdvantageCase:
-    options = AdvantageOptions(picks.of((1.0, 0.5, 0.75)), picks.of((0.5, 0.0, 1.0)))
+def _case(picks: Picks) -> ToyAdvantageCase:
+    options = ToyAdvantageOptions(picks.of((1.0, 0.5, 0.75)), picks.of((0.5, 0.0, 1.0)))
     width, count = 2 + picks.below(WIDTH - 1), 1 + picks.below(ROWS)
     rewards, values, masks = [], [], []
     for _ in range(count):
@@ -43,4 +43,4 @@ def _case(picks: Picks) -> AdvantageCase:
         rewards.append(tuple(numbers[0]))
         values.append(tuple(numbers[1]))
         masks.append((1,) * length + (0,) * (width - length))
-    return AdvantageCase(tuple(rewards), tuple(values), tuple(masks), options)
+    return ToyAdvantageCase(tuple(rewards), tuple(values), tuple(masks), options)

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @stored
 @dataclass(frozen=True)
-class AdvantageOptions:
+class ToyAdvantageOptions:
     """What is asked for."""
 
     gamma: float = 1.0
     lam: float = 0.95
 
 
-class Advantages:
+class ToyAdvantages:
     """Advantages from rewards and values."""
 
     bootstrap: Annotated[bool, "True if the last state's value stands for what comes after it"] = False
@@ -34,11 +34,15 @@ class Advantages:
         formula="toy_chapters.formulas.advantages",
         returns="the advantages, a tensor shaped like rewards",
     )
-    def advantages(self, rewards: Tensor, values: Tensor, action_mask: Tensor, options: AdvantageOptions) -> Tensor:
+    def toy_advantages(
+        self, rewards: Tensor, values: Tensor, action_mask: Tensor, options: ToyAdvantageOptions
+    ) -> Tensor:
         """Generalized advantages: all tensors (B, T). -> (B, T), 0 outside the mask"""
         raise NotImplementedError
 
     @method(Scalar("the mean"), formula="toy_chapters.formulas.mean_advantage", returns="the mean, one number")
-    def mean_advantage(self, rewards: Tensor, values: Tensor, action_mask: Tensor, options: AdvantageOptions) -> Tensor:
+    def mean_toy_advantage(
+        self, rewards: Tensor, values: Tensor, action_mask: Tensor, options: ToyAdvantageOptions
+    ) -> Tensor:
         """The mean over the actions, for the log. -> a scalar"""
         raise NotImplementedError

@@ -9,17 +9,17 @@ from rlhf_conformance.judging.checks import check
 from rlhf_conformance.judging.questions import ANSWER, GRADIENT, NUMBER, Against, Call, Formula, Question, selected
 from rlhf_conformance.oracle import budgets
 from toy_chapters import formulas
-from toy_chapters.advantages.cases import AdvantageCase, advantage_cases
+from toy_chapters.toy_advantages.cases import ToyAdvantageCase, toy_advantage_cases
 
-ADVANTAGES, MEAN = ("advantages",), ("mean_advantage",)
+ADVANTAGES, MEAN = ("toy_advantages",), ("mean_toy_advantage",)
 
 
-def call(subject: Any, case: AdvantageCase, method: str = "advantages") -> Call:
+def call(subject: Any, case: ToyAdvantageCase, method: str = "toy_advantages") -> Call:
     tables = [subject.tensor(table) for table in (case.rewards, case.values)]
     return Call(method, (tables[0].requires_grad_(), tables[1], subject.tensor(case.action_mask), case.options))
 
 
-def truth(subject: Any, case: AdvantageCase, formula: Any) -> Any:
+def truth(subject: Any, case: ToyAdvantageCase, formula: Any) -> Any:
     o = case.options
     tables = [[list(row) for row in table] for table in (case.rewards, case.values, case.action_mask)]
     return formula(*tables, o.gamma, o.lam, bootstrap=subject.adapter.bootstrap)
@@ -33,8 +33,8 @@ def said(subject: Any, name: str) -> Formula:
     return Formula(f"toy_chapters.formulas.{name}", {"bootstrap": subject.adapter.bootstrap})
 
 
-@check("advantages.definition", needs=ADVANTAGES, cases=lambda s: advantage_cases())
-def definition(subject: Any, case: AdvantageCase) -> Any:
+@check("toy-advantages.definition", needs=ADVANTAGES, cases=lambda s: toy_advantage_cases())
+def definition(subject: Any, case: ToyAdvantageCase) -> Any:
     mask = subject.tensor(case.action_mask).bool()
     yield Question(
         "advantage",
@@ -46,8 +46,8 @@ def definition(subject: Any, case: AdvantageCase) -> Any:
     )
 
 
-@check("advantages.mask", needs=ADVANTAGES, cases=lambda s: advantage_cases())
-def mask(subject: Any, case: AdvantageCase) -> Any:
+@check("toy-advantages.mask", needs=ADVANTAGES, cases=lambda s: toy_advantage_cases())
+def mask(subject: Any, case: ToyAdvantageCase) -> Any:
     other = [
         tuple(
             tuple(x if m else 7.0 for x, m in zip(*row, strict=True))
@@ -59,8 +59,8 @@ def mask(subject: Any, case: AdvantageCase) -> Any:
     yield Question("advantage with other numbers outside", dressed, Against((clean,)), allowed(subject), reading=ANSWER)
 
 
-@check("advantages.gradient", needs=ADVANTAGES, cases=lambda s: advantage_cases())
-def gradient(subject: Any, case: AdvantageCase) -> Any:
+@check("toy-advantages.gradient", needs=ADVANTAGES, cases=lambda s: toy_advantage_cases())
+def gradient(subject: Any, case: ToyAdvantageCase) -> Any:
     yield Question(
         "gradient with respect to the rewards",
         call(subject, case),
@@ -71,11 +71,11 @@ def gradient(subject: Any, case: AdvantageCase) -> Any:
     )
 
 
-@check("advantages.mean", needs=MEAN, cases=lambda s: advantage_cases())
-def mean(subject: Any, case: AdvantageCase) -> Any:
+@check("toy-advantages.mean", needs=MEAN, cases=lambda s: toy_advantage_cases())
+def mean(subject: Any, case: ToyAdvantageCase) -> Any:
     yield Question(
         "mean advantage",
-        call(subject, case, "mean_advantage"),
+        call(subject, case, "mean_toy_advantage"),
         truth(subject, case, formulas.mean_advantage),
         allowed(subject),
         reading=NUMBER,

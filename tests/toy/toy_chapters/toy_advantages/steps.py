@@ -8,7 +8,7 @@ from rlhf_conformance.diagnosis.lines import Line, arranged
 from rlhf_conformance.diagnosis.steps import steps_of
 
 
-@steps_of("advantages", "mean_advantage")
+@steps_of("toy_advantages", "mean_toy_advantage")
 def advantage_steps(evidence: Any, comparison: Any) -> Any:
     """Every number that was compared."""
     numbers = zip(comparison.indices, comparison.expected, comparison.actual, comparison.allowed, strict=True)

@@ -1,0 +1,54 @@
+"""The whole path from scores to advantages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rlhf_conformance.chapters.advantages.interface import AdvantagesResult
+from rlhf_conformance.judging.storing import stored
+from rlhf_conformance.judging.wiring import Record
+from rlhf_conformance.judging.wiring import Tensor as Numbers
+from rlhf_conformance.methods import method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHAPED = Numbers(lambda given: tuple(given["values"].shape), "a number for each cell")
+
+
+@stored
+@dataclass(frozen=True)
+class CreditOptions:
+    """What the whole path is asked for: the options of its parts, as in `KlOptions`, `TokenRewardOptions` and
+    `AdvantageOptions`."""
+
+    estimator: str = "k1"
+    kl_coef: float = 0.1
+    score_clip: float | None = None
+    gamma: float = 1.0
+    lam: float = 0.95
+
+
+class Credit:
+    """From scores to advantages in one method, of trainers that have none for the parts."""
+
+    @method(
+        Record(AdvantagesResult, {"advantages": SHAPED, "returns": SHAPED}, ("advantages", "returns"), loose=True),
+        leaf="values",
+        formula="rlhf_spec.credit.path_advantages",
+        returns="the advantages and the returns, two tensors shaped like the mask",
+    )
+    def credit(
+        self,
+        scores: Tensor,
+        log_probs: Tensor,
+        ref_log_probs: Tensor,
+        values: Tensor,
+        action_mask: Tensor,
+        options: CreditOptions,
+    ) -> AdvantagesResult:
+        """Advantages and returns of a batch: `scores` (B,), the other tensors (B, T); `action_mask` 1 on actions. What
+        the parts do by convention is declared as for them; nothing is whitened. -> an AdvantagesResult, or a pair of
+        tensors (B, T), of which the actions are judged"""
+        raise NotImplementedError

@@ -1,0 +1,1 @@
+"""The chapter kl of the specification: how it is tried, and who must fail it."""
