@@ -60,12 +60,14 @@ DECLARATIONS: Mapping[str, Declaration] = by_name(row for i in _INTERFACES for r
 
 
 def provided(adapter: Adapter) -> tuple[str, ...]:
-    """The methods that the adapter overrides, in the order of METHODS."""
+    """The methods that the adapter overrides, in the order of METHODS, without those that are None in its mode."""
     kind = type(adapter)
     return tuple(
         name
         for name, row in METHODS.items()
-        if not row.optional and getattr(kind, name, None) is not getattr(Adapter, name)
+        if not row.optional
+        and getattr(kind, name, None) is not getattr(Adapter, name)
+        and vars(adapter).get(name, kind) is not None
     )
 
 
