@@ -41,7 +41,8 @@ _INTERFACES = chapters.interfaces()
 
 
 class Adapter(*_INTERFACES):  # type: ignore[misc]
-    """One trainer, in one mode. Modes (packing, LoRA, attention implementation) are constructor keyword arguments.
+    """One trainer, in one mode. Modes (packing, LoRA, attention implementation) are constructor keyword arguments;
+    a method that a mode lacks is None on the instance.
 
     Class attributes declare what the trainer does by convention; strategies draw only what is declared. The methods of
     a chapter that is not overridden raise NotImplementedError, and are never called.

@@ -25,7 +25,7 @@ BUDGETS = {
     "entropy": lambda d, t: budgets.entropy(d.draw(logits), d.draw(temperature), t),
     "log_prob_gradient": lambda d, t: budgets.log_prob_gradient([1.0], d.draw(logits), 0.7, t)[0],
     "entropy_gradient": lambda d, t: min(budgets.entropy_gradient([1.0] * len(row := d.draw(logits)), row, 0.7, t)),
-    "approx_kl": lambda d, t: budgets.approx_kl([1 + abs(d.draw(number))], d.draw(st.sampled_from(("k1", "k3"))), t),
+    "approx_kl": lambda d, t: budgets.approx_kl([1 + abs(d.draw(number))], d.draw(st.sampled_from(("k1", "k2", "k3"))), t),
     "policy_token": lambda d, t: budgets.policy_token(1 + abs(d.draw(number)), d.draw(number), d.draw(number), t),
     "value_token": lambda d, t: budgets.value_token(*(d.draw(number) for _ in range(3)), d.draw(clip_eps), t),
     "value_token_gradient": lambda d, t: budgets.value_token_gradient(
@@ -94,6 +94,7 @@ WORKED = {
         (ALIKE := 2 * U * (2 + 2 * math.log(2) + 2)) * (1 + 2 + math.log(2)) + 2.0**-126 * 2,
     ),
     "k1": (lambda: budgets.approx_kl([0.5, -1.5], "k1", HALF), 2 * 2.0**-8 * (8 * 1.0 + 2.0)),
+    "k2": (lambda: budgets.approx_kl([0.5, -1.5], "k2", HALF), 2 * 2.0**-8 * (8 * 1.25 + 1.25)),
     "k3": (lambda: budgets.approx_kl([0.0], "k3", torch.float32), 2 * U * 8),
     "k1 of nothing": (lambda: budgets.approx_kl([], "k1", torch.float32), 0.0),
     "policy token": (lambda: budgets.policy_token(-3.0, -0.5, -2.0, torch.float32), 2 * U * (3 * (2 * 0.5 + 6) + 2)),

@@ -21,6 +21,8 @@ from rlhf_conformance.adapters import torchtune_standins as standins
 
 class Torchtune(Adapter):
     architectures = ("llama", "qwen2", "mistral")
+    head_architectures = ("llama", "mistral")
+    kl_metric = "k2"
     takes_attention_mask = asymmetric_clip = unclipped_value = False
 
     def __init__(self, scoring="ppo", kv_cache=True):
@@ -99,12 +101,10 @@ class Torchtune(Adapter):
         return self.load(kind, replace(checkpoint, path=str(folder / "epoch_0")))
 
     def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
-        zeros, mask = torch.zeros_like(log_probs), action_mask.bool()
-        loss_fn = PPOLoss(epsilon=options.clip_eps_low)
-        found = loss_fn(old_log_probs, log_probs, advantages, zeros, zeros, zeros, mask, mask)
-        return PolicyLossResult(found[0], clip_fraction=found[-1])
+        given = {"log_probs": log_probs, "old_log_probs": old_log_probs, "advantages": advantages}
+        found = standins.losses(PPOLoss(epsilon=options.clip_eps_low), action_mask, **given)
+        return PolicyLossResult(found.loss, found.metrics.clipfrac, found.metrics.approx_policy_kls)
 
     def value_loss(self, values, old_values, returns, action_mask, options):
-        zeros, mask = torch.zeros_like(values), action_mask.bool()
         loss_fn = PPOLoss(value_clip_range=options.clip_eps, value_coeff=1.0)
-        return loss_fn(zeros, zeros, zeros, old_values, values, returns, mask, mask)[0]
+        return standins.losses(loss_fn, action_mask, values=values, old_values=old_values, returns=returns).loss

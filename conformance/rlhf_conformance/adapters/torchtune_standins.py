@@ -163,7 +163,8 @@ def trainer(kind: str, checkpoint: Any, kv_cache: bool = False) -> Any:
         **{"min_response_length": None, "penalise_no_eos": False, "reward_penalty": 0},
     }
     made_of = OmegaConf.create(yaml)
-    with torch.random.fork_rng():  # the constructor seeds, and the setup draws weights
+    # The constructor seeds, the setup draws weights, and the checkpointers collect garbage for most of a second.
+    with torch.random.fork_rng(), mock.patch("gc.collect"):
         made = recipe("ppo_full_finetune_single_device").PPOFullFinetuneRecipeSingleDevice(made_of)
         made.setup(made_of)
     made.model = {"actor": made._policy_model, "critic": made._value_model, "reward": made._reward_model}[kind]
@@ -200,20 +201,48 @@ def trajectory(made: Any, rows: Tensor, start: int, sampled: bool = False) -> rl
         return made.generate_trajectory(rows[:, :start])
 
 
-def step(made: Any, batch: Any) -> SimpleNamespace:
-    """What a step of PPO on a batch hands to its loss: `log_probs` and `values`, with their graphs."""
+def stepped(made: Any, seen: rlhf.Trajectory, advantages: Tensor, returns: Tensor, start: int, loss_fn: Any = None) -> Any:
+    """What a step of PPO hands to its loss, with its graph: `log_probs` and `values`; with `loss_fn` also the `loss`,
+    and the `metrics` of the step. The step's own backward pass finds nothing to do."""
+    kept = SimpleNamespace()
+
+    def loss(*given: Tensor, **masks: Tensor) -> Any:
+        kept.log_probs, kept.values = given[1], given[4]
+        kept.loss, *rest = loss_fn(*given, **masks) if loss_fn else torch.zeros(5)
+        return torch.zeros((), requires_grad=True).clone(), *rest
+
+    made._loss_fn = loss
+    kept.metrics = made.ppo_step(seen, advantages, returns, start)
+    return kept
+
+
+def step(made: Any, batch: Any) -> Any:
+    """The step of PPO on a batch, without its loss."""
     start = batch.input_ids.shape[1] - batch.num_actions
     with torch.no_grad():
         seen = trajectory(made, batch.input_ids, start)
-    kept = SimpleNamespace()
+    return stepped(made, seen, torch.zeros_like(seen.logprobs), torch.zeros_like(seen.logprobs), start)
 
-    def loss(old_log_probs: Tensor, log_probs: Tensor, advantages: Tensor, old_values: Tensor, values: Tensor, *_: Any, **masks: Any) -> Any:
-        kept.log_probs, kept.values = log_probs, values
-        return (torch.zeros((), requires_grad=True).clone(), *torch.zeros(4))
 
-    made._loss_fn = loss
-    made.ppo_step(seen, torch.zeros_like(seen.logprobs), torch.zeros_like(seen.logprobs), start)
-    return kept
+def losses(loss_fn: Any, mask: Tensor, **given: Tensor) -> Any:
+    """The losses of a step of PPO, of tensors (B, T): its models are replaced by one that knows the log-probs and the
+    values; what is not given is zero."""
+    zeros = torch.zeros_like(next(iter(given.values())))
+    log_probs, values = given.get("log_probs", zeros), given.get("values", zeros)
+    made = object.__new__(recipe("ppo_full_finetune_single_device").PPOFullFinetuneRecipeSingleDevice)
+    made._temperature, made._gradient_accumulation_steps = 1.0, 1
+    made._policy_model = lambda *_, **__: zeros[..., None]
+    made._value_model = lambda *_, **__: torch.cat([values, zeros[:, :1]], dim=1)[..., None]
+    made_of = dict.fromkeys(rlhf.Trajectory._fields) | {
+        "query_responses": torch.cat([mask[:, :1], mask], dim=1),  # a prompt of one token
+        "logprobs": given.get("old_log_probs", zeros),
+        "values": given.get("old_values", zeros),
+        "response_padding_masks": ~mask.bool(),
+        "value_padding_masks": ~mask.bool(),
+    }
+    rest = given.get("advantages", zeros), given.get("returns", zeros)
+    with mock.patch.object(rlhf, "logits_to_logprobs", lambda *_: log_probs.clone()):
+        return stepped(made, rlhf.Trajectory(**made_of), *rest, 1, loss_fn)
 
 
 def pairs(made: Any, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
