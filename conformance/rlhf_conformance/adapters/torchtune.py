@@ -1,9 +1,9 @@
-"""torchtune 0.6: its recipes make, score, generate and save; its losses and its packs are called as they call them.
+"""torchtune 0.6: its recipes set up, generate, score, take the losses and save; its data sets make the packs.
 
-Modes: `scoring`: "ppo", "dpo" (log-probs as sums over right-padded rows) or "sft" (as the loss of a packed data set);
-`kv_cache`: whether PPO generates with a cache.
+Modes: `scoring`: "ppo", "dpo" (log-probs as sums over right-padded rows, without a temperature) or "sft" (the loss of a
+packed data set); `kv_cache`: whether PPO generates with caches, as it does by default.
 
-Not provided: entropy (it has none).
+Not provided: entropy (it has none); in "dpo" and "sft" what is of PPO alone, in the others the whole output.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from torchtune.rlhf.loss import PPOLoss
 from rlhf_conformance import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
 from rlhf_conformance.adapters import torchtune_standins as standins
 
+OF_PPO = ("generate", "load_reward_model", "load_critic", "restore")
+
 
 class Torchtune(Adapter):
-    architectures = ("llama", "qwen2", "mistral")
-    head_architectures = ("llama", "mistral")
-    kl_metric = "k2"
+    architectures, head_architectures = ("llama", "qwen2", "mistral"), ("llama", "mistral")
     takes_attention_mask = asymmetric_clip = unclipped_value = False
+    kl_metric = "k2"
+    rewards, checkpoint_weights = staticmethod(standins.scores), staticmethod(standins.weights)
+    generate, save = staticmethod(standins.generate), staticmethod(standins.save)
 
     def __init__(self, scoring="ppo", kv_cache=True):
-        self.scoring, self.kv_cache = scoring, kv_cache
-        if scoring != "ppo":
-            self.temperature = False
-            self.layouts = {"dpo": ("right",), "sft": ("packed", "packed-tail")}[scoring]
-            self.ignored_label = "zero" if scoring == "dpo" else None
-            for part in ("generate", "load_reward_model", "load_critic", "save"):
-                setattr(self, part, None)  # of PPO
+        self.scoring, self.kv_cache, self.temperature = scoring, kv_cache, scoring == "ppo"
+        self.ignored_label = "zero" if scoring == "dpo" else None
+        self.layouts = {"ppo": ("padded",), "dpo": ("right",), "sft": ("packed", "packed-tail")}[scoring]
+        for lacking in {"ppo": ("logits",), "dpo": OF_PPO, "sft": ("logits", *OF_PPO)}[scoring]:
+            setattr(self, lacking, None)
 
     def token_log_probs(self, logits, labels, temperature):
         if self.scoring == "ppo":
             return rlhf.logits_to_logprobs(logits, labels, temperature)
-        rows = torch.stack([logits.flatten(0, 1)] * 2, dim=1), torch.stack([labels.flatten()] * 2, dim=1)
-        return rlhf.get_batch_log_probs(*rows).view(labels.shape)
+        return {"dpo": standins.in_rows_of_two, "sft": standins.in_chunks}[self.scoring](logits, labels)
 
     def process_sequences(self, sequences, prompt_length, prompt_attention_mask, stop_token_ids, pad_token_id):
         stop = torch.tensor(stop_token_ids, dtype=torch.long, device=sequences.device)
@@ -50,7 +50,7 @@ class Torchtune(Adapter):
         return generation.get_position_ids_from_padding_mask(attention_mask.bool())
 
     def pack_sequences(self, sequences):
-        pack = standins.pack(standins.texts([sequence.tolist() for sequence in sequences]), sum(map(len, sequences)))
+        pack = standins.pack(standins.texts(sequences), sum(map(len, sequences)))
         return PackedSequences(pack["tokens"], pack["input_pos"], pack["labels"])
 
     def load(self, kind, checkpoint):
@@ -59,43 +59,19 @@ class Torchtune(Adapter):
     load_actor = partialmethod(load, "actor")
     load_reward_model = partialmethod(load, "reward")
     load_critic = partialmethod(load, "critic")
-    checkpoint_weights = staticmethod(standins.weights)
 
     def action_log_probs(self, actor, batch):
-        if self.scoring == "sft":
-            rows = zip(batch.sequences, batch.prompt_lengths, strict=True)
-            samples = [{"tokens": row.tolist(), "labels": [-100] * n + row[n:].tolist()} for row, n in rows]
-            return standins.finetune(actor, standins.pack(samples, batch.input_ids.numel()))
-        if self.scoring == "dpo":  # it adds up the log-probs of a row: one row for each action, with one label
-            rows, columns = batch.action_mask.nonzero(as_tuple=True)
-            ids = batch.input_ids[rows]
-            alone = torch.arange(ids.shape[1], device=ids.device) == columns[:, None] + 1
-            sums = standins.pairs(actor, ids, ids.masked_fill(~alone, -100))[0]
-            return list(sums.split(batch.action_mask.sum(1).tolist()))
+        if self.scoring != "ppo":
+            return {"dpo": standins.summed, "sft": standins.finetuned}[self.scoring](actor, batch)
         if torch.is_grad_enabled():
             return standins.step(actor, batch).log_probs
-        start = batch.input_ids.shape[1] - batch.num_actions
-        return standins.trajectory(actor, batch.input_ids, start, sampled=True).logprobs  # old log-probs
-
-    def generate(self, actor, prompts):
-        return standins.generate(actor, prompts)
+        return standins.made_of(actor, batch, sampled=True).logprobs  # old log-probs are those of generation
 
     def action_values(self, critic, batch):
-        if torch.is_grad_enabled():
-            return standins.step(critic, batch).values
-        return standins.trajectory(critic, batch.input_ids, batch.input_ids.shape[1] - batch.num_actions).values
+        return (standins.step if torch.is_grad_enabled() else standins.made_of)(critic, batch).values
 
-    def rewards(self, reward_model, batch):
-        start, ends = batch.input_ids.shape[1] - batch.num_actions, batch.response_lengths
-        made = standins.trajectory(reward_model, batch.input_ids, start)
-        if torch.equal(made.response_padding_masks, ~batch.action_mask.bool()):
-            return made.scores
-        # It finds ends by stop ids alone: rows that end otherwise come as if generated to their length, one by one.
-        rows = [row[None, : start + count] for row, count in zip(batch.input_ids, ends, strict=True)]
-        return torch.cat([standins.trajectory(reward_model, row, start).scores for row in rows])
-
-    def save(self, model, folder):
-        standins.save(model, folder)
+    def logits(self, actor, batch):
+        return standins.pairs(actor, batch.input_ids, batch.input_ids)[1]
 
     def restore(self, kind, checkpoint, folder):
         return self.load(kind, replace(checkpoint, path=str(folder / "epoch_0")))

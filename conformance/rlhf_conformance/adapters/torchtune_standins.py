@@ -1,12 +1,13 @@
 """Stand-ins for what torchtune's recipes ask of their surroundings and no clause is about. All of them are here.
 
-- the configuration, which a user writes in YAML: components, sizes and rotary base are read off the checkpoint.
-- a tokenizer that is only its special ids, a data set of one prompt, a logger that logs nothing.
+- the configuration, which a user writes in YAML: builders and sizes are chosen by the checkpoint's config.
+- a tokenizer that is only its special ids, a data set of one prompt, a logger that is silent, no garbage collection.
 - for the models of PPO that are not asked, one that answers zeros, and its checkpoint.
-- generation, where rows are given: `generate` returns them, or its sampler draws them token by token.
-- a loss that keeps what the recipe hands it.
+- generation of given rows: it is left out, or draws their tokens one by one.
+- a loss that keeps what it is handed.
 
-Models are built, loaded, run and saved by the recipes, which are files beside the package.
+Models are built, loaded, run and saved by the recipes, which are files beside the package. What remains here puts a
+batch into their hands: a row for each action where log-probs come as sums, rows one by one where ends are found by id.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import importlib.util
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,50 +27,48 @@ from unittest import mock
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torchtune import datasets, generation, models, rlhf
+from torchtune import datasets, generation, rlhf
 from torchtune.data import padded_collate_packed
 from torchtune.generation import _generation
-from torchtune.models import convert_weights, qwen2
+from torchtune.models import convert_weights
+from torchtune.models.qwen2._convert_weights import qwen2_tune_to_hf
 from torchtune.modules.loss import CEWithChunkedOutputLoss
-from torchtune.rlhf import utils as rewards
+from torchtune.rlhf import Trajectory
+from torchtune.rlhf.utils import reward_tune_to_hf
 
-HERE = __name__
-SIZES = {
-    "vocab_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "embed_dim": "hidden_size",
-    "intermediate_dim": "intermediate_size",
-    "max_seq_len": "max_position_embeddings",
-    "attn_dropout": "attention_dropout",
-    "norm_eps": "rms_norm_eps",
-}
-TO_HF = {"REWARD": rewards.reward_tune_to_hf, "QWEN2": qwen2._convert_weights.qwen2_tune_to_hf}
+CHUNKED = CEWithChunkedOutputLoss()
+IGNORED = CHUNKED.ignore_index
 
 
 @cache
 def recipe(name: str) -> Any:
-    """The module of a recipe. The folder of recipes refuses to be imported, since it is no package."""
-    folder = importlib.util.find_spec("recipes")
-    assert folder is not None and folder.submodule_search_locations
+    """The module of a recipe. Their folder refuses to be imported, since it is no package."""
+    folder: Any = importlib.util.find_spec("recipes")
     file = Path(folder.submodule_search_locations[0], f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"recipes.{name}", file)
-    assert spec is not None and spec.loader is not None
+    spec: Any = importlib.util.spec_from_file_location(f"recipes.{name}", file)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+def ppo() -> Any:
+    return recipe("ppo_full_finetune_single_device").PPOFullFinetuneRecipeSingleDevice
+
+
+# --- what a configuration names -----------------------------------------------------------------------------------
+
+
 class Tokenizer:
-    def __init__(self, pad_id: int, eos_id: int) -> None:
-        self.pad_id, self.eos_id, self.stop_tokens, self.max_seq_len = pad_id, eos_id, [eos_id], None
+    max_seq_len = None
 
-    def encode(self, text: list[int], add_bos: bool, add_eos: bool) -> list[int]:
-        return text
+    def __init__(self, pad_id: int = 0, eos_id: int = 1) -> None:
+        self.pad_id, self.eos_id, self.stop_tokens = pad_id, eos_id, [eos_id]
+
+    def encode(self, text: Tensor, add_bos: bool, add_eos: bool) -> list[int]:
+        return text.tolist()
 
 
-class Nothing(nn.Module):
+class Zeros(nn.Module):
     """A model that answers zeros."""
 
     def __init__(self, width: int) -> None:
@@ -81,12 +80,12 @@ class Nothing(nn.Module):
         return torch.zeros(*tokens.shape, self.output.out_features, device=tokens.device)
 
 
-class CheckpointOfNothing:
+class CheckpointOfZeros:
     def __init__(self, width: int, **_: Any) -> None:
         self.width = width
 
     def load_checkpoint(self) -> dict[str, Any]:
-        return {"model": Nothing(self.width).state_dict()}
+        return {"model": Zeros(self.width).state_dict()}
 
     def save_checkpoint(self, *_: Any, **__: Any) -> None:
         pass
@@ -97,200 +96,166 @@ class Silence:
         pass
 
 
-def prompts(tokenizer: Tokenizer) -> list[dict[str, list[int]]]:
-    return [{"tokens": [tokenizer.pad_id], "labels": [tokenizer.pad_id]}]
+def one_prompt(tokenizer: Tokenizer) -> list[dict[str, list[int]]]:
+    return [{"tokens": [0], "labels": [0]}]
 
 
-def component(path: Any, **arguments: Any) -> dict[str, Any]:
-    return {"_component_": path if isinstance(path, str) else f"{HERE}.{path.__name__}", **arguments}
+def component(what: Any, **arguments: Any) -> dict[str, Any]:
+    return {"_component_": what if isinstance(what, str) else f"{__name__}.{what.__name__}", **arguments}
 
 
-def built(config: dict[str, Any], head: bool) -> tuple[dict[str, Any], str]:
-    """The component that builds the model, and the type that its checkpointer knows it by."""
-    kind = config["model_type"]
-    family = {"llama": "llama3_2" if config["tie_word_embeddings"] else "llama2"}.get(kind, kind)
-    sizes = {ours: config[theirs] for ours, theirs in SIZES.items()}
-    if not (head and family == "llama2"):
-        sizes["rope_base"] = config["rope_parameters"]["rope_theta"]
-    sizes |= {"scale_factor": 1} if family == "llama3_2" else {}  # its rotary table without what it does for length
-    builder = f"{family}_classifier" if head else family
-    path = f"torchtune.models.{family}._component_builders.{builder}"
-    return component(path, **sizes, **({"num_classes": 1} if head else {})), "REWARD" if head else family.upper()
+def builder(config: Mapping[str, Any], head: bool) -> tuple[dict[str, Any], str]:
+    """What builds the checkpoint's model, and the type under which its weights are converted."""
+    family = config["model_type"].replace("llama", "llama3_2" if config["tie_word_embeddings"] else "llama2")
+    sizes = {
+        "vocab_size": config["vocab_size"],
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "num_kv_heads": config["num_key_value_heads"],
+        "embed_dim": config["hidden_size"],
+        "intermediate_dim": config["intermediate_size"],
+        "attn_dropout": config["attention_dropout"],
+        "norm_eps": config["rms_norm_eps"],
+        "max_seq_len": 4096,
+    }
+    if head:
+        sizes["num_classes"] = 1
+    else:
+        sizes["rope_base"] = int(config["rope_parameters"]["rope_theta"])
+    if family == "llama3_2":  # the Llama with tied embeddings, whose rotary table is scaled for length
+        sizes["scale_factor"] = 1
+    path = f"torchtune.models.{family}._component_builders.{family}"
+    return (component(f"{path}_classifier", **sizes), "REWARD") if head else (component(path, **sizes), family.upper())
 
 
-def trainer(kind: str, checkpoint: Any, kv_cache: bool = False) -> Any:
+def trainer(kind: str, checkpoint: Any, kv_cache: bool) -> Any:
     """A PPO recipe, set up by itself, that holds the checkpoint as its policy ("actor"), value or reward model."""
     config = json.loads(Path(checkpoint.path, "config.json").read_text())
-    output = tempfile.mkdtemp()
-    nothing = {"policy": config["vocab_size"], "scorer": 1}
-    asked, model_type = built(config, kind != "actor")
+    is_actor, folder = kind == "actor", tempfile.mkdtemp()
+    model, model_type = builder(config, not is_actor)
     files = sorted(file.name for file in Path(checkpoint.path).glob("*.safetensors"))
     read = {"checkpoint_dir": checkpoint.path, "checkpoint_files": files, "model_type": model_type}
-    hf = "torchtune.training.FullModelHFCheckpointer"
-    policy, scorer = (component(Nothing, width=width) for width in nothing.values())
-    no_policy, no_scorer = (
-        component(CheckpointOfNothing, width=width, checkpoint_dir="", checkpoint_files=[])
-        for width in nothing.values()
-    )
-    held = kind == "actor"
-    taken = component(hf, **read, output_dir=output)
+    held = component("torchtune.training.FullModelHFCheckpointer", **read, output_dir=folder)
+    width = {"width": 1 if is_actor else config["vocab_size"]}
+    no_model = component(Zeros, **width)
+    not_held = component(CheckpointOfZeros, **width, checkpoint_dir="", checkpoint_files=[])
+    policy, scorer = ((model, held), (no_model, not_held))[:: 1 if is_actor else -1]
     yaml = {
         "device": str(checkpoint.device),
-        "dtype": {"float32": "fp32", "bfloat16": "bf16", "float64": "fp64"}[str(checkpoint.dtype).split(".")[1]],
-        "output_dir": output,
-        "seed": 0,
-        "resume_from_checkpoint": False,
-        "gradient_accumulation_steps": 1,
-        "metric_logger": component(Silence),
-        "policy_model": asked if held else policy,
-        "checkpointer": taken if held else no_policy,
-        "ref_policy_checkpointer": taken if held else no_policy,
-        "reward_and_value_model": scorer if held else asked,
-        "value_checkpointer": no_scorer if held else taken,
-        "reward_checkpointer": no_scorer if held else taken,
-        "compile": False,
-        "optimizer_in_bwd": False,
-        "enable_activation_checkpointing": False,
-        "enable_kv_cache": kv_cache and held,
+        "dtype": {"float32": "fp32", "bfloat16": "bf16"}[str(checkpoint.dtype).removeprefix("torch.")],
+        "output_dir": folder,
+        "policy_model": policy[0],
+        "reward_and_value_model": scorer[0],
+        **dict.fromkeys(("checkpointer", "ref_policy_checkpointer"), policy[1]),
+        **dict.fromkeys(("value_checkpointer", "reward_checkpointer"), scorer[1]),
         "tokenizer": component(Tokenizer, pad_id=checkpoint.pad_token_id, eos_id=checkpoint.eos_token_id),
+        "temperature": checkpoint.temperature,
+        "enable_kv_cache": kv_cache and is_actor,
+        "dataset": component(one_prompt),
+        "metric_logger": component(Silence),
         "optimizer": component("torch.optim.SGD", lr=0.0),
         "loss": component("torchtune.rlhf.loss.PPOLoss"),
-        "dataset": component(prompts),
-        "shuffle": False,
+        **dict.fromkeys(("resume_from_checkpoint", "compile", "optimizer_in_bwd", "shuffle"), False),
+        **dict.fromkeys(("enable_activation_checkpointing", "whiten_rewards", "penalise_no_eos"), False),
         **dict.fromkeys(("batch_size", "forward_batch_size", "ppo_epochs", "ppo_batch_size", "num_steps"), 1),
-        **{"kl_coeff": 0.0, "gamma": 1.0, "lmbda": 1.0, "whiten_rewards": False},
-        **{"temperature": checkpoint.temperature, "top_k": 1, "max_generated_tokens": 1},
-        **{"min_response_length": None, "penalise_no_eos": False, "reward_penalty": 0},
+        **dict.fromkeys(("gradient_accumulation_steps", "max_generated_tokens", "top_k", "gamma", "lmbda"), 1),
+        **dict.fromkeys(("seed", "kl_coeff", "reward_penalty", "min_response_length"), 0),
     }
-    made_of = OmegaConf.create(yaml)
-    # The constructor seeds, the setup draws weights, and the checkpointers collect garbage for most of a second.
-    with torch.random.fork_rng(), mock.patch("gc.collect"):
-        made = recipe("ppo_full_finetune_single_device").PPOFullFinetuneRecipeSingleDevice(made_of)
-        made.setup(made_of)
+    cfg = OmegaConf.create(yaml)
+    with torch.random.fork_rng(), mock.patch("gc.collect"):  # it seeds, and collects after each file that it reads
+        made = ppo()(cfg)
+        made.setup(cfg)
     made.model = {"actor": made._policy_model, "critic": made._value_model, "reward": made._reward_model}[kind]
-    made.model.requires_grad_(True)  # the recipe freezes the reward model, of which a gradient is asked, too
-    made.kind, made.config, made.to_hf = kind, config, TO_HF.get(model_type, convert_weights.tune_to_hf)
+    made.model.requires_grad_(True)  # a reward model is frozen: its gradient is asked for here, and only here
+    made.kind, made.config, made.model_type = kind, config, model_type
     made.train = made.model.train  # a switch of mode, as for a module, and not a training run
     return made
 
 
-def weights(made: Any, tensors: Any) -> Any:
-    """Weights in torchtune's order of rows as the checkpoint's, by the converter with which it saves."""
-    heads, config = {"num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads"}, made.config
-    return made.to_hf(dict(tensors), dim=config["hidden_size"], **{ours: config[theirs] for ours, theirs in heads.items()})
+def weights(made: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The checkpoint's weights, by the converter with which the recipe saves them: rows of rotary projections lie
+    otherwise."""
+    convert = {"REWARD": reward_tune_to_hf, "QWEN2": qwen2_tune_to_hf}.get(made.model_type, convert_weights.tune_to_hf)
+    heads = made.config["num_attention_heads"], made.config["num_key_value_heads"]
+    return convert(dict(tensors), *heads, made.config["hidden_size"])
+
+
+def save(made: Any, folder: Path) -> None:
+    """What the recipe writes at the end of training; a reward model is saved as a value model is."""
+    if made.kind == "reward":
+        made._value_model = made.model
+    for checkpointer in (made._policy_checkpointer, made._value_checkpointer):
+        checkpointer._output_dir = Path(folder)
+    made.save_checkpoint(0)
+
+
+# --- PPO ----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def generating(made: Any, rows: Tensor, start: int, sampled: bool) -> Iterator[None]:
-    """In the body, generation gives these rows, whose responses begin at `start`: its sampler draws their tokens, or
-    it returns them with logits of zeros."""
+    """In the body generation gives these rows, whose responses begin at `start`, and logits: zeros, or with `sampled`
+    those from which it draws one token after the other."""
     made._max_generated_tokens, made._forward_batch_size = rows.shape[1] - start, len(rows)
-    if sampled:
-        tokens = iter(rows[:, start:].split(1, dim=1))
-        with mock.patch.object(_generation, "sample", lambda logits, **_: next(tokens)):
-            yield
-    else:
-        logits = torch.zeros(*rows[:, start:].shape, made.config["vocab_size"], device=rows.device)
-        with mock.patch.object(generation, "generate", lambda **_: (rows.clone(), logits)):
-            yield
+    tokens = iter(rows[:, start:].split(1, dim=1))
+    logits = torch.zeros(*rows[:, start:].shape, made.config["vocab_size"], device=rows.device)
+    draw = mock.patch.object(_generation, "sample", side_effect=tokens)
+    skip = mock.patch.object(generation, "generate", return_value=(rows.clone(), logits))
+    with draw if sampled else skip:
+        yield
 
 
-def trajectory(made: Any, rows: Tensor, start: int, sampled: bool = False) -> rlhf.Trajectory:
-    """What the recipe makes of generated rows."""
-    with generating(made, rows, start, sampled):
-        return made.generate_trajectory(rows[:, :start])
+def made_of(made: Any, batch: Any, sampled: bool = False) -> Trajectory:
+    """What the recipe makes of the rows of a batch, as if it had generated them."""
+    start = batch.input_ids.shape[1] - batch.num_actions
+    with generating(made, batch.input_ids, start, sampled):
+        return made.generate_trajectory(batch.input_ids[:, :start])
 
 
-def stepped(made: Any, seen: rlhf.Trajectory, advantages: Tensor, returns: Tensor, start: int, loss_fn: Any = None) -> Any:
-    """What a step of PPO hands to its loss, with its graph: `log_probs` and `values`; with `loss_fn` also the `loss`,
-    and the `metrics` of the step. The step's own backward pass finds nothing to do."""
+def stepped(made: Any, given: Trajectory, advantages: Tensor, returns: Tensor, start: int, loss_fn: Any = None) -> Any:
+    """What a step of PPO hands to its loss, `log_probs` and `values`, with their graphs; with `loss_fn` also its `loss`
+    and the `metrics` of the step. The backward pass of the step itself has nothing to do."""
     kept = SimpleNamespace()
 
-    def loss(*given: Tensor, **masks: Tensor) -> Any:
-        kept.log_probs, kept.values = given[1], given[4]
-        kept.loss, *rest = loss_fn(*given, **masks) if loss_fn else torch.zeros(5)
+    def loss(*tensors: Tensor, **masks: Tensor) -> tuple[Tensor, ...]:
+        kept.log_probs, kept.values = tensors[1], tensors[4]
+        kept.loss, *rest = loss_fn(*tensors, **masks) if loss_fn else torch.zeros(5)
         return torch.zeros((), requires_grad=True).clone(), *rest
 
     made._loss_fn = loss
-    kept.metrics = made.ppo_step(seen, advantages, returns, start)
+    kept.metrics = made.ppo_step(given, advantages, returns, start)
     return kept
 
 
 def step(made: Any, batch: Any) -> Any:
-    """The step of PPO on a batch, without its loss."""
-    start = batch.input_ids.shape[1] - batch.num_actions
+    """A step of PPO on a batch, without its loss."""
     with torch.no_grad():
-        seen = trajectory(made, batch.input_ids, start)
-    return stepped(made, seen, torch.zeros_like(seen.logprobs), torch.zeros_like(seen.logprobs), start)
+        given = made_of(made, batch)
+    nothing = torch.zeros_like(given.logprobs)
+    return stepped(made, given, nothing, nothing, batch.input_ids.shape[1] - batch.num_actions)
 
 
 def losses(loss_fn: Any, mask: Tensor, **given: Tensor) -> Any:
-    """The losses of a step of PPO, of tensors (B, T): its models are replaced by one that knows the log-probs and the
-    values; what is not given is zero."""
-    zeros = torch.zeros_like(next(iter(given.values())))
-    log_probs, values = given.get("log_probs", zeros), given.get("values", zeros)
-    made = object.__new__(recipe("ppo_full_finetune_single_device").PPOFullFinetuneRecipeSingleDevice)
+    """The loss of a step of PPO on tensors (B, T): log-probs and values take the place of those of its models. What is
+    not given is zero."""
+    nothing = torch.zeros_like(mask, dtype=torch.float32)
+    log_probs, old_log_probs, advantages, values, old_values, returns = (
+        given.get(name, nothing)
+        for name in ("log_probs", "old_log_probs", "advantages", "values", "old_values", "returns")
+    )
+    made = object.__new__(ppo())
     made._temperature, made._gradient_accumulation_steps = 1.0, 1
-    made._policy_model = lambda *_, **__: zeros[..., None]
-    made._value_model = lambda *_, **__: torch.cat([values, zeros[:, :1]], dim=1)[..., None]
-    made_of = dict.fromkeys(rlhf.Trajectory._fields) | {
-        "query_responses": torch.cat([mask[:, :1], mask], dim=1),  # a prompt of one token
-        "logprobs": given.get("old_log_probs", zeros),
-        "values": given.get("old_values", zeros),
-        "response_padding_masks": ~mask.bool(),
-        "value_padding_masks": ~mask.bool(),
-    }
-    rest = given.get("advantages", zeros), given.get("returns", zeros)
-    with mock.patch.object(rlhf, "logits_to_logprobs", lambda *_: log_probs.clone()):
-        return stepped(made, rlhf.Trajectory(**made_of), *rest, 1, loss_fn)
-
-
-def pairs(made: Any, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What the DPO recipe makes of right-padded rows: a sum of log-probs for each, and all logits."""
-    module = recipe("lora_dpo_single_device")
-    dpo = object.__new__(module.LoRADPORecipeSingleDevice)
-    dpo._device, dpo.activations_handling_ctx = ids.device, contextlib.nullcontext()
-    chosen, rejected, *logits = dpo.concatenated_forward(made.model, (ids, labels))
-    return torch.cat([chosen, rejected]), torch.cat(logits)
-
-
-def texts(sequences: list[list[int]]) -> Any:
-    """A data set of texts whose tokens these are; its labels are its own."""
-    found = object.__new__(datasets.TextCompletionDataset)
-    found._tokenizer, found._column, found.add_eos = Tokenizer(0, 0), "text", False
-    found._data = [{"text": sequence} for sequence in sequences]
-    return found
-
-
-def pack(samples: Any, length: int) -> dict[str, Tensor]:
-    """The one pack of so many tokens, as the data loader hands it to the recipe."""
-    return padded_collate_packed([datasets.PackedDataset(samples, max_seq_len=length)[0]])
-
-
-def finetune(made: Any, batch: dict[str, Tensor]) -> Tensor:
-    """The log-prob of each label of a pack, by the recipe for finetuning and its loss, which is asked for one at a time."""
-    module = recipe("full_finetune_single_device")
-    sft = object.__new__(module.FullFinetuneRecipeSingleDevice)
-    sft._model, sft.activations_handling_ctx = made.model, contextlib.nullcontext()
-    sft.ignore_labels_cache = torch.full((1, 1), CHUNKED.ignore_index, device=batch["tokens"].device)
-    made.model.set_num_output_chunks(CHUNKED.num_output_chunks)
-    sft._loss_fn = each
-    return sft._loss_step(dict(batch))
-
-
-CHUNKED = CEWithChunkedOutputLoss()
-
-
-def each(logits: list[Tensor], labels: Tensor) -> Tensor:
-    """The log-prob of each label that is not ignored, from the loss of a batch that has this label alone."""
-    alone = [labels.new_full(labels.shape, CHUNKED.ignore_index) for _ in range(int((labels != CHUNKED.ignore_index).sum()))]
-    for row, (i, j) in zip(alone, (labels != CHUNKED.ignore_index).nonzero().tolist(), strict=True):
-        row[i, j] = labels[i, j]
-    return torch.stack([-CHUNKED(logits, row) for row in alone])
+    made._policy_model = lambda *_, **__: nothing[..., None]
+    made._value_model = lambda *_, **__: torch.cat([values, nothing[:, :1]], dim=1)[..., None]
+    row = dict.fromkeys(Trajectory._fields)
+    row |= {"query_responses": torch.cat([mask[:, :1], mask], dim=1), "logprobs": old_log_probs, "values": old_values}
+    row |= dict.fromkeys(("response_padding_masks", "value_padding_masks"), ~mask.bool())
+    with mock.patch.object(rlhf, "logits_to_logprobs", return_value=log_probs.clone()):
+        return stepped(made, Trajectory(**row), advantages, returns, 1, loss_fn)
 
 
 def generate(made: Any, prompts: Any) -> Tensor:
-    """Generated rows, which the recipe cuts at their stop ids, as it hands them to the reward model."""
+    """Generated rows, cut at their stop ids, as the recipe hands them to the reward model."""
     made._max_generated_tokens, made._forward_batch_size = prompts.max_new_tokens, len(prompts.input_ids)
     made._stop_token_ids = torch.tensor(prompts.stop_token_ids, dtype=torch.long, device=prompts.input_ids.device)
     made._tokenizer.pad_id = prompts.pad_token_id
@@ -299,9 +264,78 @@ def generate(made: Any, prompts: Any) -> Tensor:
     return made._reward_model.seen
 
 
-def save(made: Any, folder: Path) -> None:
-    """What the recipe saves in the end, of the model that it holds; a reward model as its value model."""
-    made._value_model = made._value_model if made.kind != "reward" else made._reward_model
-    for checkpointer in (made._policy_checkpointer, made._value_checkpointer):
-        checkpointer._output_dir = Path(folder)
-    made.save_checkpoint(0)
+def scores(made: Any, batch: Any) -> Tensor:
+    """The rewards of a batch. The recipe finds the end of a response by its stop ids alone: rows that end otherwise
+    come one by one, as if generated to just their length."""
+    found = made_of(made, batch)
+    if torch.equal(found.response_padding_masks, ~batch.action_mask.bool()):
+        return found.scores
+    start = batch.input_ids.shape[1] - batch.num_actions
+    alone = [
+        SimpleNamespace(input_ids=row[None, : start + count], num_actions=count)
+        for row, count in zip(batch.input_ids, batch.response_lengths, strict=True)
+    ]
+    return torch.cat([made_of(made, row).scores for row in alone])
+
+
+# --- DPO and finetuning -------------------------------------------------------------------------------------------
+
+
+def pairs(made: Any, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What the DPO recipe makes of right-padded rows: for each the sum of its labels' log-probs, and all logits."""
+    dpo = recipe("lora_dpo_single_device").LoRADPORecipeSingleDevice
+    holder = SimpleNamespace(_device=ids.device, activations_handling_ctx=contextlib.nullcontext())
+    chosen, rejected, *logits = dpo.concatenated_forward(holder, made.model, (ids, labels))
+    return torch.cat([chosen, rejected]), torch.cat(logits)
+
+
+def summed(made: Any, batch: Any) -> list[Tensor]:
+    """Log-probs of the actions: a row for each action, of which this is the only label."""
+    rows, columns = batch.action_mask.nonzero(as_tuple=True)
+    ids = batch.input_ids[rows]
+    others = torch.arange(ids.shape[1], device=ids.device) != columns[:, None] + 1
+    sums, _ = pairs(made, ids, ids.masked_fill(others, IGNORED))
+    return list(sums.split(batch.response_lengths))
+
+
+def in_rows_of_two(logits: Tensor, labels: Tensor) -> Tensor:
+    """The log-prob of each label by the function of DPO, which drops the last logits of a row and the first label."""
+    rows = (torch.stack([cells, cells], dim=1) for cells in (logits.flatten(0, 1), labels.flatten()))
+    return rlhf.get_batch_log_probs(*rows).view(labels.shape)
+
+
+def texts(sequences: Sequence[Tensor]) -> Any:
+    """A data set of texts that have these tokens; the labels are its own."""
+    found = object.__new__(datasets.TextCompletionDataset)
+    found._tokenizer, found._column, found.add_eos = Tokenizer(), "text", False
+    found._data = [{"text": sequence} for sequence in sequences]
+    return found
+
+
+def pack(samples: Any, length: int) -> dict[str, Tensor]:
+    """The first pack of so many tokens, as the data loader hands it to a recipe."""
+    return padded_collate_packed([datasets.PackedDataset(samples, max_seq_len=length)[0]])
+
+
+def finetuned(made: Any, batch: Any) -> Tensor:
+    """Log-probs of the actions, which are the labels of a packed data set, by the step of the recipe for finetuning."""
+    rows = zip(batch.sequences, batch.prompt_lengths, strict=True)
+    samples = [{"tokens": row.tolist(), "labels": [IGNORED] * n + row[n:].tolist()} for row, n in rows]
+    made.model.set_num_output_chunks(CHUNKED.num_output_chunks)
+    cache = torch.full((1, 1), IGNORED, device=batch.input_ids.device)
+    holder = SimpleNamespace(_model=made.model, _loss_fn=each, ignore_labels_cache=cache)
+    holder.activations_handling_ctx = contextlib.nullcontext()
+    full = recipe("full_finetune_single_device").FullFinetuneRecipeSingleDevice
+    return full._loss_step(holder, pack(samples, batch.input_ids.numel()))
+
+
+def in_chunks(logits: Tensor, labels: Tensor) -> Tensor:
+    """The log-prob of each label by the loss of finetuning."""
+    return each(logits.chunk(CHUNKED.num_output_chunks, dim=1), labels).view(labels.shape)
+
+
+def each(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """The log-prob of each label: minus the loss, which is a mean over labels, where it is the only one."""
+    places = (labels != IGNORED).nonzero()
+    alone = [torch.full_like(labels, IGNORED).index_put(tuple(p), labels[tuple(p)]) for p in places]
+    return torch.stack([-CHUNKED(logits, one) for one in alone])
