@@ -53,6 +53,7 @@ TRAINERS = (
     ),
     Trainer("trl"),
     Trainer("verl", mutated=False),
+    Trainer("torchtune"),
 )
 
 

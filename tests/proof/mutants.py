@@ -1,11 +1,11 @@
 """Mutations of real trainers: one slip in a copy of the installed package, and the clause that catches it.
 
-    PYTHONPATH=tests python -m proof.mutants openrlhf|trl [MUTANT ...]
+    PYTHONPATH=tests python -m proof.mutants openrlhf|trl|torchtune [MUTANT ...]
 
 runs in the trainer's environment (not as `tests.proof`, since OpenRLHF installs a package `tests`) and writes
 docs/proof/mutants-NAME.json, from which docs/mutants.md is made. Red where a mutant goes uncaught that no reason is
-given for, or one with a reason is caught. With names only those rows are made anew. The mutants are tables of data:
-mutants_openrlhf.py and mutants_trl.py.
+given for, or one with a reason is caught. With names only those rows are made anew. The mutants are tables of data,
+one for each trainer: mutants_NAME.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rlhf_conformance.run.known import failures, signature
 from .files import DOCS, MEASURED, ROOT, by_line, table
 from .trying import RED, attempt, settle
 
-TRAINERS = ("openrlhf", "trl")
+TRAINERS = ("openrlhf", "trl", "torchtune")
 HOLE = re.compile(r"_[a-z]")
 Row = dict[str, Any]
 Wrong = dict[str, list[str]]
@@ -399,11 +399,10 @@ and what is red in that mode without a mutant is found out first.
 
 In the edits `_a`, `_b` stand for whatever expression is there, and places are counted from the top of the function.
 
-Made by `python -m nox -s mutants`, which makes an environment for each trainer. The mutants are in
-`tests/proof/mutants_openrlhf.py` and `tests/proof/mutants_trl.py`, the results in `docs/proof/mutants-openrlhf.json`
-and `docs/proof/mutants-trl.json`."""
+Made by `python -m nox -s mutants`, which makes an environment for each trainer. The mutants of `NAME` are in
+`tests/proof/mutants_NAME.py`, the results in `docs/proof/mutants-NAME.json`."""
 
-TITLES = {"openrlhf": "OpenRLHF 0.11.2", "trl": "TRL 1.16.0"}
+TITLES = {"openrlhf": "OpenRLHF 0.11.2", "trl": "TRL 1.16.0", "torchtune": "torchtune 0.6.1"}
 
 
 def page() -> str:
@@ -449,7 +448,7 @@ def main() -> int:
         arguments.answer.write_text(json.dumps(ask(json.load(sys.stdin))))
         return 0
     if not arguments.trainer:
-        parser.error("which trainer? openrlhf or trl")
+        parser.error(f"which trainer? {', '.join(TRAINERS)}")
     status = run(arguments.trainer, arguments.names)
     (DOCS / "mutants.md").write_text(page())
     return status

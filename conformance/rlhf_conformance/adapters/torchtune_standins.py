@@ -18,7 +18,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +39,6 @@ CHUNKED = CEWithChunkedOutputLoss()
 IGNORED = CHUNKED.ignore_index
 
 
-@cache
 def recipe(name: str) -> Any:
     """The module of a recipe. Their folder refuses to be imported, since it is no package."""
     folder: Any = importlib.util.find_spec("recipes")
@@ -51,8 +49,9 @@ def recipe(name: str) -> Any:
     return module
 
 
-def ppo() -> Any:
-    return recipe("ppo_full_finetune_single_device").PPOFullFinetuneRecipeSingleDevice
+PPO = recipe("ppo_full_finetune_single_device").PPOFullFinetuneRecipeSingleDevice
+DPO = recipe("lora_dpo_single_device").LoRADPORecipeSingleDevice
+SFT = recipe("full_finetune_single_device").FullFinetuneRecipeSingleDevice
 
 
 # --- what a configuration names -----------------------------------------------------------------------------------
@@ -163,7 +162,7 @@ def trainer(kind: str, checkpoint: Any, kv_cache: bool) -> Any:
     }
     cfg = OmegaConf.create(yaml)
     with torch.random.fork_rng(), mock.patch("gc.collect"):  # it seeds, and collects after each file that it reads
-        made = ppo()(cfg)
+        made = PPO(cfg)
         made.setup(cfg)
     made.model = {"actor": made._policy_model, "critic": made._value_model, "reward": made._reward_model}[kind]
     made.model.requires_grad_(True)  # a reward model is frozen: its gradient is asked for here, and only here
@@ -243,7 +242,7 @@ def losses(loss_fn: Any, mask: Tensor, **given: Tensor) -> Any:
         given.get(name, nothing)
         for name in ("log_probs", "old_log_probs", "advantages", "values", "old_values", "returns")
     )
-    made = object.__new__(ppo())
+    made = object.__new__(PPO)
     made._temperature, made._gradient_accumulation_steps = 1.0, 1
     made._policy_model = lambda *_, **__: nothing[..., None]
     made._value_model = lambda *_, **__: torch.cat([values, nothing[:, :1]], dim=1)[..., None]
@@ -283,9 +282,8 @@ def scores(made: Any, batch: Any) -> Tensor:
 
 def pairs(made: Any, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """What the DPO recipe makes of right-padded rows: for each the sum of its labels' log-probs, and all logits."""
-    dpo = recipe("lora_dpo_single_device").LoRADPORecipeSingleDevice
     holder = SimpleNamespace(_device=ids.device, activations_handling_ctx=contextlib.nullcontext())
-    chosen, rejected, *logits = dpo.concatenated_forward(holder, made.model, (ids, labels))
+    chosen, rejected, *logits = DPO.concatenated_forward(holder, made.model, (ids, labels))
     return torch.cat([chosen, rejected]), torch.cat(logits)
 
 
@@ -325,8 +323,7 @@ def finetuned(made: Any, batch: Any) -> Tensor:
     cache = torch.full((1, 1), IGNORED, device=batch.input_ids.device)
     holder = SimpleNamespace(_model=made.model, _loss_fn=each, ignore_labels_cache=cache)
     holder.activations_handling_ctx = contextlib.nullcontext()
-    full = recipe("full_finetune_single_device").FullFinetuneRecipeSingleDevice
-    return full._loss_step(holder, pack(samples, batch.input_ids.numel()))
+    return SFT._loss_step(holder, pack(samples, batch.input_ids.numel()))
 
 
 def in_chunks(logits: Tensor, labels: Tensor) -> Tensor:
