@@ -15,7 +15,7 @@ from rlhf_spec.clauses import clause, clauses
 
 DOCUMENT = "docs/trainers.md"
 FILES = Path(__file__).resolve().parents[2] / "docs" / "known-failures"
-NAMES = {"openrlhf": "OpenRLHF", "trl": "TRL", "verl": "verl"}
+NAMES = {"openrlhf": "OpenRLHF", "trl": "TRL", "verl": "verl", "torchtune": "torchtune"}
 MOST_LINES = 60
 SLUG = re.compile(r"`([a-z-]+\.[a-z0-9-]+)`")
 

@@ -12,7 +12,6 @@ ATTENTION = "torchtune.modules.attention_utils"
 PACKED = "torchtune.datasets._packed:PackedDataset"
 RECIPE = "recipes.ppo_full_finetune_single_device:PPOFullFinetuneRecipeSingleDevice"
 DPO, SFT = {"scoring": "dpo"}, {"scoring": "sft"}
-UNCACHED = {"kv_cache": False}
 
 
 LOG_PROBS = (
@@ -153,46 +152,15 @@ ROWS = (
         Edit("mask.narrow(2, 0, seq_len).mul_(_a)", "mask.narrow(2, 0, seq_len)"),
         "actor.padding-invariance",
     ),
-    Mutant(
-        "masks-of-another-row",
-        f"{GENERATION}:get_causal_mask_from_padding_mask",
-        Edit("padding_mask[:, None, :]", "padding_mask.roll(1, 0)[:, None, :]"),
-        "actor.batch-independence",
-    ),
 )
 
 
 GENERATING = (
     Mutant(
-        "pads-taken-for-tokens",
-        f"{GENERATION}:generate",
-        Edit("generated_tokens != pad_id", "generated_tokens == pad_id"),
-        "actor.generate",
-    ),
-    Mutant(
-        "generated-tokens-masked",
-        f"{GENERATION}:generate",
-        Edit("True", "False", nth=1, of=1),
-        "actor.generate",
-    ),
-    Mutant(
         "cached-position-one-early",
         f"{GENERATION}:generate",
         Edit("input_pos[:, curr_pos]", "input_pos[:, curr_pos - 1]"),
         "actor.generate",
-    ),
-    Mutant(
-        "cached-mask-one-early",
-        f"{GENERATION}:generate",
-        Edit("masks[:, curr_pos, None, :]", "masks[:, curr_pos - 1, None, :]"),
-        "actor.generate",
-    ),
-    Mutant(
-        "mask-of-the-first-columns",
-        f"{GENERATION}:generate",
-        Edit("masks[:, :curr_pos + 1, :curr_pos + 1]", "masks[:, :curr_pos + 1, :curr_pos + 1].tril(-1)"),
-        "actor.generate",
-        options=UNCACHED,
     ),
     Mutant(
         "next-token-from-the-first-logits",
@@ -206,37 +174,10 @@ GENERATING = (
         Edit("torch.argmax", "torch.argmin"),
         "actor.generate",
     ),
-    Mutant(
-        "pivot-cut-off-too",
-        f"{GENERATION}:sample",
-        Edit("logits < pivot", "logits > pivot"),
-        "actor.generate",
-    ),
-    Mutant(
-        "old-log-probs-of-the-first-step",
-        f"{GENERATION}:generate",
-        Edit(
-            "torch.cat([generated_logits, logits], dim=1)",
-            "torch.cat([generated_logits, generated_logits[:, -1:]], dim=1)",
-        ),
-        "actor.no-grad",
-    ),
-    Mutant(
-        "cache-overwritten",
-        "torchtune.modules.kv_cache:KVCache.update",
-        Edit("self.cache_pos[:seq_len]", "self.cache_pos[:seq_len] * 0", nth=1, of=2),
-        "actor.generate",
-    ),
 )
 
 
 PPO = (
-    Mutant(
-        "pads-by-another-id",
-        f"{RECIPE}.generate_trajectory",
-        Edit("query_responses != self._tokenizer.pad_id", "query_responses != 1 - self._tokenizer.pad_id"),
-        "actor.padding-invariance",
-    ),
     Mutant(
         "old-log-probs-without-temperature",
         f"{RECIPE}.generate_trajectory",
@@ -250,12 +191,6 @@ PPO = (
         "reward-one-before-the-end",
         f"{RECIPE}.generate_trajectory",
         Edit("seq_lens + context_length", "seq_lens + context_length - 1"),
-        "reward.last-attended",
-    ),
-    Mutant(
-        "reward-at-the-start",
-        f"{RECIPE}.generate_trajectory",
-        Edit("seq_lens + context_length", "seq_lens * 0 + context_length"),
         "reward.last-attended",
     ),
     Mutant(
@@ -275,12 +210,6 @@ PPO = (
         "end-at-the-first-token",
         "torchtune.training.pooling:get_unmasked_sequence_lengths",
         Edit("_a.argmax(dim=-1)", "_a.argmin(dim=-1)"),
-        "reward.last-attended",
-    ),
-    Mutant(
-        "end-counted-from-one",
-        "torchtune.training.pooling:get_unmasked_sequence_lengths",
-        Edit("(~mask).cumsum(dim=-1).argmax(dim=-1)", "(~mask).sum(dim=-1)"),
         "reward.last-attended",
     ),
     Mutant(
@@ -314,21 +243,6 @@ PPO = (
         "critic.state-before",
     ),
     Mutant(
-        "old-values-of-the-states-after",
-        f"{RECIPE}.generate_trajectory",
-        Edit("rlhf.truncate_sequence_for_logprobs(values, context_length)", "values[:, context_length:]"),
-        "critic.no-grad",
-    ),
-    Mutant(
-        "old-for-new",
-        f"{RECIPE}.ppo_step",
-        Edit(
-            "self._loss_fn(_a, _b, _c, _d, _e, _f, padding_masks=_g, value_padding_masks=_h)",
-            "self._loss_fn(_b, _a, _c, _d, _e, _f, padding_masks=_g, value_padding_masks=_h)",
-        ),
-        "policy-loss.gradient",
-    ),
-    Mutant(
         "pads-for-actions",
         f"{RECIPE}.ppo_step",
         Edit("~trajectory.response_padding_masks", "trajectory.response_padding_masks"),
@@ -339,18 +253,6 @@ PPO = (
         f"{RECIPE}.ppo_step",
         Edit("~trajectory.value_padding_masks", "trajectory.value_padding_masks"),
         "value-loss.token-mean",
-    ),
-    Mutant(
-        "returns-for-old-values",
-        f"{RECIPE}.ppo_step",
-        Edit("trajectory.values", "returns"),
-        "value-loss.clip",
-    ),
-    Mutant(
-        "policy-saved-as-loaded",
-        f"{RECIPE}.save_checkpoint",
-        Edit("self._policy_model.state_dict()", "self._ref_policy_model.state_dict()"),
-        "actor.round-trip",
     ),
 )
 
@@ -363,28 +265,10 @@ WEIGHTS = (
         "actor.log-probs",
     ),
     Mutant(
-        "keys-permuted-by-query-heads",
-        "torchtune.models.convert_weights:hf_to_tune",
-        Edit("_permute(value, num_kv_heads)", "_permute(value.repeat(2, 1), num_heads)[:len(value)]"),
-        "actor.log-probs",
-    ),
-    Mutant(
         "saved-in-its-own-order",
         "torchtune.models.convert_weights:tune_to_hf._permute",
         Edit("t.view(n_heads, head_dim // 2, 2, dim)", "t.view(n_heads, 2, head_dim // 2, dim)"),
         "actor.round-trip",
-    ),
-    Mutant(
-        "reward-rows-as-they-are",
-        "torchtune.rlhf.utils._convert_weights:reward_hf_to_tune._permute",
-        Edit("t.view(n_heads, 2, head_dim // 2, dim)", "t.view(n_heads, head_dim // 2, 2, dim)"),
-        "reward.last-attended",
-    ),
-    Mutant(
-        "head-drawn-anew",
-        "torchtune.training.checkpointing._utils:update_state_dict_for_classifier",
-        Edit("force_override", "True", nth=1, of=1),
-        "reward.last-attended",
     ),
     Mutant(
         "rotation-turned-round",
@@ -393,24 +277,6 @@ WEIGHTS = (
             "xshaped[..., 0] * rope_cache[..., 0] - xshaped[..., 1] * rope_cache[..., 1]",
             "xshaped[..., 0] * rope_cache[..., 0] + xshaped[..., 1] * rope_cache[..., 1]",
         ),
-        "actor.log-probs",
-    ),
-    Mutant(
-        "positions-dropped",
-        "torchtune.modules.position_embeddings:RotaryPositionalEmbeddings.forward",
-        Edit("self.cache[input_pos]", "self.cache[:1].expand(*input_pos.shape, -1, -1)"),
-        "actor.log-probs",
-    ),
-    Mutant(
-        "keys-shared-in-turn",
-        "torchtune.modules.attention:MultiHeadAttention.forward",
-        Edit("k.unsqueeze(2).expand(expand_shape).flatten(1, 2)", "k.repeat(1, q_per_kv, 1, 1)"),
-        "actor.log-probs",
-    ),
-    Mutant(
-        "second-residual-of-the-input",
-        "torchtune.modules.transformer:TransformerSelfAttentionLayer.forward",
-        Edit("h + self.mlp_scale(mlp_out)", "x + self.mlp_scale(mlp_out)"),
         "actor.log-probs",
     ),
     Mutant(
@@ -468,13 +334,6 @@ PACKS = (
         "packing.equivalence",
         options=SFT,
     ),
-    Mutant(
-        "pack-without-mask",
-        "recipes.full_finetune_single_device:FullFinetuneRecipeSingleDevice._loss_step",
-        Edit("self._model(**batch)", "self._model(batch['tokens'], input_pos=batch['input_pos'])"),
-        "packing.isolation",
-        options=SFT,
-    ),
 )
 
 
@@ -489,12 +348,6 @@ LOSSES = (
         "mean-over-all-cells",
         f"{REWARDS}:masked_mean",
         Edit("mask.sum(dim=dim) + 1e-08", "mask.numel()"),
-        "policy-loss.token-mean",
-    ),
-    Mutant(
-        "count-plus-one",
-        f"{REWARDS}:masked_mean",
-        Edit("1e-08", "1"),
         "policy-loss.token-mean",
     ),
     Mutant(
@@ -534,12 +387,6 @@ LOSSES = (
             "torch.maximum(policy_losses_clipped, policy_losses_unclipped)",
             "torch.minimum(policy_losses_clipped, policy_losses_unclipped)",
         ),
-        "policy-loss.clip",
-    ),
-    Mutant(
-        "clipped-surrogate-alone",
-        PPO_LOSS,
-        Edit("torch.maximum(policy_losses_clipped, policy_losses_unclipped)", "policy_losses_clipped"),
         "policy-loss.clip",
     ),
     Mutant(
@@ -586,18 +433,6 @@ LOSSES = (
         PPO_LOSS,
         Edit("0.5 * rlhf.masked_mean(_a, _b)", "rlhf.masked_mean(_a, _b)"),
         "value-loss.half",
-    ),
-    Mutant(
-        "range-of-the-policy",
-        "torchtune.rlhf.loss.ppo:PPOLoss.__init__",
-        Edit("value_clip_range", "epsilon"),
-        "value-loss.clip",
-    ),
-    Mutant(
-        "errors-not-squared",
-        PPO_LOSS,
-        Edit("(phi_values - returns) ** 2", "abs(phi_values - returns)"),
-        "value-loss.clip",
     ),
 )
 
