@@ -148,7 +148,7 @@ def test_the_defaults_are_valid_declarations():
         ("stop_ids", "many"),
         ("count_empty_rows", 1.5),
         ("count_empty_rows", "no"),
-        ("kl_metric", "k2"),
+        ("kl_metric", "k4"),
         ("packed_labels", None),
         ("temperature", 1.0),
         ("dual_clip", None),

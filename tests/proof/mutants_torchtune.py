@@ -342,7 +342,7 @@ LOSSES = (
         "mean-without-mask",
         f"{REWARDS}:masked_mean",
         Edit("x * mask", "x"),
-        "policy-loss.token-mean",
+        "policy-loss.mask",
     ),
     Mutant(
         "mean-over-all-cells",
@@ -412,7 +412,7 @@ LOSSES = (
         PPO_LOSS,
         Edit(
             "torch.clamp(phi_values, _a, _b)",
-            "torch.clamp(phi_values, returns - self.value_clip_range, returns + self.value_clip_range)",
+            "torch.clamp(phi_values, *(x - phi_old_values + returns for x in (_a, _b)))",
         ),
         "value-loss.clip",
     ),
