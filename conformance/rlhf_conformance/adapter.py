@@ -41,7 +41,8 @@ _INTERFACES = chapters.interfaces()
 
 
 class Adapter(*_INTERFACES):  # type: ignore[misc]
-    """One trainer, in one mode. Modes (packing, LoRA, attention implementation) are constructor keyword arguments.
+    """One trainer, in one mode. Modes (packing, LoRA, attention implementation) are constructor keyword arguments;
+    a method that a mode lacks is None on the instance.
 
     Class attributes declare what the trainer does by convention; strategies draw only what is declared. The methods of
     a chapter that is not overridden raise NotImplementedError, and are never called.
@@ -60,12 +61,14 @@ DECLARATIONS: Mapping[str, Declaration] = by_name(row for i in _INTERFACES for r
 
 
 def provided(adapter: Adapter) -> tuple[str, ...]:
-    """The methods that the adapter overrides, in the order of METHODS."""
+    """The methods that the adapter overrides, in the order of METHODS, without those that are None in its mode."""
     kind = type(adapter)
     return tuple(
         name
         for name, row in METHODS.items()
-        if not row.optional and getattr(kind, name, None) is not getattr(Adapter, name)
+        if not row.optional
+        and getattr(kind, name, None) is not getattr(Adapter, name)
+        and vars(adapter).get(name, kind) is not None
     )
 
 

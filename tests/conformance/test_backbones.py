@@ -55,6 +55,16 @@ def test_only_what_is_declared_is_drawn(store):
         assert {probe.architecture for case in cases for probe in case.probes} == wanted
 
 
+def test_a_head_is_put_only_on_backbones_that_are_declared_for_it(store):
+    adapter = Reference()
+    adapter.architectures, adapter.head_architectures = ("llama", "gpt2", "qwen2"), ("gpt2",)
+    subject = Subject.make(adapter, device="cpu", dtype="float32", store=store)
+    of = lambda slug: drawn(checks()[slug], subject, 20, 1)  # noqa: E731
+    assert {probe.architecture for case in of("critic.backbones") for probe in case.probes} == {"gpt2"}
+    assert {case.probe.architecture for case in of("reward.last-attended")} == {"gpt2"}
+    assert {case.probe.architecture for case in of("actor.log-probs")} == {"llama", "gpt2"}
+
+
 def test_the_other_clauses_keep_to_two_backbones(store):
     subject = Subject.make(Reference(), device="cpu", dtype="float32", store=store)
     cases = drawn(checks()["actor.log-probs"], subject, 40, 1)

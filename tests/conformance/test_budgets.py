@@ -17,6 +17,7 @@ logits = st.lists(st.integers(-64, 64).map(lambda k: k / 8), min_size=2, max_siz
 temperature = st.sampled_from((0.5, 0.7, 1.0, 1.3, 2.0))
 number = st.integers(-24, 24).map(lambda k: k / 8)
 numbers = st.lists(number, min_size=1, max_size=12)
+estimators = st.sampled_from(("k1", "k2", "k3"))
 clip_eps = st.sampled_from((None, 0.0, 0.25))
 estimators = st.sampled_from(("k1", "k2", "k3", "abs"))
 slopes = st.sampled_from(("plain", "k2", "weighted"))
@@ -27,7 +28,7 @@ BUDGETS = {
     "entropy": lambda d, t: budgets.entropy(d.draw(logits), d.draw(temperature), t),
     "log_prob_gradient": lambda d, t: budgets.log_prob_gradient([1.0], d.draw(logits), 0.7, t)[0],
     "entropy_gradient": lambda d, t: min(budgets.entropy_gradient([1.0] * len(row := d.draw(logits)), row, 0.7, t)),
-    "approx_kl": lambda d, t: budgets.approx_kl([1 + abs(d.draw(number))], d.draw(st.sampled_from(("k1", "k3"))), t),
+    "approx_kl": lambda d, t: budgets.approx_kl([1 + abs(d.draw(number))], d.draw(estimators), t),
     "policy_token": lambda d, t: budgets.policy_token(1 + abs(d.draw(number)), d.draw(number), d.draw(number), t),
     "value_token": lambda d, t: budgets.value_token(*(d.draw(number) for _ in range(3)), d.draw(clip_eps), t),
     "value_token_gradient": lambda d, t: budgets.value_token_gradient(
@@ -104,6 +105,7 @@ WORKED = {
         (ALIKE := 2 * U * (2 + 2 * math.log(2) + 2)) * (1 + 2 + math.log(2)) + 2.0**-126 * 2,
     ),
     "k1": (lambda: budgets.approx_kl([0.5, -1.5], "k1", HALF), 2 * 2.0**-8 * (8 * 1.0 + 2.0)),
+    "k2": (lambda: budgets.approx_kl([0.5, -1.5], "k2", HALF), 2 * 2.0**-8 * (8 * 1.25 + 1.25)),
     "k3": (lambda: budgets.approx_kl([0.0], "k3", torch.float32), 2 * U * 8),
     "k1 of nothing": (lambda: budgets.approx_kl([], "k1", torch.float32), 0.0),
     "policy token": (lambda: budgets.policy_token(-3.0, -0.5, -2.0, torch.float32), 2 * U * (3 * (2 * 0.5 + 6) + 2)),

@@ -10,6 +10,7 @@ import pytest
 from rlhf_conformance.adapter import METHODS, Adapter, declarations, provided
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters._models.interface import ARCHITECTURES, LAYOUTS
+from rlhf_conformance.judging.checks import checks
 from rlhf_conformance.run.loading import LoadError, load_adapter, parse_options, short_names, validate
 
 if sys.version_info >= (3, 11):
@@ -111,6 +112,18 @@ def test_a_method_of_a_base_class_counts_as_provided():
     assert provided(Mine()) == ("value_loss",)
 
 
+def test_a_method_that_is_none_in_a_mode_is_not_provided():
+    class Modal(Reference):
+        def __init__(self, mode="all"):
+            super().__init__()
+            if mode == "losses":
+                self.generate = None
+
+    assert "generate" in provided(Modal())
+    assert set(provided(Modal())) - set(provided(Modal("losses"))) == {"generate"}
+    assert checks()["actor.generate"].not_provided(Modal("losses")) == "the adapter has no generate"
+
+
 def test_the_defaults_are_valid_declarations():
     found = declarations(Adapter())
     assert found["layouts"] == ("padded",)
@@ -135,7 +148,7 @@ def test_the_defaults_are_valid_declarations():
         ("stop_ids", "many"),
         ("count_empty_rows", 1.5),
         ("count_empty_rows", "no"),
-        ("kl_metric", "k2"),
+        ("kl_metric", "k4"),
         ("packed_labels", None),
         ("temperature", 1.0),
         ("dual_clip", None),

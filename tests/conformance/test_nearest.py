@@ -109,7 +109,7 @@ CONVENTIONS = {
     "count_empty_rows = False": ("policy-loss.empty-rows-counted", {"count_empty_rows": True}),
     "kl_metric = 'k1'": ("policy-loss.kl-metric", {"kl_metric": "k3"}),
     "kl_metric = 'k3'": ("policy-loss.kl-metric", {"kl_metric": "k1"}),
-    "the KL estimator k2, half the squared log-ratio": ("policy-loss.kl-metric", {"kl_metric": "k3"}),
+    "kl_metric = 'k2'": ("policy-loss.kl-metric", {"kl_metric": "k3"}),
     "packed_labels = 'shifted'": ("packing.boundary", {"packed_labels": "unshifted"}),
     "packed_labels = 'unshifted'": ("packing.boundary", {"packed_labels": "shifted"}),
     "stop_ids = 'one'": ("sequences.stop-set", {}),

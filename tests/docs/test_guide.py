@@ -8,7 +8,9 @@ import types
 from dataclasses import fields
 
 import pytest
+import torch
 
+from proof.trying import attempt
 from rlhf_conformance import (
     AdvantageOptions,
     Batch,
@@ -21,7 +23,7 @@ from rlhf_conformance import (
     check,
     conformance_suite,
 )
-from rlhf_conformance.adapter import METHODS, Adapter, declarations
+from rlhf_conformance.adapter import METHODS, Adapter, declarations, provided
 from rlhf_conformance.chapters.group_advantages.interface import GroupAdvantageOptions
 from rlhf_conformance.chapters.whitening.interface import WhiteningOptions
 
@@ -134,10 +136,29 @@ def test_a_mode_changes_what_is_declared(python):
     adapter = adapter_of(python("packing=False"), sys.modules[Adapter.__module__])
     assert declarations(adapter(packing=True, loss="sequence-mean"))["aggregations"] == ("sequence-mean",)
     assert declarations(adapter(packing=True))["packs_internally"]
+    assert provided(adapter()) == ("generate",)
+    assert provided(adapter(packing=True)) == ()
+
+
+def test_the_adapter_of_a_trainer_that_adds_up_rows_is_green(python):
+    import whole_trainer
+
+    def sum_of_log_probs(actor, ids, mask, labels):
+        logits = whole_trainer.logits_of(actor, ids, mask)[:, :-1].float()
+        picked = logits.log_softmax(-1).gather(-1, labels[:, 1:, None].clamp(min=0))[..., 0]
+        return picked.where(labels[:, 1:] != -100, 0.0).sum(-1)
+
+    names = types.SimpleNamespace(torch=torch, sum_of_log_probs=sum_of_log_probs)
+    summing = adapter_of(python("sum_of_log_probs"), names)
+
+    class Summing(summing, whole_trainer.PlainTrainer):
+        temperature = False
+
+    assert attempt(Summing(), "actor.log-probs").result.verdict == "pass"
+    assert attempt(Summing(), "actor.gradient").result.verdict == "pass"
 
 
 def test_the_map_of_weights_of_the_guide_is_right(python):
-    from proof.trying import attempt
     from rlhf_conformance.twins import twins
 
     mapped = adapter_of(python("def checkpoint_weights"), sys.modules[Adapter.__module__]).checkpoint_weights

@@ -297,8 +297,8 @@ def test_the_policy_loss_refuses_what_has_no_meaning():
         token_policy_loss(0.0, 0.0, 1.0, 0.2, 0.2, dual_clip=1.0)
     with pytest.raises(ValueError, match="there is no ratio"):
         token_policy_loss(math.nan, 0.0, 1.0, 0.2, 0.2)
-    with pytest.raises(ValueError, match="there is no KL estimator 'k2'"):
-        approx_kl([[0.0]], [[0.0]], [[1]], "k2")
+    with pytest.raises(ValueError, match="there is no KL estimator 'k4'"):
+        approx_kl([[0.0]], [[0.0]], [[1]], "k4")
 
 
 # Value loss

@@ -216,17 +216,17 @@ def clip_fraction(dtype: torch.dtype) -> float:
 
 
 def approx_kl(log_ratios: Sequence[float], estimator: str, dtype: torch.dtype) -> float:
-    """Of a mean of KL estimates: of each a few roundings of its terms, the log-ratio for k1, and the ratio as well for
-    k3, and of the sum those of what is summed."""
-    terms = [abs(x) if estimator == "k1" else math.exp(x) * (1 + abs(x)) + abs(x) for x in log_ratios]
-    summed = [abs(x) if estimator == "k1" else math.expm1(x) - x for x in log_ratios]
+    """Of a mean of KL estimates: of each a few roundings of its terms, the log-ratio for k1, its square for k2, and the
+    ratio as well for k3, and of the sum those of what is summed."""
+    terms = [{"k1": abs(x), "k2": x**2}.get(estimator, math.exp(x) * (1 + abs(x)) + abs(x)) for x in log_ratios]
+    summed = [{"k1": abs(x), "k2": x**2 / 2}.get(estimator, math.expm1(x) - x) for x in log_ratios]
     count = max(1, len(log_ratios))
     return 2 * unit(dtype) * (8 * math.fsum(terms) / count + math.fsum(summed))
 
 
 def metric(log_ratios: Sequence[float], dtype: torch.dtype) -> float:
     """Of a number that is logged beside a policy loss, whichever it is."""
-    return max(clip_fraction(dtype), *(approx_kl(log_ratios, estimator, dtype) for estimator in ("k1", "k3")))
+    return max(clip_fraction(dtype), *(approx_kl(log_ratios, estimator, dtype) for estimator in ("k1", "k2", "k3")))
 
 
 def normalized(score: float, mean: float, std: float, dtype: torch.dtype) -> float:

@@ -194,8 +194,21 @@ class LossesOnly(Adapter):
             ratio * advantages,
             ratio.clamp(1 - options.clip_eps_low, 1 + options.clip_eps_high) * advantages,
         )
-        k3 = ratio - log_ratio - 1
-        return PolicyLossResult(averaged(-surrogate, mask, options), approx_kl=averaged(k3, mask, options))
+        kl = self.kl(log_ratio, ratio)
+        return PolicyLossResult(averaged(-surrogate, mask, options), approx_kl=averaged(kl, mask, options))
+
+    def kl(self, log_ratio, ratio):
+        return ratio - log_ratio - 1
 
     def value_loss(self, values, old_values, returns, action_mask, options):
         return TextbookValueLoss.value_loss(self, values, old_values, returns, action_mask, options)
+
+
+@twin
+class SquaredKL(LossesOnly):
+    "The same, and the metric is half the squared log-ratio."
+
+    kl_metric = "k2"
+
+    def kl(self, log_ratio, ratio):
+        return 0.5 * log_ratio**2

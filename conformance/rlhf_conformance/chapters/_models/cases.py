@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.chapters._models.interface import ARCHITECTURES
 from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
 from rlhf_conformance.oracle.batch import PACKS, RECTANGLES
@@ -79,9 +80,11 @@ def offered(adapter: Adapter, layouts: Sequence[str]) -> list[str]:
     return [layout for layout in layouts if layout in adapter.layouts]
 
 
-def loadable(adapter: Adapter, architectures: Sequence[str] = POSITIONS) -> list[str]:
-    """Those of `architectures` that the adapter loads; all that it loads where it loads none of them."""
-    return [a for a in architectures if a in adapter.architectures] or list(adapter.architectures)
+def loadable(adapter: Adapter, architectures: Sequence[str] = POSITIONS, head: bool = False) -> list[str]:
+    """Those of `architectures` that the adapter loads, or loads with a head; all that it loads so where it loads none
+    of them."""
+    own = [a for a in adapter.architectures if not head or a in adapter.head_architectures]
+    return [a for a in architectures if a in own] or own
 
 
 SAMPLES, LENGTH = 4, 6
@@ -101,7 +104,7 @@ def _model_case(picks: Picks, adapter: Adapter, asked: Asked) -> ModelCase:
     pad_is_eos = head.chance(1, 2)
     probe = replace(
         asked.probe,
-        architecture=head.of(loadable(adapter, asked.architectures)),
+        architecture=head.of(loadable(adapter, asked.architectures, asked.head)),
         head_name=adapter.head_names[0] if asked.head else None,
         pad_is_eos=pad_is_eos if asked.pad_is_eos is None else asked.pad_is_eos,
     )
@@ -319,7 +322,8 @@ WITHOUT_CLASSIFIER = ("granite", "gemma3_text")
 def on_backbones(adapter: Adapter, asked: Asked) -> Picked[BackboneCase]:
     """Short samples on nearly all backbones that are declared, so that one case is enough to see any of them miscalled;
     their special tokens and their files are now and then other ones. Each meets a rectangle and a pack."""
-    names = [a for a in adapter.architectures if not (asked.head and a in WITHOUT_CLASSIFIER)]
+    loaded = loadable(adapter, ARCHITECTURES, asked.head)
+    names = [a for a in loaded if not (asked.head and a in WITHOUT_CLASSIFIER)]
     kinds = [Probe(name, tied=tied) for tied in (False, True) for name in names]
     kinds = [probe for probe in kinds if not probe.tied or (probe.architecture in POSITIONS and not asked.head)]
     kinds_of_layouts = [kind for kind in (offered(adapter, RECTANGLES), offered(adapter, PACKS)) if kind]

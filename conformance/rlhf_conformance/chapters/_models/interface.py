@@ -46,6 +46,11 @@ class Models:
         'probe backbones that it can load, by the `model_type` of their config: most clauses draw "llama" (rotary) and '
         '"gpt2" (learned positions), `actor.backbones`, `reward.backbones` and `critic.backbones` all that are named',
     ] = ARCHITECTURES
+    head_architectures: Annotated[
+        Sequence[str],
+        SomeOf(ARCHITECTURES),
+        "those of `architectures` on which its reward model and its critic can stand",
+    ] = ARCHITECTURES
     head_names: Annotated[Sequence[str], SomeOf(), "names under which a checkpoint may hold the scalar head"] = (
         "score",
     )

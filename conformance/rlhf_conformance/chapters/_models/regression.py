@@ -154,5 +154,5 @@ def _small(subject: Subject, probe: Probe) -> ModelCase:
 
 def _headless(subject: Subject) -> Any:
     adapter = subject.adapter
-    probes = [Probe(a, head_name=adapter.head_names[0], headless=True) for a in loadable(adapter)]
+    probes = [Probe(a, head_name=adapter.head_names[0], headless=True) for a in loadable(adapter, head=True)]
     return Picked(1, lambda picks: picks.of(probes))

@@ -33,6 +33,9 @@ _K2 = _estimating(lambda log_r: 0.5 * log_r**2)
 _K3 = _estimating(lambda log_r: log_r.expm1() - log_r)
 
 
+ESTIMATORS = {"k1": _K1, "k2": _K2, "k3": _K3}
+
+
 def _log_ratio(new: Any, old: Any, mask: Any) -> Any:
     wide = torch.promote_types(new.dtype, torch.float32)
     return (new.detach().to(wide) - old.to(wide)).masked_fill(~mask.bool(), 0.0)
@@ -66,10 +69,12 @@ def _may_go_without(adapter: Adapter) -> str | None:
 
 CONVENTIONS = (
     *OF_LOSSES,
-    Convention("kl_metric = 'k3'", instead_of("kl_metric", "k1"), _K3),
-    Convention("kl_metric = 'k1'", instead_of("kl_metric", "k3"), _K1),
-    Convention("the KL estimator k2, half the squared log-ratio", instead_of("kl_metric", "k1"), _K2),
-    Convention("the KL estimator k2, half the squared log-ratio", instead_of("kl_metric", "k3"), _K2),
+    *(
+        Convention(f"kl_metric = {estimator!r}", instead_of("kl_metric", declared), kind)
+        for estimator, kind in ESTIMATORS.items()
+        for declared in ESTIMATORS
+        if declared != estimator
+    ),
     flag("asymmetric_clip", _OneClipRange),
     flag("dual_clip", _NoDualClip),
     Convention("dual_clip = 'always'", _may_go_without, _DualClipAlways),

@@ -49,7 +49,7 @@ class PolicyLoss(Losses):
         OneOf((False, True, "always")),
         'True if the policy loss may have a dual clip, "always" if it cannot do without one',
     ] = False
-    kl_metric: Annotated[str, OneOf(("k1", "k3")), 'estimator of `approx_kl`: "k1" or "k3"'] = "k1"
+    kl_metric: Annotated[str, OneOf(("k1", "k2", "k3")), 'estimator of `approx_kl`: "k1", "k2" or "k3"'] = "k1"
 
     @method(
         Record(
