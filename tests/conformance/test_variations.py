@@ -165,3 +165,25 @@ def test_a_failure_that_is_no_number_has_no_place_among_numbers():
             return answer
 
     assert "every number" not in said(Trainer(), "positions.inputs-unwritten")
+
+
+@pytest.mark.parametrize("slug", ["value-loss.clip", "value-loss.sequence-mean", "value-loss.gradient"])
+def test_a_denominator_that_is_wrong_with_some_options_only_is_said_with_them(slug):
+    def change(self, values, old, returns, mask, options):
+        right = Reference.value_loss(self, values, old, returns, mask, options)
+        return right * mask.sum() / mask.numel() if options.global_count is None else right
+
+    text = said(type("Trainer", (Reference,), {"value_loss": change})(), slug)
+    assert "multiplied by the number of actions and divided by the number of cells where no `global_count` is" in text
+
+
+def test_an_examination_does_not_end_before_a_second_search_has_had_its_own():
+    """What was seen of the adapter for the first suspects is not paid for again; none is named unexamined."""
+
+    def change(self, values, old, returns, mask, options):
+        right = Reference.value_loss(self, values, old, returns, mask, options)
+        return right * mask.sum() / mask.numel() if options.global_count is None else right
+
+    text = said(type("Trainer", (Reference,), {"value_loss": change})(), "value-loss.clip")
+    assert "all ones" not in text
+    assert "number of columns" not in text

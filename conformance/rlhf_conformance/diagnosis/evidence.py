@@ -100,6 +100,7 @@ class Evidence:
     seed: int = 0
     work: Work = field(default_factory=Work)
     remembered: dict[str, Any] = field(default_factory=dict)
+    _observed: dict[tuple[str, str], Observed] = field(default_factory=dict)
     _tried: dict[int, tuple[list[Any], list[Observed | None]]] = field(default_factory=dict)
 
     @property
@@ -111,10 +112,15 @@ class Evidence:
         return self.work.spent
 
     def observe(self, check: Check, case: Any) -> Observed:
-        """Try a case on the adapter, and count its calls."""
-        seen = observe(check, self.subject, case)
-        self.work.calls -= max(1, len(seen.calls))
-        return seen
+        """Try a case on the adapter, once, and count its calls."""
+        key = check.slug, repr(case)
+        if key not in self._observed:
+            self._observed[key] = observe(check, self.subject, case)
+            self.work.calls -= max(1, len(self._observed[key].calls))
+        return self._observed[key]
+
+    def has_seen(self, check: Check, case: Any) -> bool:
+        return (check.slug, repr(case)) in self._observed
 
     @cached_property
     def more(self) -> tuple[Observed, ...]:

@@ -12,6 +12,7 @@ agree, the adapter and the candidates are examined once more on cases of the nei
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,8 @@ from rlhf_conformance.adapter import DECLARATIONS, METHODS, Adapter, provided
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.diagnosis.conventions import conventions
 from rlhf_conformance.diagnosis.evidence import Evidence, Observed, Parted, drawn, observe, within
-from rlhf_conformance.diagnosis.variations import variations
+from rlhf_conformance.diagnosis.variations import Variation, narrowed, variations
+from rlhf_conformance.diagnosis.work import OF_A_MODEL
 from rlhf_conformance.faults import Fault, changed, faults
 from rlhf_conformance.judging.checks import Check, checks
 from rlhf_conformance.judging.judge import Comparison
@@ -393,13 +395,15 @@ def _suspects(evidence: Evidence, impostors: Impostors) -> list[Suspect]:
     return _survivors(likely, evidence, impostors) + _survivors(others, evidence, impostors)
 
 
-def _variations(evidence: Evidence, impostors: Impostors) -> list[Suspect]:
+def _varied(made: Callable[..., list[Variation]], evidence: Evidence, impostors: Impostors) -> list[Suspect]:
     """The same of those that no library has."""
-    found = [
-        Candidate(v.kind, v.name, v.says, v.adapter, VARIED)
-        for v in variations(evidence.check, evidence.subject.adapter, evidence.smallest)
-    ]
+    rows = made(evidence.check, evidence.subject.adapter, evidence.smallest)
+    found = [Candidate(v.kind, v.name, v.says, v.adapter, VARIED) for v in rows]
     return _survivors(found, evidence, impostors)
+
+
+_VARIED = (functools.partial(_varied, variations), functools.partial(_varied, narrowed))
+"""Those that are confined to some options are asked where no other holds."""
 
 
 def _survivors(asked: Sequence[Candidate], evidence: Evidence, impostors: Impostors) -> list[Suspect]:
@@ -437,12 +441,13 @@ def _agrees_on(
     heard: Callable[[Comparison], None] | None = None,
 ) -> bool:
     """Ask a suspect, whose errors are its own affair; `heard` may end it where it does not agree."""
-    evidence.work.asked -= 1
+    price = OF_A_MODEL if check.loads else 1
+    evidence.work.asked -= price
     try:
         other = observe(check, impostors.of(suspect.candidate.adapter), seen.case, heard)
     except Exception:
         return False
-    evidence.work.asked -= len(other.calls)
+    evidence.work.asked -= price * len(other.calls)
     if not agrees(seen, other, evidence.subject.dtype):
         suspect.wrong = other.failed
         return False
@@ -475,7 +480,7 @@ def _examine(evidence: Evidence, suspects: list[Suspect], impostors: Impostors, 
         own = MORE_OF_THE_SAME if thorough else MORE_OF_THE_SAME // 2
         count = own if check is evidence.check else FURTHER_CASES if thorough else 1
         for case in drawn(check, evidence.subject, count, evidence.seed + 1):
-            if evidence.spent:
+            if evidence.spent and not evidence.has_seen(check, case):
                 return
             try:
                 seen = evidence.observe(check, case)
@@ -515,11 +520,21 @@ def agreeing(evidence: Evidence, *, vary: bool = True) -> list[Suspect]:
     if not evidence.smallest.failed:  # it does not fail every time: there is nothing to compare
         return []
     impostors = Impostors(evidence.subject)
-    suspects = _suspects(evidence, impostors) or (_variations(evidence, impostors) if vary else [])
+    for search in (_suspects, *(_VARIED if vary else ())):
+        suspects = _held(evidence, search(evidence, impostors), impostors)
+        if suspects:
+            return suspects
+    return []
+
+
+def _held(evidence: Evidence, suspects: list[Suspect], impostors: Impostors) -> list[Suspect]:
+    """Those of the suspects that nothing speaks against on further cases, the likeliest first; nobody where what they
+    agree on may be a coincidence."""
     if not suspects:
         return []
     enough = tells((evidence.smallest, *evidence.more))
-    _examine(evidence, suspects, impostors, thorough=not enough or len(suspects) > 1)
+    unlikely = any(s.candidate.rank == VARIED for s in suspects)
+    _examine(evidence, suspects, impostors, thorough=unlikely or not enough or len(suspects) > 1)
     suspects = [s for s in suspects if not s.refuted]
     if not enough:
         suspects = [s for s in suspects if not s.parted and s.agreed >= LEAST_FURTHER]

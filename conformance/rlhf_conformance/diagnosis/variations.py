@@ -69,6 +69,54 @@ def variations(check: Check, adapter: Adapter, smallest: Observed) -> list[Varia
     return found
 
 
+def narrowed(check: Check, adapter: Adapter, smallest: Observed) -> list[Variation]:
+    """Denominators that are wrong only where an option is what it is in the smallest case: a mean of one kind, or one
+    that no count was given for."""
+    base = honest(adapter)
+    found: list[Variation] = []
+    for method in check.needs:
+        calls = [c for c in smallest.calls if c.method == method]
+        if METHODS[method].answer is None or METHODS[method].loads or not calls or method not in provided(adapter):
+            continue
+        answers = [a for a in smallest.answers if a.method == method]
+        for (where, holds), (says, spoil) in itertools.product(
+            _conditions(calls[0].given), (*_counts(method, answers), *_fitted(smallest, method))
+        ):
+            words = f"{says} where {where}"
+            made = _made(base, method, spoil=functools.partial(_only_where, holds, spoil))
+            found.append(Variation("numbers", words, f"the answer is right, except that {words}", made))
+    return found
+
+
+def _only_where(holds: Callable[[Given], bool], spoil: Callable[[Any, Given], Any], answer: Any, given: Given) -> Any:
+    return spoil(answer, given) if holds(given) else answer
+
+
+def _conditions(given: Given) -> Iterator[tuple[str, Callable[[Given], bool]]]:
+    """What is said by options that are None, and by those that are words; by two of them together last."""
+    single = []
+    for i, value in enumerate(given):
+        if not is_dataclass(value) or isinstance(value, type):
+            continue
+        for row in fields(value):
+            chosen = getattr(value, row.name)
+            if chosen is None:
+                single.append((f"no `{row.name}` is given", _option_is(i, row.name, None)))
+            elif isinstance(chosen, str):
+                single.append((f"`{row.name}` is {chosen!r}", _option_is(i, row.name, chosen)))
+    yield from single
+    for (one, holds), (other, also) in itertools.combinations(single, 2):
+        yield f"{one} and {other}", _both(holds, also)
+
+
+def _option_is(i: int, name: str, value: Any) -> Callable[[Given], bool]:
+    return lambda given: getattr(given[i], name) == value
+
+
+def _both(a: Callable[[Given], bool], b: Callable[[Given], bool]) -> Callable[[Given], bool]:
+    return lambda given: a(given) and b(given)
+
+
 def honest(adapter: Adapter) -> tuple[type[Adapter], ...]:
     """The reference, following the conventions that the adapter declares where they are not its own."""
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 CALLS = 96
 """Calls of the adapter for the diagnosis of one failure. At half a second a call that is 48 s at most."""
-ASKED = 1200
-"""Calls of candidates, and one more for each case that one of them is asked for."""
+ASKED, OF_A_MODEL = 2500, 3
+"""Calls of candidates, and one more for each case that one of them is asked for; each counts as several where models
+are loaded."""
 
 
 @dataclass
