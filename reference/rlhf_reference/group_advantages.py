@@ -12,7 +12,6 @@ Scale = Literal["group-std", "batch-std", "none"]
 OfOne = Literal["zero", "score"]
 
 
-@torch.no_grad()
 def group_relative_advantages(
     scores: Tensor,
     group_ids: Tensor,
@@ -41,7 +40,7 @@ def group_relative_advantages(
         raise ValueError(f"scores {tuple(scores.shape)} and group_ids {tuple(group_ids.shape)} are not two times (B,)")
     if baseline not in ("mean", "leave-one-out") or scale not in ("group-std", "batch-std", "none"):
         raise ValueError(f"unknown baseline {baseline!r} or scale {scale!r}")
-    wide = scores.double()
+    wide = scores.detach().double()
     _, group = group_ids.unique(return_inverse=True)
     size = torch.bincount(group)[group]
     centered = wide - _sums(wide, group)[group] / size

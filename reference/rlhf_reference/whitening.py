@@ -10,7 +10,6 @@ from torch import Tensor
 EpsPlace = Literal["variance", "std", "floor"]
 
 
-@torch.no_grad()
 def whiten(
     values: Tensor,
     action_mask: Tensor,
@@ -33,7 +32,7 @@ def whiten(
     if values.shape != action_mask.shape:
         raise ValueError(f"values {tuple(values.shape)} and action_mask {tuple(action_mask.shape)} differ in shape")
     mask = action_mask.bool()
-    values = values.to(torch.promote_types(values.dtype, torch.float32)).where(mask, 0.0)
+    values = values.detach().to(torch.promote_types(values.dtype, torch.float32)).where(mask, 0.0)
     count = mask.sum()
     mean = values.sum() / count.clamp(min=1)
     centered = (values - mean).where(mask, 0.0)
