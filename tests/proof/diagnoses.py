@@ -86,10 +86,17 @@ DRAWN = "what it draws at random a candidate draws otherwise"
 SAID = "the failure says it itself: no graph, or the mode that was left"
 ROUGH = "it has its name without the rounding that is laid over its answers here"
 REASONS: dict[str, str] = {
+    "abs-smoothed": ROUGH,
     "batch-with-empty-row-detached": ROUGH,
+    "penalties-by-suffix-sums": ROUGH,
+    "small-number-in-the-logarithm": ROUGH,
     "weight-of-the-largest-square": ROUGH,
     "advantages-scaled-by-history": HISTORY,
     "answers-drift": HISTORY,
+    "kl-scaled-by-history": HISTORY,
+    "path-scales-by-history": HISTORY,
+    "scores-scaled-by-history": HISTORY,
+    "values-scaled-by-history": HISTORY,
     "baseline-grows-with-calls": HISTORY,
     "mean-grows-with-calls": HISTORY,
     "rewards-normalise-as-they-go": HISTORY,
