@@ -102,6 +102,7 @@ def test_the_sentence_says_what_is_wrong_on_how_many_cases_and_where_it_was_seen
     )
 
 
+EPSILONS = (1e-4, 1e-5, 1e-6, 1e-8, 1e-9, 0.0)
 CONVENTIONS = {
     "sequence-mean": ("policy-loss.aggregation", {"aggregations": ("token-mean",)}),
     "token-mean": ("value-loss.aggregation", {"aggregations": ("sequence-mean",)}),
@@ -124,6 +125,36 @@ CONVENTIONS = {
     "output_logits = 'scaled'": ("actor.with-output", {}),
     "global_count = False": ("policy-loss.micro-batches", {}),
     "value_clip = False": ("value-loss.clip", {}),
+    "kl_clamp = None": ("kl.clamp", {}),
+    "kl_gradient = 'plain'": ("kl.gradient", {"kl_gradient": "weighted"}),
+    "kl_gradient = 'k2'": ("kl.gradient", {}),
+    "kl_gradient = 'weighted'": ("kl.gradient", {}),
+    "kl_gradient = None": ("kl.gradient", {}),
+    "kl_masked = None": ("kl.masked-cells", {}),
+    "score_position = 'after-last'": ("token-rewards.score-position", {}),
+    "score_position = 'last-action'": ("token-rewards.score-position", {"score_position": "after-last"}),
+    "score_clip = False": ("token-rewards.score-clip", {}),
+    "token_rewards_masked = None": ("token-rewards.masked-cells", {}),
+    "observations = 'skipped'": ("advantages.observations", {"observations": "zero-steps"}),
+    "observations = 'zero-steps'": ("advantages.observations", {}),
+    "observations = 'value-steps'": ("advantages.observations", {}),
+    "after_last_action = 'nothing'": ("advantages.last-action", {"after_last_action": "step"}),
+    "after_last_action = 'value'": ("advantages.last-action", {}),
+    "after_last_action = 'step'": ("advantages.last-action", {}),
+    "advantages_masked = None": ("advantages.masked-cells", {}),
+    "whitening_ddof = 0": ("whitening.variance", {"whitening_ddof": 1}),
+    "whitening_ddof = 1": ("whitening.variance", {"whitening_ddof": 0}),
+    "whitening_eps_place = 'variance'": ("whitening.epsilon", {"whitening_eps": 1e-2, "whitening_eps_place": "std"}),
+    "whitening_eps_place = 'std'": ("whitening.epsilon", {"whitening_eps": 1e-2, "whitening_eps_place": "floor"}),
+    "whitening_eps_place = 'floor'": ("whitening.epsilon", {"whitening_eps": 1e-2, "whitening_eps_place": "std"}),
+    **{f"whitening_eps = {eps!r}": ("whitening.epsilon", {"whitening_eps": 1e-3}) for eps in EPSILONS},
+    "whitening_keeps_mean = False": ("whitening.keep-mean", {}),
+    "whitening_masked = None": ("whitening.masked-cells", {}),
+    "group_std_ddof = 0": ("group-advantages.ddof", {"group_std_ddof": 1}),
+    "group_std_ddof = 1": ("group-advantages.ddof", {"group_std_ddof": 0}),
+    **{f"group_eps = {eps!r}": ("group-advantages.epsilon", {"group_eps": 1e-3}) for eps in EPSILONS},
+    "group_of_one = 'zero'": ("group-advantages.group-of-one", {"group_of_one": "score"}),
+    "group_of_one = 'score'": ("group-advantages.group-of-one", {"group_of_one": "zero"}),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -14,9 +15,23 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "conformance" / "rlhf_conformance"
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))))
 CHAPTERS = [chapter.slug for chapter in rlhf_spec.clauses.chapters()]
+EXAMPLES = {
+    "ppo_only": ("kl", "token-rewards", "advantages"),
+    "grpo_only": ("group-advantages",),
+}
+"""Who shows the chapters that the whole trainer does not."""
+NOWHERE = ("packing", "whitening", "credit")
 
 
-@pytest.mark.parametrize("chapter", [slug for slug in CHAPTERS if slug != "packing"])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_of_credit_are_green(name):
+    adapter = importlib.import_module(name).InHouse()
+    report = check(adapter, profile="smoke", only=[f"{chapter}." for chapter in EXAMPLES[name]])
+    assert report.verdict == "CONFORMANT"
+    assert report.warnings == ()
+
+
+@pytest.mark.parametrize("chapter", sorted({*CHAPTERS} - {*NOWHERE, *sum(EXAMPLES.values(), ())}))
 def test_the_whole_trainer_is_green(chapter):
     import whole_trainer
 
