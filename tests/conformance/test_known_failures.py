@@ -11,6 +11,11 @@ import pytest
 
 import rlhf_reference as ref
 from rlhf_conformance import Adapter, check, conformance_suite
+from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.chapters._models.cases import ModelCase
+from rlhf_conformance.judging import storing
+from rlhf_conformance.oracle.layouts import Presentation, Sample
+from rlhf_conformance.oracle.probes import Probe
 from rlhf_conformance.results import (
     ERROR,
     FAIL,
@@ -651,3 +656,30 @@ def test_every_verdict_has_its_place_in_accepting():
     """None is forgotten when a verdict is added."""
     for verdict in (SKIP, NOT_PROVIDED, PASS, FAIL, ERROR, LOST, INCONCLUSIVE):
         known.accept(Report((Result(MUST, "MUST", verdict),)), Plan(accepting=True))
+
+
+# --- rows of another mode -------------------------------------------------------------------------------------------
+
+
+class OnTheRightOnly(Reference):
+    """Is asked for rows that are padded on the right, and answers nothing else rightly."""
+
+    layouts = ("right",)
+
+    def action_log_probs(self, actor, batch):
+        answers = super().action_log_probs(actor, batch)
+        return answers if batch.layout == "right" else answers + 1
+
+
+@pytest.mark.parametrize(
+    "how, architecture", [("padded", "llama"), ("packed", "gpt2"), ("right", "granite")], ids=lambda x: x
+)
+def test_a_case_that_the_adapter_is_not_ready_for_is_no_question_to_it(how, architecture):
+    case = ModelCase(Probe(architecture), (Sample((2, 3), (4, 5)),), Presentation(how))
+    row = KnownFailure("actor.log-probs", "of another mode", fails="fail: x", counterexample=storing.to_json(case))
+    adapter = OnTheRightOnly()
+    adapter.architectures = ("llama", "gpt2")
+    assert suite_of(adapter, row, profile="smoke").run("actor.log-probs").verdict == UNEXPECTED_PASS
+    adapter.layouts, adapter.architectures = (how,), (architecture,)
+    mine = suite_of(adapter, row, profile="smoke").run("actor.log-probs")
+    assert mine.verdict == (UNEXPECTED_PASS if how == "right" else FAIL)

@@ -166,9 +166,9 @@ def rows_with_a_case(clause: str, plan: Run) -> list[KnownFailure]:
     return [row for row in rows_for(clause, plan) if row.counterexample is not None]
 
 
-def stale_rows(clause: str, plan: Run, shown: Sequence[Sequence[Failure]]) -> list[KnownFailure]:
+def stale_rows(tried: Sequence[KnownFailure], shown: Sequence[Sequence[Failure]]) -> list[KnownFailure]:
     """The rows whose own case does not show their failure: `shown` is what each of the cases showed."""
-    pairs = zip(rows_with_a_case(clause, plan), shown, strict=False)
+    pairs = zip(tried, shown, strict=False)
     return [row for row, found in pairs if not any(row.excuses(failure) for failure in found)]
 
 

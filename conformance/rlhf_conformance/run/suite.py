@@ -103,7 +103,7 @@ class Suite:
         else:
             tried = self._try(slug, found, beside)
         # What is known is not looked into again.
-        stale = stale_rows(slug, self.plan, tried.shown) if slug not in self.plan.cases else ()
+        stale = stale_rows(self._rows_to_try(slug), tried.shown) if slug not in self.plan.cases else ()
         result = with_known_failures(tried.result, self.plan, stale)
         if time.monotonic() > until:
             return result
@@ -156,8 +156,17 @@ class Suite:
         profile = PROFILES[self.plan.profile]
         folder = Path(self.plan.database or ".rlhf-conformance") / slug  # Hypothesis takes all clauses for one test
         database = None if profile.deterministic else DirectoryBasedExampleDatabase(folder)
-        first = [storing.from_json(row.counterexample) for row in rows_with_a_case(slug, self.plan)]
+        first = [storing.from_json(row.counterexample) for row in self._rows_to_try(slug)]
         return try_clause(slug, self.subject, profile, self.plan.seed, database, found=found, first=first, **beside)
+
+    def _rows_to_try(self, slug: str) -> list[KnownFailure]:
+        """The known failures whose cases are tried first: a case that the adapter does not declare itself ready for was
+        found in another mode of it, and is no question to this one."""
+        from rlhf_conformance.judging import storing
+        from rlhf_conformance.judging.declared import is_declared
+
+        rows = rows_with_a_case(slug, self.plan)
+        return [row for row in rows if is_declared(storing.from_json(row.counterexample), self.adapter)]
 
     def _to_accept(self, slug: str, found: Found | None, beside: dict[str, Any]) -> Tried:
         """Try a clause for `--accept`: a case is kept only where it fails in the same way again."""
