@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 CALLS = 96
 """Calls of the adapter for the diagnosis of one failure. At half a second a call that is 48 s at most."""
-ASKED, OF_A_MODEL = 2500, 3
+ASKED, OF_A_MODEL = 4000, 5
 """Calls of candidates, and one more for each case that one of them is asked for; each counts as several where models
 are loaded."""
 
