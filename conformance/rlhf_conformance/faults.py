@@ -14,7 +14,6 @@ The class name in kebab-case is the fault's name: `rlhf-conformance check fault:
 
 from __future__ import annotations
 
-import collections
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,9 +76,10 @@ def fault(clause: str, *, bug: str = "", also: tuple[str, ...] = ()) -> Callable
 
 @cache
 def faults() -> Mapping[str, Fault]:
-    """All faults by name."""
-    collections.deque(chapters.modules("faults"), maxlen=0)
-    return dict(_REGISTRY)
+    """All faults by name, in the order of their chapters, whichever of them was imported first."""
+    place = {module.__name__: i for i, module in enumerate(chapters.modules("faults"))}
+    known = sorted(_REGISTRY.items(), key=lambda row: place.get(row[1].adapter.__module__, len(place)))
+    return dict(known)
 
 
 @cache

@@ -400,7 +400,7 @@ and what is red in that mode without a mutant is found out first.
 In the edits `_a`, `_b` stand for whatever expression is there, and places are counted from the top of the function.
 
 Made by `python -m nox -s mutants`, which makes an environment for each trainer. The mutants of a trainer are in
-`tests/proof/mutants_TRAINER.py`, the results in `docs/proof/mutants-TRAINER.json`."""
+`tests/proof` (mutants_NAME.py), the results in `docs/proof` (mutants-NAME.json)."""
 
 
 def page() -> str:

@@ -104,7 +104,7 @@ class _Trial:
     check: Check
     subject: Subject
     shrinking: float
-    smaller: int
+    smaller: int = 10_000
     judge: Judge = field(default_factory=Judge)
     examples: int = 0
     empty: int = 0
