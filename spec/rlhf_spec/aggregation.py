@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 Rows = Sequence[Sequence[float]]
 Masks = Sequence[Sequence[int]]
+Steps = list[tuple[str, float]]
+"""The numbers on the way to a result, each with its name."""
 
 AGGREGATIONS = ("token-mean", "sequence-mean")
 

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import math
 
-from rlhf_spec.aggregation import Masks, Rows, map_actions
-
-Steps = list[tuple[str, float]]
-"""The numbers on the way to a result, each with its name."""
+from rlhf_spec.aggregation import Masks, Rows, Steps, map_actions
 
 ESTIMATORS = ("k1", "k2", "k3", "abs")
 GRADIENTS = ("plain", "k2", "weighted")

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import math
 
-from rlhf_spec.aggregation import Masks, Rows, aggregate, map_actions, scale, token_mean, weights
-
-Steps = list[tuple[str, float]]
-"""The numbers on the way to a result, each with its name."""
+from rlhf_spec.aggregation import Masks, Rows, Steps, aggregate, map_actions, scale, token_mean, weights
 
 
 def ratio(log_prob: float, old_log_prob: float) -> float:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_spec.aggregation import Masks, Rows, check_shapes
-
-Steps = list[tuple[str, float]]
-"""The numbers on the way to a result, each with its name."""
+from rlhf_spec.aggregation import Masks, Rows, Steps, check_shapes
 
 POSITIONS = ("last-action", "after-last")
 

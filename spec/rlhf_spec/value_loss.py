@@ -9,10 +9,7 @@ arXiv:2005.12729, section 3.
 
 from __future__ import annotations
 
-from rlhf_spec.aggregation import Masks, Rows, aggregate, map_actions, scale, weights
-
-Steps = list[tuple[str, float]]
-"""The numbers on the way to a result, each with its name."""
+from rlhf_spec.aggregation import Masks, Rows, Steps, aggregate, map_actions, scale, weights
 
 
 def token_value_loss(

@@ -41,6 +41,16 @@ def instead_of(attribute: str, value: Any) -> Callable[[Adapter], str | None]:
     return lambda adapter: f"{attribute} = {value!r}" if getattr(adapter, attribute) == value else None
 
 
+def other_than(attribute: str, value: Any) -> Callable[[Adapter], str | None]:
+    """Words for any declaration but that of `value`."""
+
+    def declared(adapter: Adapter) -> str | None:
+        own = getattr(adapter, attribute)
+        return None if own == value else f"{attribute} = {own!r}"
+
+    return declared
+
+
 def flag(attribute: str, adapter: type[Adapter]) -> Convention:
     """The trainer does not do what `attribute` = True says that it does."""
     return Convention(f"{attribute} = False", instead_of(attribute, True), adapter)

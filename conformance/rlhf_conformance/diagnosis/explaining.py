@@ -26,7 +26,7 @@ def everyone(seen: Seen, answer: Answer) -> bool:
 
 
 def not_last(seen: Seen, answer: Answer) -> bool:
-    return answer.index < len(seen.due(seen.case.samples[answer.sample])) - 1
+    return not _is_last(seen, answer)
 
 
 def not_first(seen: Seen, answer: Answer) -> bool:
@@ -184,7 +184,7 @@ def scopes(seens: list[Seen]) -> list[Scope]:
         of = f"{readout.index} of every sample"
         found += [
             (f"in the first {of} only", lambda s, a: a.index == 0),
-            (f"in the last {of} only", lambda s, a: a.index == _count(s, a) - 1),
+            (f"in the last {of} only", _is_last),
             (f"in every {of} but the first", not_first),
             (f"in every {of} but the last", not_last),
             ("in responses of one token only", lambda s, a: len(_sample(s, a).response) == 1),

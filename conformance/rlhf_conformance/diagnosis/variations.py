@@ -48,14 +48,11 @@ def variations(check: Check, adapter: Adapter, smallest: Observed) -> list[Varia
     """All that may fail a check: of what its methods are given, and of what they answer."""
     base = honest(adapter)
     found: list[Variation] = []
-    for method in check.needs:
-        row, calls = METHODS[method], [c for c in smallest.calls if c.method == method]
-        if row.answer is None or row.loads or not calls or method not in provided(adapter):
-            continue
-        answers = [a for a in smallest.answers if a.method == method]
+    for method, given, answers in _asked(check, adapter, smallest):
+        concerns_models = METHODS[method].concerns_models
         found += [
             Variation("input", says, f"the answer is what it would be if {says}", _made(base, method, put=put))
-            for says, put in _of_arguments(method, calls[0].given, concerns_models=row.concerns_models)
+            for says, put in _of_arguments(method, given, concerns_models=concerns_models)
         ]
         found += [
             Variation("numbers", says, f"the answer is right, except that {says}", _made(base, method, spoil=spoil))
@@ -69,18 +66,22 @@ def variations(check: Check, adapter: Adapter, smallest: Observed) -> list[Varia
     return found
 
 
+def _asked(check: Check, adapter: Adapter, smallest: Observed) -> Iterator[tuple[str, Given, list[Any]]]:
+    """Each method that was asked and loads nothing, with what it was given first and its answers."""
+    for method in check.needs:
+        row, calls = METHODS[method], [c for c in smallest.calls if c.method == method]
+        if row.answer is not None and not row.loads and calls and method in provided(adapter):
+            yield method, calls[0].given, [a for a in smallest.answers if a.method == method]
+
+
 def narrowed(check: Check, adapter: Adapter, smallest: Observed) -> list[Variation]:
     """Denominators that are wrong only where an option is what it is in the smallest case: a mean of one kind, or one
     that no count was given for."""
     base = honest(adapter)
     found: list[Variation] = []
-    for method in check.needs:
-        calls = [c for c in smallest.calls if c.method == method]
-        if METHODS[method].answer is None or METHODS[method].loads or not calls or method not in provided(adapter):
-            continue
-        answers = [a for a in smallest.answers if a.method == method]
+    for method, given, answers in _asked(check, adapter, smallest):
         for (where, holds), (says, spoil) in itertools.product(
-            _conditions(calls[0].given), (*_counts(method, answers), *_fitted(smallest, method))
+            _conditions(given), (*_counts(method, answers), *_fitted(smallest, method))
         ):
             words = f"{says} where {where}"
             made = _made(base, method, spoil=functools.partial(_only_where, holds, spoil))

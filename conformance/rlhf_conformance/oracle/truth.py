@@ -142,16 +142,11 @@ class Truth:
         key = (probe, plain)
         if key not in self._models:
             if plain:  # a copy of the exact one, whose numbers were float32's: that is cheaper than to load it again
-                module = _copy(self._model(probe, False).module)
+                module = copy.deepcopy(self._model(probe, False).module)
                 self._models[key] = Alone(module.to(self.dtype).to(self.device), self.device)
             else:
                 self._models[key] = Alone.load(self.store, probe, torch.float64, "cpu")
         return self._models[key]
-
-
-def _copy(module: Any) -> Any:
-    """A copy with weights of its own; the config, which is most of the work and which nobody changes, is shared."""
-    return copy.deepcopy(module, {id(module.config): module.config})
 
 
 def _log_probs(logits: torch.Tensor, sample: Sample, temperature: float) -> torch.Tensor:
@@ -194,7 +189,7 @@ class Alone:
 
     def with_weights(self, weights: Mapping[str, Any]) -> Alone:
         """The same with other weights under some of its names; its own stay as they are."""
-        module = _copy(self.module)
+        module = copy.deepcopy(self.module)
         parameters = dict(module.named_parameters())
         with torch.no_grad():
             for name, values in weights.items():

@@ -57,11 +57,12 @@ def _blocks(report: Report) -> list[Block]:
     numbered = list(enumerate(found.found, 1))
     blocks += [_of_cause(number, cause, report) for number, cause in numbered[:IN_FULL]]
     blocks += [_in_short(number, cause) for number, cause in numbered[IN_FULL:]]
-    if found.unexplained:
+    nameless = found.nameless
+    if nameless:
         head = [Block(("", "no cause is known:"))] if found.found else [Block(("",))]
-        blocks += [*head, *(_unexplained(result) for result in found.nameless[:IN_FULL])]
-    if found.nameless[IN_FULL:]:
-        slugs = [result.clause for result in found.nameless[IN_FULL:]]
+        blocks += [*head, *(_unexplained(result) for result in nameless[:IN_FULL])]
+    if nameless[IN_FULL:]:
+        slugs = [result.clause for result in nameless[IN_FULL:]]
         blocks.append(Block(tuple(wrapped(", ".join(slugs), f"   and {len(slugs)} more: "))))
     others = [(result, slugs) for result, slugs in parts.shown(report.results) if result.verdict not in (FAIL, ERROR)]
     blocks += [Block(("",))] * bool(others and blocks)
@@ -70,8 +71,7 @@ def _blocks(report: Report) -> list[Block]:
 
 def _of_cause(number: int, cause: Cause, report: Report) -> Block:
     first, mark = cause.clearest, f"{number}. "
-    count = len(cause.results)
-    lines = ["", *wrapped(cause.title, mark, most=4), *wrapped(", ".join(listed(cause)), f"   {_clauses(count):<12} ")]
+    lines = ["", *wrapped(cause.title, mark, most=4), *_clauses_of(cause)]
     more = []
     if first.verdict == FAIL and first.failure is not None:
         more += wrapped(f"{first.clause}: {first.failure.sentence}", "   for one      ", most=3)
@@ -85,8 +85,11 @@ def _of_cause(number: int, cause: Cause, report: Report) -> Block:
 
 
 def _in_short(number: int, cause: Cause) -> Block:
-    slugs = wrapped(", ".join(listed(cause)), f"   {_clauses(len(cause.results)):<12} ")
-    return Block((cut(f"{number}. {cause.title}"), *slugs))
+    return Block((cut(f"{number}. {cause.title}"), *_clauses_of(cause)))
+
+
+def _clauses_of(cause: Cause) -> list[str]:
+    return wrapped(", ".join(listed(cause)), f"   {_clauses(len(cause.results)):<12} ")
 
 
 def listed(cause: Cause) -> list[str]:

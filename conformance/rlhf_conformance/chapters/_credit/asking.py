@@ -24,6 +24,11 @@ CELLS = 60
 """At most so many masked cells get a number of their own."""
 
 
+def part(answered: Answered, field: str) -> Any:
+    """A field of an answer with several; empty: the answer, or its main part."""
+    return getattr(answered.value, field) if field else main(answered)
+
+
 @cache
 def at_actions(
     field: str = "", *, backwards: bool = False, row: int | None = None, start: int = 0, stop: int | None = None
@@ -37,7 +42,7 @@ def at_actions(
     """
 
     def numbers(subject: Any, answers: Sequence[Answered]) -> Any:
-        answer = getattr(answers[-1].value, field) if field else main(answers[-1])
+        answer = part(answers[-1], field)
         mask = answers[-1].argument("action_mask")
         found = answer.detach().reshape(len(mask), -1).expand(mask.shape).masked_fill(mask == 0, 0.0)
         found = found.flip(0) if backwards else found
@@ -66,7 +71,7 @@ def at_cells(cells: set[tuple[int, int]], case: MaskedCase, field: str = "", *, 
     kept = [[(i, j) in cells for j in range(case.shape[1])] for i in range(case.shape[0])]
 
     def numbers(subject: Any, answers: Sequence[Answered]) -> Any:
-        answer = (getattr(answers[-1].value, field) if field else main(answers[-1])).detach()
+        answer = part(answers[-1], field).detach()
         found = answer.masked_fill(~torch.tensor(kept, device=answer.device), 0.0)
         return found.double().sum(1) if summed else found
 
@@ -243,7 +248,7 @@ class Quantity:
             leaf = METHODS[self.method].leaf
             for one in (self, *self.beside):
                 yield Fact(
-                    not (getattr(answered.value, one.field) if one.field else main(answered)).requires_grad,
+                    not part(answered, one.field).requires_grad,
                     f"graph of the {one.word}",
                     expected="none",
                     actual=f"one that leads back to the {leaf}",

@@ -5,19 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlhf_conformance._lazy import torch
+from rlhf_conformance.chapters._tensors import chosen
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float32 or better."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def chosen(x: Tensor, mask: Tensor) -> Tensor:
-    """x where the mask is, 0 elsewhere, in float32 or better."""
-    return wide(x).where(mask.bool(), 0.0)
 
 
 def row_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -35,8 +26,3 @@ def last_action(mask: Tensor) -> Tensor:
     """(B, 1): the column of the last action of each row, -1 where there is none."""
     columns = torch.arange(mask.shape[1], device=mask.device)
     return columns.where(mask.bool(), -1).amax(1, keepdim=True)
-
-
-def value_of(value: Tensor, *, gradient_of: Tensor) -> Tensor:
-    """A tensor with the value of one and the gradient of another."""
-    return gradient_of + (value - gradient_of).detach()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlhf_conformance._lazy import torch
-from rlhf_conformance.chapters._credit.asking import GARBAGE, Quantity, at_actions
+from rlhf_conformance.chapters._credit.asking import GARBAGE, Quantity, at_actions, part
 from rlhf_conformance.chapters._credit.cases import GRID
 from rlhf_conformance.chapters._masked import DressedCase, MaskedCase, exactly
 from rlhf_conformance.judging.checks import Questions, Requirement, Template
@@ -131,8 +131,7 @@ def zeros(quantity: Quantity, call: Call, case: MaskedCase, filled: set[Place] |
     )
 
     def numbers(subject: Any, answers: Sequence[Answered]) -> Any:
-        value = answers[-1].value
-        answer = getattr(value, quantity.field) if quantity.field else value
+        answer = part(answers[-1], quantity.field)
         return answer.detach().masked_fill(kept.to(answer.device), 0.0)
 
     nothing = [[0.0] * len(row) for row in case.action_mask]

@@ -9,16 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlhf_conformance._lazy import torch
+from rlhf_conformance.chapters._tensors import chosen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
-
-
-def chosen(x: Tensor, mask: Tensor) -> Tensor:
-    """x where the mask is, 0 elsewhere, in float32 or better."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).where(mask.bool(), 0.0)
 
 
 def log_ratio(new: Tensor, old: Tensor, mask: Tensor) -> Tensor:
@@ -101,8 +97,3 @@ def value_loss(
     else:
         losses = token(*(chosen(x, mask) for x in (values, old, returns)), options.clip_eps)
     return aggregate(losses, mask, options)
-
-
-def value_of(value: Tensor, *, gradient_of: Tensor) -> Tensor:
-    """A tensor with the value of one and the gradient of another."""
-    return gradient_of + (value - gradient_of).detach()

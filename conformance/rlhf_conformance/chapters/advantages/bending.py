@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rlhf_conformance._lazy import torch
-from rlhf_conformance.chapters._credit.bending import chosen, spans, wide
+from rlhf_conformance.chapters._credit.bending import spans
+from rlhf_conformance.chapters._tensors import chosen, wide
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
@@ -47,6 +51,12 @@ def with_returns(advantages: Tensor, values: Tensor, mask: Tensor) -> tuple[Tens
     """The advantages and what they make of the values, both 0 outside the mask and without a graph."""
     advantages = chosen(advantages.detach(), mask)
     return advantages, advantages + chosen(values.detach(), mask)
+
+
+def without_critic(recursion: Callable[..., Tensor], rewards: Tensor, mask: Tensor, options: Any) -> Tensor:
+    """Discounted returns by recursion(rewards, values, mask, options): values of 0, and a lambda of 1."""
+    found = recursion(rewards, torch.zeros_like(rewards), mask, replace(options, lam=1.0))
+    return chosen(found, mask).detach()
 
 
 def over_observations(rewards: Tensor, values: Tensor, mask: Tensor, options: Any, *, valued: bool) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 
-from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._credit.bending import chosen
-from rlhf_conformance.chapters.advantages.bending import beyond_the_end, gae, over_observations, with_returns
-from rlhf_conformance.diagnosis.conventions import Convention, instead_of
+from rlhf_conformance.chapters._tensors import chosen
+from rlhf_conformance.chapters.advantages.bending import (
+    beyond_the_end,
+    gae,
+    over_observations,
+    with_returns,
+    without_critic,
+)
+from rlhf_conformance.diagnosis.conventions import Convention, instead_of, other_than
 
 
 def _stepping(*, valued: bool) -> type[Adapter]:
@@ -21,8 +25,8 @@ def _stepping(*, valued: bool) -> type[Adapter]:
             return with_returns(over_observations(rewards, values, mask, options, valued=valued), values, mask)
 
         def returns(self, rewards, mask, options):
-            nothing, full = torch.zeros_like(rewards), replace(options, lam=1.0)
-            return chosen(over_observations(rewards, nothing, mask, full, valued=valued), mask).detach()
+            recursion = partial(over_observations, valued=valued)
+            return without_critic(recursion, rewards, mask, options)
 
     return Stepping
 
@@ -35,8 +39,8 @@ def _going_on(*, rewarded: bool) -> type[Adapter]:
             return with_returns(beyond_the_end(rewards, values, mask, options, rewarded=rewarded), values, mask)
 
         def returns(self, rewards, mask, options):
-            nothing, full = torch.zeros_like(rewards), replace(options, lam=1.0)
-            return chosen(beyond_the_end(rewards, nothing, mask, full, rewarded=rewarded), mask).detach()
+            recursion = partial(beyond_the_end, rewarded=rewarded)
+            return without_critic(recursion, rewards, mask, options)
 
     return GoingOn
 
@@ -49,23 +53,13 @@ class _MaskedLeft(Reference):
         return found, found + chosen(values.detach(), mask)
 
 
-def _other(attribute: str, value: str) -> Callable[[Adapter], str | None]:
-    """What is declared, where it is not this value."""
-
-    def declared(adapter: Adapter) -> str | None:
-        own = getattr(adapter, attribute)
-        return None if own == value else f"{attribute} = {own!r}"
-
-    return declared
-
-
 BOTH = ("advantages", "returns")
 CONVENTIONS = (
-    Convention("observations = 'skipped'", _other("observations", "skipped"), Reference, BOTH),
-    Convention("observations = 'zero-steps'", _other("observations", "zero-steps"), _stepping(valued=False)),
-    Convention("observations = 'value-steps'", _other("observations", "value-steps"), _stepping(valued=True)),
-    Convention("after_last_action = 'nothing'", _other("after_last_action", "nothing"), Reference, BOTH),
-    Convention("after_last_action = 'value'", _other("after_last_action", "value"), _going_on(rewarded=False)),
-    Convention("after_last_action = 'step'", _other("after_last_action", "step"), _going_on(rewarded=True)),
+    Convention("observations = 'skipped'", other_than("observations", "skipped"), Reference, BOTH),
+    Convention("observations = 'zero-steps'", other_than("observations", "zero-steps"), _stepping(valued=False)),
+    Convention("observations = 'value-steps'", other_than("observations", "value-steps"), _stepping(valued=True)),
+    Convention("after_last_action = 'nothing'", other_than("after_last_action", "nothing"), Reference, BOTH),
+    Convention("after_last_action = 'value'", other_than("after_last_action", "value"), _going_on(rewarded=False)),
+    Convention("after_last_action = 'step'", other_than("after_last_action", "step"), _going_on(rewarded=True)),
     Convention("advantages_masked = None", instead_of("advantages_masked", "zero"), _MaskedLeft),
 )

@@ -9,10 +9,11 @@ import rlhf_spec.advantages as spec
 from rlhf_conformance.chapters._credit.steps import action_steps
 from rlhf_conformance.chapters.advantages.cases import AdvantageCase
 from rlhf_conformance.diagnosis.steps import steps_of
+from rlhf_spec.aggregation import Steps
 
 
 def _way(adapter: Any, case: AdvantageCase, i: int, j: int, *, critic: bool) -> list[tuple[str, float]]:
-    found: dict[int, spec.Steps] = {}
+    found: dict[int, Steps] = {}
     options, mask = case.options, case.action_mask[i]
     values, lam = (case.values[i], options.lam) if critic else ([0.0] * len(mask), 1.0)
     rules = (adapter.observations, adapter.after_last_action)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._credit.bending import chosen, wide
-from rlhf_conformance.chapters.advantages.bending import beyond_the_end, gae, over_observations, with_returns
+from rlhf_conformance.chapters._tensors import chosen, wide
+from rlhf_conformance.chapters.advantages.bending import (
+    beyond_the_end,
+    gae,
+    over_observations,
+    with_returns,
+    without_critic,
+)
 from rlhf_conformance.chapters.advantages.interface import AdvantagesResult
 from rlhf_conformance.twins import twin
 
@@ -128,8 +135,8 @@ class ObservationsAreValued(Reference):
         return with_returns(over_observations(rewards, values, mask, options, valued=True), values, mask)
 
     def returns(self, rewards, mask, options):
-        nothing, full = torch.zeros_like(rewards), replace(options, lam=1.0)
-        return chosen(over_observations(rewards, nothing, mask, full, valued=True), mask).detach()
+        recursion = partial(over_observations, valued=True)
+        return without_critic(recursion, rewards, mask, options)
 
 
 @twin
@@ -142,8 +149,8 @@ class OneStepBehindTheEnd(Reference):
         return with_returns(beyond_the_end(rewards, values, mask, options, rewarded=True), values, mask)
 
     def returns(self, rewards, mask, options):
-        nothing, full = torch.zeros_like(rewards), replace(options, lam=1.0)
-        return chosen(beyond_the_end(rewards, nothing, mask, full, rewarded=True), mask).detach()
+        recursion = partial(beyond_the_end, rewarded=True)
+        return without_critic(recursion, rewards, mask, options)
 
 
 @twin

@@ -7,7 +7,8 @@ from functools import partial
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._credit.bending import chosen, last_action, spans, value_of, wide
+from rlhf_conformance.chapters._credit.bending import last_action, spans
+from rlhf_conformance.chapters._tensors import chosen, value_of, wide
 from rlhf_conformance.chapters.advantages.bending import beyond_the_end, gae, over_observations, with_returns
 from rlhf_conformance.chapters.credit.bending import path, penalized
 from rlhf_conformance.chapters.token_rewards.faults import rewards

@@ -12,6 +12,7 @@ from rlhf_conformance.chapters._credit.steps import action_steps
 from rlhf_conformance.chapters.credit.cases import CreditCase
 from rlhf_conformance.chapters.kl.cases import clamps
 from rlhf_conformance.diagnosis.steps import steps_of
+from rlhf_spec.aggregation import Steps
 
 
 def _way(adapter: Any, case: CreditCase, i: int, j: int) -> list[tuple[str, float]]:
@@ -31,7 +32,7 @@ def _way(adapter: Any, case: CreditCase, i: int, j: int) -> list[tuple[str, floa
         score_position=adapter.score_position,
     )
     found.append((f"reward: the score {case.scores[i]:.7g} where it lands, less {o.kl_coef:.7g} * KL", rewards[j]))
-    ways: dict[int, rlhf_spec.advantages.Steps] = {}
+    ways: dict[int, Steps] = {}
     rules = (adapter.observations, adapter.after_last_action)
     rlhf_spec.advantages.row_advantages(rewards, case.values[i], mask, o.gamma, o.lam, *rules, steps=ways)
     return [*found, *ways[j]]

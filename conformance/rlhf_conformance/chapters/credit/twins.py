@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._credit.bending import wide
+from rlhf_conformance.chapters._tensors import wide
 from rlhf_conformance.chapters.credit.bending import path
 from rlhf_conformance.twins import twin
 

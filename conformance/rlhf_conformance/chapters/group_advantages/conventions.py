@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import rlhf_reference as ref
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters.group_advantages import bending
-from rlhf_conformance.diagnosis.conventions import Convention
+from rlhf_conformance.diagnosis.conventions import Convention, other_than
 
 
 def _with(**other: Any) -> type[Adapter]:
@@ -24,15 +23,8 @@ def _with(**other: Any) -> type[Adapter]:
     return Otherwise
 
 
-def _other_than(attribute: str, value: Any) -> Callable[[Adapter], str | None]:
-    """Words for what is declared in place of `value`."""
-    return lambda adapter: (
-        None if getattr(adapter, attribute) == value else f"{attribute} = {getattr(adapter, attribute)!r}"
-    )
-
-
 def _row(attribute: str, value: Any, **other: Any) -> Convention:
-    return Convention(f"{attribute} = {value!r}", _other_than(attribute, value), _with(**other))
+    return Convention(f"{attribute} = {value!r}", other_than(attribute, value), _with(**other))
 
 
 CONVENTIONS = (

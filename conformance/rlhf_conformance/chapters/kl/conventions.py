@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._credit.bending import value_of
+from rlhf_conformance.chapters._tensors import value_of
 from rlhf_conformance.chapters.kl.faults import ESTIMATES, log_ratio
 from rlhf_conformance.diagnosis.conventions import Convention, instead_of
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._credit.bending import chosen, last_action, row_mean, spans, value_of, wide
+from rlhf_conformance.chapters._credit.bending import last_action, row_mean, spans
+from rlhf_conformance.chapters._tensors import chosen, value_of, wide
 from rlhf_conformance.faults import fault
 
 ESTIMATES = {

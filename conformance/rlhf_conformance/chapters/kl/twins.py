@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._credit.bending import chosen, value_of, wide
+from rlhf_conformance.chapters._tensors import chosen, value_of, wide
 from rlhf_conformance.chapters.kl.faults import ESTIMATES, held, log_ratio
 from rlhf_conformance.twins import twin
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._losses.bending import value_of
+from rlhf_conformance.chapters._tensors import value_of
 from rlhf_conformance.faults import fault
 
 

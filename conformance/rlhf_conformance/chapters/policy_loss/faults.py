@@ -7,7 +7,8 @@ from dataclasses import replace
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters._losses import bending as plain
-from rlhf_conformance.chapters._losses.bending import chosen, clip, log_ratio, surrogate_loss, value_of
+from rlhf_conformance.chapters._losses.bending import clip, log_ratio, surrogate_loss
+from rlhf_conformance.chapters._tensors import chosen, value_of
 from rlhf_conformance.faults import fault
 
 # --- the ratio ----------------------------------------------------------------------------------------------------

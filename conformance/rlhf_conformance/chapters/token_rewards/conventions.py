@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._credit.bending import chosen, last_action
+from rlhf_conformance.chapters._credit.bending import last_action
+from rlhf_conformance.chapters._tensors import chosen
 from rlhf_conformance.chapters.token_rewards.faults import rewards
 from rlhf_conformance.diagnosis.conventions import Convention, flag, instead_of
 

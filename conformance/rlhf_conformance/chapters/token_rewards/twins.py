@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._credit.bending import chosen, last_action, wide
+from rlhf_conformance.chapters._credit.bending import last_action
+from rlhf_conformance.chapters._tensors import chosen, wide
 from rlhf_conformance.chapters.token_rewards.faults import clipped, rewards
 from rlhf_conformance.twins import twin
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters._losses import bending as plain
-from rlhf_conformance.chapters._losses.bending import chosen, value_of
+from rlhf_conformance.chapters._tensors import chosen, value_of
 from rlhf_conformance.faults import fault
 
 

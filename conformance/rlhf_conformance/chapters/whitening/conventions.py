@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ import rlhf_reference as ref
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters.whitening import bending
-from rlhf_conformance.diagnosis.conventions import Convention, flag
+from rlhf_conformance.diagnosis.conventions import Convention, flag, instead_of, other_than
 
 
 def _with(**other: Any) -> type[Adapter]:
@@ -24,16 +23,9 @@ def _with(**other: Any) -> type[Adapter]:
     return Otherwise
 
 
-def _other_than(attribute: str, value: Any) -> Callable[[Adapter], str | None]:
-    """Words for what is declared in place of `value`."""
-    return lambda adapter: (
-        None if getattr(adapter, attribute) == value else f"{attribute} = {getattr(adapter, attribute)!r}"
-    )
-
-
 def _row(name: str, value: Any) -> Convention:
     attribute = f"whitening_{name}"
-    return Convention(f"{attribute} = {value!r}", _other_than(attribute, value), _with(**{name: value}))
+    return Convention(f"{attribute} = {value!r}", other_than(attribute, value), _with(**{name: value}))
 
 
 class _MeanAlwaysRemoved(Reference):
@@ -52,14 +44,10 @@ class _MaskedCellsWhitened(Reference):
         return right.where(on, (x - mean) / divisor + (0.0 if options.shift_mean else mean))
 
 
-def _promises_zeros(adapter: Adapter) -> str | None:
-    return "whitening_masked = 'zero'" if adapter.whitening_masked == "zero" else None
-
-
 CONVENTIONS = (
     *(_row("ddof", ddof) for ddof in (0, 1)),
     *(_row("eps_place", place) for place in ("variance", "std", "floor")),
     *(_row("eps", eps) for eps in (1e-8, 1e-5, 1e-4, 1e-6, 1e-9, 0.0)),
     flag("whitening_keeps_mean", _MeanAlwaysRemoved),
-    Convention("whitening_masked = None", _promises_zeros, _MaskedCellsWhitened),
+    Convention("whitening_masked = None", instead_of("whitening_masked", "zero"), _MaskedCellsWhitened),
 )
