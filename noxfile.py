@@ -30,7 +30,7 @@ class Trainer:
 
     name: str
     title: str
-    modes: tuple[str, ...] = ()
+    modes: dict[str, list[str]] = field(default_factory=dict)
     before: str = ""
     built_with: tuple[str, ...] = ()
     settings: dict[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Trainer:
 
 ROWS = nox.project.load_toml(ROOT / "requirements" / "trainers.toml")
 TRAINERS = [Trainer(name, **row) for name, row in ROWS.items()]
-OLDER = [replace(trainer, modes=(), version=trainer.before) for trainer in TRAINERS if trainer.before]
+OLDER = [replace(trainer, modes={}, version=trainer.before) for trainer in TRAINERS if trainer.before]
 
 
 def install(session: nox.Session, *arguments: str) -> None:
@@ -125,20 +125,7 @@ def older(session: nox.Session, trainer: Trainer) -> None:
 def judge(session: nox.Session, trainer: Trainer) -> None:
     """One trainer in its modes."""
     install_trainer(session, trainer)
-    for mode in ("", *trainer.modes):
-        # --strict, so that a new warning is a difference too.
-        asked = ["--strict", "--report", f"reports/{trainer}/{mode or 'default'}", *documented(trainer, mode)]
-        check(session, trainer.name, *asked, *session.posargs)
-    if not session.posargs:
-        prove_in_its_environment(session, "verdicts", str(trainer))
-
-
-def documented(trainer: Trainer, mode: str) -> list[str]:
-    """The options of a mode: its own, and the failures that docs/trainers.md explains, which are those of the default
-    mode where the mode has no file."""
-    files = [ROOT / "docs" / "known-failures" / f"{name}.toml" for name in (f"{trainer}.{mode}", str(trainer))]
-    known = next((["--known-failures", str(file)] for file in files if file.exists()), [])
-    return [*(["-o", mode] if mode else []), *known]
+    prove_in_its_environment(session, "verdicts", str(trainer))
 
 
 def install_trainer(session: nox.Session, trainer: Trainer) -> None:

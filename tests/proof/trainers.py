@@ -36,3 +36,8 @@ def runs() -> Iterator[tuple[str, str]]:
         yield from ((name, mode) for mode in ("", *row["modes"]))
         if "before" in row:
             yield f"{name}-{row['before']}", ""
+
+
+def asked(judged: str, mode: str) -> tuple[str, ...]:
+    """The chapters that a run is asked; empty: all."""
+    return tuple(ROWS[judged]["modes"][mode]) if mode else ()
