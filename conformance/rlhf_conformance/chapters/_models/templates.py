@@ -155,28 +155,25 @@ def isolated(role: Role, subject: Subject, case: EditedCase) -> Questions:
 
 def permuted(role: Role, subject: Subject, case: PermutedCase) -> Questions:
     """Samples in another order give the answers in that order."""
-    how, allowed = f"in the order {list(case.order)}", role.budget(subject, case.case)
-    yield from _in_order(role, subject, case.case, case.order, how, allowed)
+    yield from _in_order(role, subject, case.case, case.order, f"in the order {list(case.order)}")
 
 
 def repeated(role: Role, subject: Subject, case: ModelCase, rows: int) -> Questions:
     """In a batch of many rows every row has the answers that its sample has among a few."""
-    order, allowed = in_turn(len(case.samples), rows), role.budget(subject, case)
-    how = f"in {rows} rows, each again and again"
-    yield from _in_order(role, subject, case, order, how, [allowed[i] for i in order])
+    yield from _in_order(role, subject, case, in_turn(len(case.samples), rows), f"in {rows} rows, each again and again")
 
 
-def _in_order(
-    role: Role, subject: Subject, case: ModelCase, order: Sequence[int], how: str, allowed: Sequence[float]
-) -> Questions:
+def _in_order(role: Role, subject: Subject, case: ModelCase, order: Sequence[int], how: str) -> Questions:
+    """Each sample keeps its own budget, wherever it stands."""
     before, after = role.call(subject, case), role.call(subject, case.in_order(order))
+    allowed = role.budget(subject, case)
     yield before
     reordered = replace(ANSWER, numbers=lambda subject, answers: [answers[-1].value[i] for i in order])
     yield Question(
         f"{role.what} of the samples {how}",
         after,
         Against((before,), reordered),
-        [2 * b for b in allowed],
+        [2 * allowed[i] for i in order],
         place=role.place,
     )
 
