@@ -371,6 +371,20 @@ def test_who_may_ask_no_candidate_says_nothing_but_how_many_were_not_tried():
     assert re.fullmatch(r"the search for a cause was cut after 0 candidates: \d+ were not tried", evidence.work.cut)
 
 
+class MeanOfRowsAndNoCount(Reference):
+    """Two slips in one method: each hides the other from whoever wants one name for all that fails."""
+
+    aggregations = ("token-mean",)
+
+    def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
+        other = replace(options, aggregation="sequence-mean", global_count=None)
+        return super().policy_loss(log_probs, old_log_probs, advantages, action_mask, other)
+
+
+def test_a_second_slip_in_the_same_method_does_not_hide_the_name_of_the_first():
+    assert "sequence-mean" in names(MeanOfRowsAndNoCount(), "policy-loss.token-mean")
+
+
 def test_a_search_that_was_not_cut_says_nothing_of_it():
     evidence = evidence_of(faults()["half-dropped"].adapter(), "value-loss.half")
     nearest.diagnoses(evidence)

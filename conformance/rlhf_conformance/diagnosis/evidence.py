@@ -85,6 +85,10 @@ def observe(check: Check, subject: Subject, case: Any, heard: Callable[[Comparis
     return Observed(case, tuple(judge.record), ended, tuple(judge.calls), tuple(judge.answers.values()))
 
 
+def _always(_: Observed) -> bool:
+    return True
+
+
 @dataclass
 class Evidence:
     """What is known about the failure of a clause.
@@ -92,6 +96,8 @@ class Evidence:
     smallest    the failing case that the report shows
     work        what it may cost: what is not looked at for that is let go
     remembered  what one look has found and another one needs as well
+    holds       what is true of the cases that count, the smallest among them, and `where` the same in words
+    alone       neighboring clauses do not count where the adapter fails them as well, which may have another cause
     """
 
     check: Check
@@ -100,6 +106,9 @@ class Evidence:
     seed: int = 0
     work: Work = field(default_factory=Work)
     remembered: dict[str, Any] = field(default_factory=dict)
+    holds: Callable[[Observed], bool] = _always
+    where: str = ""
+    alone: bool = False
     _observed: dict[tuple[str, str], Observed] = field(default_factory=dict)
     _tried: dict[int, tuple[list[Any], list[Observed | None]]] = field(default_factory=dict)
 
@@ -119,13 +128,18 @@ class Evidence:
             self.work.calls -= max(1, len(self._observed[key].calls))
         return self._observed[key]
 
+    def counts(self, check: Check, seen: Observed) -> bool:
+        """Whether a case, of this clause or of a neighboring one, can speak for or against anybody."""
+        return self.holds(seen) and not (self.alone and seen.failed and check is not self.check)
+
     def has_seen(self, check: Check, case: Any) -> bool:
         return (check.slug, repr(case)) in self._observed
 
     @cached_property
     def more(self) -> tuple[Observed, ...]:
         """Other cases of the clause, larger than the smallest, on which the adapter may fail or not."""
-        return self.tried(max(FEWEST_CASES, 2 * MORE_CASES // max(2, self.check.effort)), self.seed)
+        seen = self.tried(max(FEWEST_CASES, 2 * MORE_CASES // max(2, self.check.effort)), self.seed)
+        return tuple(o for o in seen if self.holds(o))
 
     def tried(self, count: int, seed: int) -> tuple[Observed, ...]:
         """So many cases drawn with a seed, each of which is tried once, whoever wants to see it."""

@@ -26,7 +26,7 @@ from rlhf_conformance.adapter import DECLARATIONS, METHODS, Adapter, provided
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.diagnosis.conventions import conventions
 from rlhf_conformance.diagnosis.evidence import Evidence, Observed, Parted, drawn, observe, within
-from rlhf_conformance.diagnosis.variations import Variation, narrowed, variations
+from rlhf_conformance.diagnosis.variations import Variation, conditions, narrowed, variations
 from rlhf_conformance.diagnosis.work import OF_A_MODEL
 from rlhf_conformance.faults import Fault, changed, faults
 from rlhf_conformance.judging.checks import Check, checks
@@ -486,7 +486,7 @@ def _examine(evidence: Evidence, suspects: list[Suspect], impostors: Impostors, 
                 seen = evidence.observe(check, case)
             except Exception:  # a part that the trainer does not return
                 continue
-            for suspect in suspects:
+            for suspect in suspects if evidence.counts(check, seen) else ():
                 if not suspect.refuted and impostors.can_be_asked(suspect.candidate.adapter, check):
                     _confront(suspect, seen, check, impostors, evidence)
 
@@ -510,21 +510,44 @@ def _confront(suspect: Suspect, seen: Observed, check: Check, impostors: Imposto
 
 def diagnoses(evidence: Evidence, *, vary: bool = True) -> tuple[Diagnosis, ...]:
     """Those that agree with the adapter on every case of the evidence, the likeliest first; with `vary`, variations of
-    the reference where no other does."""
-    suspects = agreeing(evidence, vary=vary)
-    return _said(suspects, (evidence.smallest, *evidence.more)) if suspects else ()
+    the reference where no other does, and then those that agree as far as a second slip does not show."""
+    used, suspects = _agreeing_somewhere(evidence, vary=vary)
+    return _said(suspects, (used.smallest, *used.more), used.where) if suspects else ()
 
 
 def agreeing(evidence: Evidence, *, vary: bool = True) -> list[Suspect]:
     """Everyone that answers as the adapter does, the likeliest first; nobody where that may be a coincidence."""
+    return _agreeing_somewhere(evidence, vary=vary)[1]
+
+
+def _agreeing_somewhere(evidence: Evidence, *, vary: bool) -> tuple[Evidence, list[Suspect]]:
+    """The suspects, and the evidence that they agree on."""
     if not evidence.smallest.failed:  # it does not fail every time: there is nothing to compare
-        return []
+        return evidence, []
     impostors = Impostors(evidence.subject)
-    for search in (_suspects, *(_VARIED if vary else ())):
-        suspects = _held(evidence, search(evidence, impostors), impostors)
+    known = _suspects(evidence, impostors)
+    agreed = [suspect.candidate for suspect in known]
+    searches = [lambda: known, *(functools.partial(made, evidence, impostors) for made in (_VARIED if vary else ()))]
+    for search in searches:
+        suspects = _held(evidence, search(), impostors)
         if suspects:
-            return suspects
-    return []
+            return evidence, suspects
+    for confined in _confined(evidence) if vary else ():
+        own = [seen for seen in evidence.more if not confined.holds(seen)]
+        again = _suspects(confined, impostors) if own else [Suspect(one) for one in agreed]
+        suspects = _held(confined, again, impostors)
+        if suspects:
+            return confined, suspects
+    return evidence, []
+
+
+def _confined(evidence: Evidence) -> Iterator[Evidence]:
+    """What counts less where an adapter has a second slip: neighboring clauses that it fails, too, and the cases in
+    which an option is not what it is in the smallest one."""
+    yield replace(evidence, alone=True)
+    if not evidence.check.loads:
+        for where, holds in conditions(evidence.smallest):
+            yield replace(evidence, alone=True, holds=holds, where=where)
 
 
 def _held(evidence: Evidence, suspects: list[Suspect], impostors: Impostors) -> list[Suspect]:
@@ -542,10 +565,11 @@ def _held(evidence: Evidence, suspects: list[Suspect], impostors: Impostors) -> 
     return sorted((s for s in suspects if s.against == least), key=lambda s: s.order)
 
 
-def _said(suspects: Sequence[Suspect], seen: Sequence[Observed]) -> tuple[Diagnosis, ...]:
+def _said(suspects: Sequence[Suspect], seen: Sequence[Observed], where: str = "") -> tuple[Diagnosis, ...]:
     """One diagnosis for each of a few; of many only the first, and how many more there are."""
     failing = sum(o.failed for o in seen)
-    on = f"on {len(seen)} cases, {failing} of them failing" if len(seen) > 1 else "on the failing case"
+    there = f" where {where}" if where else ""
+    on = f"on {len(seen)} cases{there}, {failing} of them failing" if len(seen) > 1 else "on the failing case"
     shown = suspects if len(suspects) <= LISTED else suspects[:1]
     others = "" if shown is suspects else f"; or {len(suspects) - 1} others that answer alike here"
     found = []

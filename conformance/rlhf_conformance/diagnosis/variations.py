@@ -110,6 +110,20 @@ def _conditions(given: Given) -> Iterator[tuple[str, Callable[[Given], bool]]]:
         yield f"{one} and {other}", _both(holds, also)
 
 
+def conditions(smallest: Observed) -> Iterator[tuple[str, Callable[[Observed], bool]]]:
+    """The same of whole cases: what the first call that has options was given."""
+    for call in smallest.calls:
+        found = list(_conditions(call.given))
+        if found:
+            yield from ((where, functools.partial(_holds_in, call.method, holds)) for where, holds in found)
+            return
+
+
+def _holds_in(method: str, holds: Callable[[Given], bool], seen: Observed) -> bool:
+    calls = [call for call in seen.calls if call.method == method]
+    return bool(calls) and all(holds(call.given) for call in calls)
+
+
 def _option_is(i: int, name: str, value: Any) -> Callable[[Given], bool]:
     return lambda given: getattr(given[i], name) == value
 
