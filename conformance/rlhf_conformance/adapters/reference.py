@@ -12,6 +12,7 @@ from rlhf_conformance.chapters._models.interface import LAYOUTS
 class Reference(Adapter):
     name = "reference"
     layouts = LAYOUTS
+    turns = True
     ignored_label = "zero"
     entropy_gradient = True
     head_names = ("score", "value_head", "v_head")
