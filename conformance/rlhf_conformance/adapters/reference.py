@@ -27,6 +27,7 @@ class Reference(Adapter):
     kl_log_ratio_clamp, kl_clamp, kl_clamped = 20.0, 10.0, ("k3",)
     kl_gradient = "plain"
     score_clip = True
+    missing_stop = "constant"
     kl_masked = token_rewards_masked = advantages_masked = "zero"
 
     whitening_keeps_mean = True
@@ -193,8 +194,12 @@ class Reference(Adapter):
         clamps = self._clamps(options.estimator)
         return ref.token_kl(log_probs, ref_log_probs, action_mask, options.estimator, **clamps)
 
-    def token_rewards(self, scores, kl, action_mask, options):
-        return ref.token_level_rewards(scores, kl, action_mask, kl_coef=options.kl_coef, score_clip=options.score_clip)
+    def token_rewards(self, scores, kl, action_mask, options, stopped=None):
+        penalty = {"stopped": stopped, "stop_penalty": options.stop_penalty}
+        if self.missing_stop:
+            penalty["missing_stop"] = self.missing_stop
+        asked = {"kl_coef": options.kl_coef, "score_clip": options.score_clip}
+        return ref.token_level_rewards(scores, kl, action_mask, **asked, **penalty)
 
     def advantages(self, token_rewards, values, action_mask, options):
         discounts = {"gamma": options.gamma, "lam": options.lam}

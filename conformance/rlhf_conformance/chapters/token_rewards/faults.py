@@ -218,6 +218,89 @@ class ZeroCoefficientIsTheDefault(Reference):
         return super().token_rewards(scores, kl, mask, replace(options, kl_coef=options.kl_coef or 0.1))
 
 
+# --- the missing stop ---------------------------------------------------------------------------------------------
+
+
+def without_stop(adapter, scores, options):
+    """What the scores become where no sample has stopped."""
+    is_factor = adapter.missing_stop == "factor" and options.stop_penalty >= 0
+    return scores * options.stop_penalty if is_factor else torch.full_like(scores, options.stop_penalty)
+
+
+class _Penalized(Reference):
+    """Scores are changed by `penalized(scores, mask, options, stopped)`, and given on without a penalty."""
+
+    def penalized(self, scores, mask, options, stopped):
+        raise NotImplementedError
+
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        if stopped is not None:
+            scores = self.penalized(scores.detach(), mask, options, stopped)
+        return rewards(scores, kl.where(mask.bool() & (options.kl_coef != 0), 0.0), mask, options)
+
+
+@fault("token-rewards.missing-stop")
+class MissingStopIgnored(_Penalized):
+    "Samples that did not stop keep their scores."
+
+    def penalized(self, scores, mask, options, stopped):
+        return scores
+
+
+@fault("token-rewards.missing-stop")
+class StopPenalized(_Penalized):
+    "The flag is taken the other way round: who stopped pays."
+
+    def penalized(self, scores, mask, options, stopped):
+        return scores.where(~stopped, without_stop(self, scores, options))
+
+
+@fault("token-rewards.missing-stop")
+class FullRowIsNoStop(_Penalized):
+    "A sample is taken to have been cut off where its row is full."
+
+    def penalized(self, scores, mask, options, stopped):
+        return scores.where(mask[:, -1] == 0, without_stop(self, scores, options))
+
+
+@fault("token-rewards.missing-stop")
+class MissingStopAdded(_Penalized):
+    "The penalty is added to the score, not put in its place."
+
+    def penalized(self, scores, mask, options, stopped):
+        return scores.where(stopped, scores + options.stop_penalty)
+
+
+@fault("token-rewards.missing-stop")
+class NoPenaltyOfZero(_Penalized):
+    "if stop_penalty: a penalty of 0 is taken for none."
+
+    def penalized(self, scores, mask, options, stopped):
+        return scores.where(stopped | (options.stop_penalty == 0), without_stop(self, scores, options))
+
+
+@fault("token-rewards.missing-stop")
+class OneMissingStopForAll(_Penalized):
+    "One sample that did not stop costs the whole batch."
+
+    def penalized(self, scores, mask, options, stopped):
+        return scores.where(stopped.all(), without_stop(self, scores, options))
+
+
+@fault("token-rewards.missing-stop")
+class MissingStopAfterTheClip(Reference):
+    "The score is clipped first, and what takes its place is not."
+
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        right = super().token_rewards(scores, kl, mask, options, stopped)
+        if stopped is None:
+            return right
+        held = clipped(scores, options)
+        kl = kl.where(mask.bool() & (options.kl_coef != 0), 0.0)
+        late = held.where(stopped, without_stop(self, held, options))
+        return rewards(late, kl, mask, replace(options, score_clip=None))
+
+
 # --- the mask -----------------------------------------------------------------------------------------------------
 
 
