@@ -30,6 +30,7 @@ class Reference(Adapter):
     missing_stop = "constant"
     kl_masked = token_rewards_masked = advantages_masked = "zero"
 
+    credit_whitening = "asked"
     whitening_keeps_mean = True
     whitening_masked = whitening_of_few = group_of_one = "zero"
     group_baselines = ("mean", "leave-one-out")
@@ -210,12 +211,17 @@ class Reference(Adapter):
 
     def credit(self, scores, log_probs, ref_log_probs, values, action_mask, options):
         tables = (scores, log_probs, ref_log_probs, values, action_mask)
-        more = {**vars(options), **self._clamps(options.estimator)}
-        return AdvantagesResult(*ref.credited(*tables, **more))
+        asked = vars(options) | self._clamps(options.estimator)
+        whitening = self._whitening() if asked.pop("whiten") else None
+        return AdvantagesResult(*ref.credited(*tables, **asked, whitening=whitening))
+
+    def _whitening(self) -> dict[str, Any]:
+        """As it is declared."""
+        eps = {"eps": self.whitening_eps, "eps_place": self.whitening_eps_place}
+        return {"ddof": self.whitening_ddof, **eps}
 
     def whiten(self, values, action_mask, options):
-        eps = {"eps": self.whitening_eps, "eps_place": self.whitening_eps_place}
-        return ref.whiten(values, action_mask, shift_mean=options.shift_mean, ddof=self.whitening_ddof, **eps)
+        return ref.whiten(values, action_mask, shift_mean=options.shift_mean, **self._whitening())
 
     def group_advantages(self, scores, group_ids, action_mask, options):
         asked = {"baseline": options.baseline, "scale": options.scale, "of_one": self.group_of_one or "zero"}

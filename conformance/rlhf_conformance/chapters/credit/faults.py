@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+import rlhf_reference as ref
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters._credit.bending import last_action, spans
@@ -103,6 +104,101 @@ class PathScoreForEveryAction(Reference):
             return chosen(sum(landed), mask) - options.kl_coef * kl
 
         return path(self, arguments, rewarded=everywhere)
+
+
+# --- whitening on the way -------------------------------------------------------------------------------------------
+
+
+def whitened(adapter, values, mask):
+    """Values (B, T) as the adapter declares that it whitens."""
+    return ref.whiten(values, mask, **adapter._whitening())
+
+
+class _Whitens(Reference):
+    """Advantages and returns of `ways(arguments)` where advantages are to be whitened, made of arguments that ask for
+    none; right elsewhere."""
+
+    def ways(self, arguments):
+        raise NotImplementedError
+
+    def credit(self, *arguments):
+        *tables, options = arguments
+        return self.ways((*tables, replace(options, whiten=False))) if options.whiten else super().credit(*arguments)
+
+
+@fault("credit.whitening")
+class PathNotWhitened(_Whitens):
+    "The option is not honored: advantages come out as they are."
+
+    def ways(self, arguments):
+        return path(self, arguments)
+
+
+@fault("credit.whitening", bug="whiten-unmasked-mean")
+class PathWhitenedOverTheRectangle(_Whitens):
+    "All cells of the batch are counted in the mean and the deviation."
+
+    def ways(self, arguments):
+        advantages, returns = path(self, arguments)
+        advantages = chosen(advantages, arguments[4])
+        return whitened(self, advantages, torch.ones_like(advantages)), returns
+
+
+@fault("credit.whitening")
+class PathWhitenedByRow(_Whitens):
+    "Each row is whitened for itself."
+
+    def ways(self, arguments):
+        advantages, returns = path(self, arguments)
+        rows = [whitened(self, a[None], m[None]) for a, m in zip(advantages, arguments[4], strict=True)]
+        return torch.cat(rows), returns
+
+
+@fault("credit.whitening", also=("credit.returns-unwhitened",))
+class PathWithWhitenedRewards(_Whitens):
+    "The rewards of tokens are whitened in place of the advantages."
+
+    def ways(self, arguments):
+        return path(self, arguments, rewarded=lambda s, kl, m, o: whitened(self, rewards(s, kl, m, o), m))
+
+
+@fault("credit.whitening")
+class PathScaledByTheRootMeanSquare(_Whitens):
+    "The mean is taken off, but the deviation is that from 0."
+
+    def ways(self, arguments):
+        advantages, returns = path(self, arguments)
+        mask = arguments[4].bool()
+        picked = advantages[mask]
+        return chosen((advantages - picked.mean()) / (picked.square().mean() + 1e-8).sqrt(), mask), returns
+
+
+@fault("credit.returns-unwhitened")
+class ReturnsOfWhitenedAdvantages(_Whitens):
+    "Returns are the whitened advantages plus the values."
+
+    def ways(self, arguments):
+        advantages, _ = path(self, arguments)
+        values, mask = arguments[3:5]
+        return with_returns(whitened(self, advantages, mask), values, mask)
+
+
+@fault("credit.returns-unwhitened")
+class ReturnsWhitenedAlong(_Whitens):
+    "Returns are whitened as well."
+
+    def ways(self, arguments):
+        return tuple(whitened(self, x, arguments[4]) for x in path(self, arguments))
+
+
+@fault("credit.returns-unwhitened")
+class ReturnsScaledAlong(_Whitens):
+    "Returns keep their mean, and are divided by the deviation of the advantages."
+
+    def ways(self, arguments):
+        advantages, returns = path(self, arguments)
+        scaled = returns / (advantages[arguments[4].bool()].std() + 1e-8)
+        return whitened(self, advantages, arguments[4]), scaled
 
 
 # --- the mask -----------------------------------------------------------------------------------------------------
