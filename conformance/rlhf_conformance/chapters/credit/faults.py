@@ -114,91 +114,101 @@ def whitened(adapter, values, mask):
     return ref.whiten(values, mask, **adapter._whitening())
 
 
-class _Whitens(Reference):
-    """Advantages and returns of `ways(arguments)` where advantages are to be whitened, made of arguments that ask for
-    none; right elsewhere."""
-
-    def ways(self, arguments):
-        raise NotImplementedError
-
-    def credit(self, *arguments):
-        *tables, options = arguments
-        return self.ways((*tables, replace(options, whiten=False))) if options.whiten else super().credit(*arguments)
+def where_whitened(adapter, arguments, bend):
+    """`bend` of the advantages and returns as they are before whitening, where that is asked for; right elsewhere."""
+    *tables, options = arguments
+    made = path(adapter, (*tables, replace(options, whiten=False)))
+    return bend(*made) if options.whiten else made
 
 
 @fault("credit.whitening")
-class PathNotWhitened(_Whitens):
+class PathNotWhitened(Reference):
     "The option is not honored: advantages come out as they are."
 
-    def ways(self, arguments):
-        return path(self, arguments)
+    def credit(self, *arguments):
+        return where_whitened(self, arguments, lambda advantages, returns: (advantages, returns))
 
 
 @fault("credit.whitening", bug="whiten-unmasked-mean")
-class PathWhitenedOverTheRectangle(_Whitens):
+class PathWhitenedOverTheRectangle(Reference):
     "All cells of the batch are counted in the mean and the deviation."
 
-    def ways(self, arguments):
-        advantages, returns = path(self, arguments)
-        advantages = chosen(advantages, arguments[4])
-        return whitened(self, advantages, torch.ones_like(advantages)), returns
+    def credit(self, *arguments):
+        def bend(advantages, returns):
+            advantages = chosen(advantages, arguments[4])
+            return whitened(self, advantages, torch.ones_like(advantages)), returns
+
+        return where_whitened(self, arguments, bend)
 
 
 @fault("credit.whitening")
-class PathWhitenedByRow(_Whitens):
+class PathWhitenedByRow(Reference):
     "Each row is whitened for itself."
 
-    def ways(self, arguments):
-        advantages, returns = path(self, arguments)
-        rows = [whitened(self, a[None], m[None]) for a, m in zip(advantages, arguments[4], strict=True)]
-        return torch.cat(rows), returns
+    def credit(self, *arguments):
+        def bend(advantages, returns):
+            rows = zip(advantages, arguments[4], strict=True)
+            return torch.cat([whitened(self, a[None], m[None]) for a, m in rows]), returns
 
-
-@fault("credit.whitening", also=("credit.returns-unwhitened",))
-class PathWithWhitenedRewards(_Whitens):
-    "The rewards of tokens are whitened in place of the advantages."
-
-    def ways(self, arguments):
-        return path(self, arguments, rewarded=lambda s, kl, m, o: whitened(self, rewards(s, kl, m, o), m))
+        return where_whitened(self, arguments, bend)
 
 
 @fault("credit.whitening")
-class PathScaledByTheRootMeanSquare(_Whitens):
+class PathWithWhitenedRewards(Reference):
+    "The rewards of tokens are whitened in place of the advantages."
+
+    def credit(self, *arguments):
+        *tables, options = arguments
+        if not options.whiten:
+            return super().credit(*arguments)
+        plain = (*tables, replace(options, whiten=False))
+        return path(self, plain, rewarded=lambda s, kl, m, o: whitened(self, rewards(s, kl, m, o), m))
+
+
+@fault("credit.whitening")
+class PathScaledByTheRootMeanSquare(Reference):
     "The mean is taken off, but the deviation is that from 0."
 
-    def ways(self, arguments):
-        advantages, returns = path(self, arguments)
+    def credit(self, *arguments):
         mask = arguments[4].bool()
-        picked = advantages[mask]
-        return chosen((advantages - picked.mean()) / (picked.square().mean() + 1e-8).sqrt(), mask), returns
+
+        def bend(advantages, returns):
+            picked = advantages[mask]
+            scaled = (advantages - picked.mean()) / (picked.square().mean() + 1e-8).sqrt()
+            return chosen(scaled, mask), returns
+
+        return where_whitened(self, arguments, bend)
 
 
 @fault("credit.returns-unwhitened")
-class ReturnsOfWhitenedAdvantages(_Whitens):
+class ReturnsOfWhitenedAdvantages(Reference):
     "Returns are the whitened advantages plus the values."
 
-    def ways(self, arguments):
-        advantages, _ = path(self, arguments)
+    def credit(self, *arguments):
         values, mask = arguments[3:5]
-        return with_returns(whitened(self, advantages, mask), values, mask)
+        return where_whitened(
+            self, arguments, lambda advantages, _: with_returns(whitened(self, advantages, mask), values, mask)
+        )
 
 
 @fault("credit.returns-unwhitened")
-class ReturnsWhitenedAlong(_Whitens):
+class ReturnsWhitenedAlong(Reference):
     "Returns are whitened as well."
 
-    def ways(self, arguments):
-        return tuple(whitened(self, x, arguments[4]) for x in path(self, arguments))
+    def credit(self, *arguments):
+        return where_whitened(self, arguments, lambda *made: tuple(whitened(self, x, arguments[4]) for x in made))
 
 
 @fault("credit.returns-unwhitened")
-class ReturnsScaledAlong(_Whitens):
+class ReturnsScaledAlong(Reference):
     "Returns keep their mean, and are divided by the deviation of the advantages."
 
-    def ways(self, arguments):
-        advantages, returns = path(self, arguments)
-        scaled = returns / (advantages[arguments[4].bool()].std() + 1e-8)
-        return whitened(self, advantages, arguments[4]), scaled
+    def credit(self, *arguments):
+        def bend(advantages, returns):
+            scaled = returns / (advantages[arguments[4].bool()].std() + 1e-8)
+            return whitened(self, advantages, arguments[4]), scaled
+
+        return where_whitened(self, arguments, bend)
 
 
 # --- the mask -----------------------------------------------------------------------------------------------------

@@ -34,11 +34,11 @@ class _Packed(Reference):
 
     layouts = PACKS
 
-    def segments(self, batch):
-        """(N,) the number of the turn that each token belongs to, over the whole pack; the tail is one of its own."""
-        right = segments_of(positions(self, batch))
-        own = begins(batch)
-        return right + torch.nn.functional.pad(own, (0, len(right) - len(own))).cumsum(0)
+
+def turns(adapter, batch):
+    """(N,) the number of the turn that each token belongs to, over the whole pack; the tail is one of its own."""
+    right, own = segments_of(positions(adapter, batch)), begins(batch)
+    return right + torch.nn.functional.pad(own, (0, len(right) - len(own))).cumsum(0)
 
 
 @fault("packing.turns", also=TURNS)
@@ -46,7 +46,7 @@ class TurnsAreSequences(_Packed):
     """Each turn is put into the pack as a sequence of its own: positions restart and attention is cut."""
 
     def action_log_probs(self, actor, batch):
-        segments = self.segments(batch)
+        segments = turns(self, batch)
         columns = torch.arange(len(segments), device=segments.device)
         starts = torch.nn.functional.pad(segments[1:] != segments[:-1], (1, 0), value=True)
         restarted = columns - columns.where(starts, 0).cummax(0).values
@@ -59,7 +59,7 @@ class TurnsDoNotSeeTheTurnsBefore(_Packed):
     """Positions are right, but attention in a pack is cut where a turn begins."""
 
     def action_log_probs(self, actor, batch):
-        mask = segment_mask(self.segments(batch), actor.model.dtype)
+        mask = segment_mask(turns(self, batch), actor.model.dtype)
         return score(batch, model_logits(self, actor, batch, attention_mask=mask))
 
 

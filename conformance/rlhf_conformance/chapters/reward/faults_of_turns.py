@@ -8,52 +8,56 @@ from rlhf_conformance.chapters._models.bending import marks, normalized, scores,
 from rlhf_conformance.faults import fault
 
 
-class _ReadWithin(Reference):
-    """Rewards are read at the position within each sample that `position(ids, prompt, acts, eos)` names."""
+def read_within(adapter, model, batch, position):
+    """Rewards read at the position within each sample that `position(ids, prompt, acts, eos)` names."""
+    eos = model.backbone.config.eos_token_id
+    per_token = batch.to_ragged(scores(adapter, model, batch))
+    places = zip(batch.sequences, batch.prompt_lengths, marks(batch), strict=True)
+    rows = zip(per_token, places, strict=True)
+    return normalized(model, torch.stack([row[position(*place, eos)] for row, place in rows]))
 
-    def position(self, ids, prompt, acts, eos):
-        raise NotImplementedError
 
-    def rewards(self, reward_model, batch):
-        eos = reward_model.backbone.config.eos_token_id
-        per_token = batch.to_ragged(scores(self, reward_model, batch))
-        places = zip(batch.sequences, batch.prompt_lengths, marks(batch), strict=True)
-        rows = zip(per_token, places, strict=True)
-        return normalized(reward_model, torch.stack([row[self.position(*place, eos)] for row, place in rows]))
+def first_stop(ids, prompt, acts, eos):
+    """Where the first EOS stands behind which an observation stands; the last token where there is none."""
+    observed = ~acts[1:]
+    columns = torch.arange(prompt, len(ids) - 1, device=ids.device)[observed]
+    stops = ids[prompt:-1][observed] == eos
+    return int(columns[stops][0]) if bool(stops.any()) else len(ids) - 1
 
 
 @fault("reward.turns")
-class RewardAtTheLastAction(_ReadWithin):
+class RewardAtTheLastAction(Reference):
     """The last action, before what the last observation says."""
 
-    def position(self, ids, prompt, acts, eos):
-        return prompt + int(acts.nonzero().max())
+    def rewards(self, reward_model, batch):
+        return read_within(self, reward_model, batch, lambda _, prompt, acts, eos: prompt + int(acts.nonzero().max()))
 
 
 @fault("reward.turns")
-class RewardAtTheFirstTurn(_ReadWithin):
+class RewardAtTheFirstTurn(Reference):
     """The last action before the first observation."""
 
-    def position(self, ids, prompt, acts, eos):
-        return prompt + (len(acts) if bool(acts.all()) else int((~acts).long().argmax())) - 1
+    def rewards(self, reward_model, batch):
+        def position(_, prompt, acts, eos):
+            return prompt + (len(acts) if bool(acts.all()) else int((~acts).long().argmax())) - 1
+
+        return read_within(self, reward_model, batch, position)
 
 
 @fault("reward.turns")
-class RewardAtTheNumberOfActions(_ReadWithin):
+class RewardAtTheNumberOfActions(Reference):
     """So many tokens behind the prompt as there are actions."""
 
-    def position(self, ids, prompt, acts, eos):
-        return prompt + int(acts.sum()) - 1
+    def rewards(self, reward_model, batch):
+        return read_within(self, reward_model, batch, lambda _, prompt, acts, eos: prompt + int(acts.sum()) - 1)
 
 
 @fault("reward.turns")
-class RewardAtTheFirstStop(_ReadWithin):
+class RewardAtTheFirstStop(Reference):
     """The first EOS behind which an observation stands; the last token where there is none."""
 
-    def position(self, ids, prompt, acts, eos):
-        stops = ids[prompt:-1][~acts[1:]] == eos
-        columns = torch.arange(prompt, len(ids) - 1, device=ids.device)[~acts[1:]]
-        return int(columns[stops][0]) if bool(stops.any()) else len(ids) - 1
+    def rewards(self, reward_model, batch):
+        return read_within(self, reward_model, batch, first_stop)
 
 
 @fault("reward.turns")

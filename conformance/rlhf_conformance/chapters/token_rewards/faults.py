@@ -227,64 +227,70 @@ def without_stop(adapter, scores, options):
     return scores * options.stop_penalty if is_factor else torch.full_like(scores, options.stop_penalty)
 
 
-class _Penalized(Reference):
-    """Scores are changed by `penalized(scores, mask, options, stopped)`, and given on without a penalty."""
-
-    def penalized(self, scores, mask, options, stopped):
-        raise NotImplementedError
-
-    def token_rewards(self, scores, kl, mask, options, stopped=None):
-        if stopped is not None:
-            scores = self.penalized(scores.detach(), mask, options, stopped)
-        return rewards(scores, kl.where(mask.bool() & (options.kl_coef != 0), 0.0), mask, options)
+def rewarded(adapter, arguments, stopped, penalized):
+    """The rewards of scores that were changed by `penalized(scores)` where samples did not stop; right elsewhere."""
+    scores, kl, mask, options = arguments
+    scores = scores.detach() if stopped is None else penalized(scores.detach())
+    return rewards(scores, kl.where(mask.bool() & (options.kl_coef != 0), 0.0), mask, options)
 
 
 @fault("token-rewards.missing-stop")
-class MissingStopIgnored(_Penalized):
+class MissingStopIgnored(Reference):
     "Samples that did not stop keep their scores."
 
-    def penalized(self, scores, mask, options, stopped):
-        return scores
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        given = scores, kl, mask, options
+        return rewarded(self, given, stopped, lambda x: x)
 
 
 @fault("token-rewards.missing-stop")
-class StopPenalized(_Penalized):
+class StopPenalized(Reference):
     "The flag is taken the other way round: who stopped pays."
 
-    def penalized(self, scores, mask, options, stopped):
-        return scores.where(~stopped, without_stop(self, scores, options))
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        given = scores, kl, mask, options
+        return rewarded(self, given, stopped, lambda x: x.where(~stopped, without_stop(self, x, options)))
 
 
 @fault("token-rewards.missing-stop")
-class FullRowIsNoStop(_Penalized):
+class FullRowIsNoStop(Reference):
     "A sample is taken to have been cut off where its row is full."
 
-    def penalized(self, scores, mask, options, stopped):
-        return scores.where(mask[:, -1] == 0, without_stop(self, scores, options))
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        given = scores, kl, mask, options
+        return rewarded(self, given, stopped, lambda x: x.where(mask[:, -1] == 0, without_stop(self, x, options)))
 
 
 @fault("token-rewards.missing-stop")
-class MissingStopAdded(_Penalized):
+class MissingStopAdded(Reference):
     "The penalty is added to the score, not put in its place."
 
-    def penalized(self, scores, mask, options, stopped):
-        return scores.where(stopped, scores + options.stop_penalty)
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        given = scores, kl, mask, options
+        return rewarded(self, given, stopped, lambda x: x.where(stopped, x + options.stop_penalty))
 
 
 @fault("token-rewards.missing-stop")
-class NoPenaltyOfZero(_Penalized):
+class NoPenaltyOfZero(Reference):
     "if stop_penalty: a penalty of 0 is taken for none."
 
-    def penalized(self, scores, mask, options, stopped):
-        return scores.where(stopped | (options.stop_penalty == 0), without_stop(self, scores, options))
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        given = scores, kl, mask, options
+        return rewarded(
+            self,
+            given,
+            stopped,
+            lambda x: x.where(stopped | (options.stop_penalty == 0), without_stop(self, x, options)),
+        )
 
 
 @fault("token-rewards.missing-stop")
-class OneMissingStopForAll(_Penalized):
+class OneMissingStopForAll(Reference):
     "One sample that did not stop costs the whole batch."
 
-    def penalized(self, scores, mask, options, stopped):
-        return scores.where(stopped.all(), without_stop(self, scores, options))
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        given = scores, kl, mask, options
+        return rewarded(self, given, stopped, lambda x: x.where(stopped.all(), without_stop(self, x, options)))
 
 
 @fault("token-rewards.missing-stop")
