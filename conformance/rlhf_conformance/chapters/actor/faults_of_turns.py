@@ -112,12 +112,12 @@ class TurnBeginsAtTheLastAction(Reference):
             columns = torch.arange(len(acts), device=acts.device)
             last = columns.where(acts, -1).cummax(0).values  # the last action up to each token
             before = torch.nn.functional.pad(last[:-1], (1, 0), value=-1) + 1
-            z = z.log_softmax(-1)[before.clamp(max=len(acts) - 1)]
+            z = z.float().log_softmax(-1)[before.clamp(max=len(acts) - 1)]
             found.append(z.gather(-1, tokens[:, None])[:, 0])
         return found
 
 
-@fault("actor.turns")
+@fault("actor.turns", also=PACKS)
 class EntropiesCutFromTheEnd(Reference):
     """Log-probs are right; of the entropies the last n are taken for n actions."""
 

@@ -11,6 +11,7 @@ from rlhf_conformance.faults import fault
 def read_within(adapter, model, batch, position):
     """Rewards read at the position within each sample that `position(ids, prompt, acts, eos)` names."""
     eos = model.backbone.config.eos_token_id
+    eos = -1 if eos is None else eos
     per_token = batch.to_ragged(scores(adapter, model, batch))
     places = zip(batch.sequences, batch.prompt_lengths, marks(batch), strict=True)
     rows = zip(per_token, places, strict=True)
