@@ -10,8 +10,9 @@ from rlhf_conformance.faults import fault
 
 def read_within(adapter, model, batch, position):
     """Rewards read at the position within each sample that `position(ids, prompt, acts, eos)` names."""
-    eos = model.backbone.config.eos_token_id
-    eos = -1 if eos is None else eos
+    eos = torch.as_tensor(
+        model.backbone.config.eos_token_id, device=batch.input_ids.device
+    )  # of some backbones several
     per_token = batch.to_ragged(scores(adapter, model, batch))
     places = zip(batch.sequences, batch.prompt_lengths, marks(batch), strict=True)
     rows = zip(per_token, places, strict=True)
@@ -22,7 +23,7 @@ def first_stop(ids, prompt, acts, eos):
     """Where the first EOS stands behind which an observation stands; the last token where there is none."""
     observed = ~acts[1:]
     columns = torch.arange(prompt, len(ids) - 1, device=ids.device)[observed]
-    stops = ids[prompt:-1][observed] == eos
+    stops = torch.isin(ids[prompt:-1][observed], eos)
     return int(columns[stops][0]) if bool(stops.any()) else len(ids) - 1
 
 
