@@ -71,10 +71,11 @@ class AttentionEndsWithTheFirstTurn(_Rows):
     """What stands behind the first EOS of a response is taken for padding."""
 
     def action_log_probs(self, actor, batch):
-        eos = actor.model.config.eos_token_id
+        eos = torch.as_tensor(actor.model.config.eos_token_id, device=batch.input_ids.device)
         rows = []
         for ids, prompt in zip(batch.sequences, batch.prompt_lengths, strict=True):
-            stopped = (ids[prompt:] == eos).long().cumsum(0) - (ids[prompt:] == eos).long()
+            stops = torch.isin(ids[prompt:], eos).long()
+            stopped = stops.cumsum(0) - stops
             rows.append(torch.cat([torch.ones_like(ids[:prompt]), (stopped == 0).long()]))
         seen = batch.from_ragged(rows)
         positions = positions_of(batch.attention_mask)

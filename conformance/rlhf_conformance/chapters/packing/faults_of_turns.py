@@ -17,7 +17,7 @@ from rlhf_conformance.chapters._models.bending import (
 from rlhf_conformance.chapters.packing.faults import PACKS, positions
 from rlhf_conformance.faults import fault
 
-TURNS = ("actor.turns",)
+TURNS = ("actor.turns", "actor.backbones")  # a mask of their own leaves out the window of some backbones
 
 
 def begins(batch):
