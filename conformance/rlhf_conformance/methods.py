@@ -50,6 +50,11 @@ class Readout:
     entry: int | None = None
     whole: str = ""
 
+    def places(self, sample: Any) -> Sequence[int]:
+        """The positions at which the answers of a sample are read."""
+        due = self.due(len(sample.prompt), len(sample))
+        return sample.of_actions(due) if self.index == "action" else due
+
 
 def states(prompt: int, length: int) -> range:
     """The positions that predict the actions."""

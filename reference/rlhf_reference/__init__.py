@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from rlhf_reference.reward_model import RewardModel as RewardModel
     from rlhf_reference.sequences import ProcessedSequences as ProcessedSequences
     from rlhf_reference.sequences import process_sequences as process_sequences
+    from rlhf_reference.token_rewards import penalized_scores as penalized_scores
     from rlhf_reference.token_rewards import token_level_rewards as token_level_rewards
     from rlhf_reference.value_loss import ValueLoss as ValueLoss
     from rlhf_reference.whitening import whiten as whiten
@@ -76,7 +77,7 @@ _NAMES = {
     "aggregation": ("aggregate",),
     "policy_loss": ("PolicyLoss", "PolicyLossOutput"),
     "kl": ("token_kl",),
-    "token_rewards": ("token_level_rewards",),
+    "token_rewards": ("token_level_rewards", "penalized_scores"),
     "credit": ("credited",),
     "advantages": ("advantages_and_returns", "discounted_returns"),
     "value_loss": ("ValueLoss",),

@@ -26,6 +26,18 @@ def action_positions(prompt_length: int, response_length: int) -> list[int]:
     return [prompt_length - 1 + action for action in range(response_length)]
 
 
+def of_actions(per_token: Sequence[float], action_mask: Sequence[int]) -> list[float]:
+    """Of numbers for the tokens of a response those of its actions: ``(T,), (T,) -> (A,)``, ``A`` ones in the mask.
+
+    A response of several turns holds observations as well: what a tool or a user said, which the next turn attends and
+    the policy did not choose. Raises ValueError where the lengths differ.
+
+    >>> of_actions([-0.1, -0.2, -7.0, -0.3], [1, 1, 0, 1])
+    [-0.1, -0.2, -0.3]
+    """
+    return [number for number, is_action in zip(per_token, action_mask, strict=True) if is_action]
+
+
 def action_log_probs(
     logits_rows: Sequence[Sequence[float]], tokens: Sequence[int], prompt_length: int, temperature: float = 1.0
 ) -> list[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlhf_spec import whitening
 from rlhf_spec.advantages import advantages, critic_returns
 from rlhf_spec.aggregation import Masks, Rows
 from rlhf_spec.kl import kl
@@ -58,12 +59,19 @@ def path_advantages(
     lam: float,
     observations: str = "skipped",
     after_last: str = "nothing",
+    whiten: bool = False,
+    ddof: int = 1,
+    eps: float = 1e-8,
+    eps_place: str = "variance",
 ) -> list[list[float]]:
-    """The advantages at the end of the path, 0 where there is no action: ``B rows of (T,)``.
+    """The advantages at the end of the path, 0 where there is no action: ``B rows of (T,)``; with ``whiten`` as the
+    chapter on whitening has them, over the actions of the batch.
 
     >>> tables = [[-1.0, -2.0]], [[-1.5, -1.0]], [[0.5, 0.25]], [[1, 1]]
     >>> path_advantages([1.0], *tables, kl_coef=0.5, gamma=1.0, lam=1.0)  # -0.25 + 1.5 - 0.5, and 1.5 - 0.25
     [[0.75, 1.25]]
+    >>> path_advantages([1.0], *tables, kl_coef=0.5, gamma=1.0, lam=1.0, whiten=True, ddof=0, eps=0.0)  # 1 -+ 0.25
+    [[-1.0, 1.0]]
     """
     rewards = path_rewards(
         scores,
@@ -77,9 +85,10 @@ def path_advantages(
         score_clip=score_clip,
         score_position=score_position,
     )
-    return advantages(
+    found = advantages(
         rewards, values, action_mask, gamma=gamma, lam=lam, observations=observations, after_last=after_last
     )
+    return whitening.whiten(found, action_mask, ddof=ddof, eps=eps, eps_place=eps_place) if whiten else found
 
 
 def path_returns(
@@ -99,8 +108,10 @@ def path_returns(
     lam: float,
     observations: str = "skipped",
     after_last: str = "nothing",
+    whiten: bool = False,
 ) -> list[list[float]]:
-    """The returns at the end of the path, 0 where there is no action: ``B rows of (T,)``.
+    """The returns at the end of the path, 0 where there is no action: ``B rows of (T,)``. They are made of advantages
+    that are not whitened, whatever ``whiten`` says.
 
     >>> tables = [[-1.0, -2.0]], [[-1.5, -1.0]], [[0.5, 0.25]], [[1, 1]]
     >>> path_returns([1.0], *tables, kl_coef=0.5, gamma=1.0, lam=1.0)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from rlhf_spec.aggregation import Masks, Rows, Steps, check_shapes
 
 POSITIONS = ("last-action", "after-last")
+MISSING_STOPS = ("constant", "factor")
 
 
 def clipped_score(score: float, score_clip: float | None) -> float:
@@ -25,6 +26,36 @@ def clipped_score(score: float, score_clip: float | None) -> float:
     if not score_clip > 0:
         raise ValueError(f"the clip of the score must be positive, not {score_clip}")
     return min(max(score, -score_clip), score_clip)
+
+
+def without_stop(score: float, stop_penalty: float, missing_stop: str) -> float:
+    """The score of a sample that did not stop: the penalty in its place where ``missing_stop`` is "constant"; where it
+    is "factor" the score times the penalty, and the penalty in its place where that is negative.
+
+    A negative factor would reward what scored badly. Raises ValueError for another rule.
+
+    >>> without_stop(2.0, -3.0, "constant"), without_stop(2.0, 0.5, "factor"), without_stop(2.0, -3.0, "factor")
+    (-3.0, 1.0, -3.0)
+    """
+    if missing_stop not in MISSING_STOPS:
+        raise ValueError(f"there is no rule {missing_stop!r}; the rules are {', '.join(MISSING_STOPS)}")
+    return score * stop_penalty if missing_stop == "factor" and stop_penalty >= 0 else stop_penalty
+
+
+def penalized_scores(
+    scores: Sequence[float], stopped: Sequence[int] | None, stop_penalty: float | None, missing_stop: str
+) -> list[float]:
+    """The scores of a batch, ``(B,) -> (B,)``: those of samples that stopped as they are, the others ``without_stop``.
+
+    Without a penalty, or where nothing is said of who stopped, all are as they are.
+
+    >>> penalized_scores([2.0, 3.0], [1, 0], -1.0, "constant"), penalized_scores([2.0, 3.0], [1, 0], None, "constant")
+    ([2.0, -1.0], [2.0, 3.0])
+    """
+    if stop_penalty is None or stopped is None:
+        return list(scores)
+    pairs = zip(scores, stopped, strict=True)
+    return [score if stop else without_stop(score, stop_penalty, missing_stop) for score, stop in pairs]
 
 
 def score_cell(mask: Sequence[int], score_position: str) -> int | None:
@@ -74,17 +105,24 @@ def token_rewards(
     kl_coef: float,
     score_clip: float | None = None,
     score_position: str = "last-action",
+    stopped: Sequence[int] | None = None,
+    stop_penalty: float | None = None,
+    missing_stop: str = "constant",
 ) -> list[list[float]]:
     """The rewards of all cells: ``(B,), B rows of (T,) -> B rows of (T,)``. Cells under the mask are not read.
 
-    They are 0 there, but for the score where it lands behind the last action.
+    They are 0 there, but for the score where it lands behind the last action. The score of a sample that did not stop
+    is penalized first, where there is a ``stop_penalty``, and clipped then.
 
     >>> token_rewards([2.0], [[0.5, 9.0, 0.25, 9.0]], [[1, 0, 1, 0]], kl_coef=1.0)
     [[-0.5, 0.0, 1.75, 0.0]]
     >>> token_rewards([2.0], [[0.5, 9.0, 0.25, 9.0]], [[1, 0, 1, 0]], kl_coef=1.0, score_position="after-last")
     [[-0.5, 0.0, -0.25, 2.0]]
+    >>> token_rewards([2.0], [[0.5, 0.25]], [[1, 1]], kl_coef=1.0, stopped=[0], stop_penalty=-1.0)
+    [[-0.5, -1.25]]
     """
     check_shapes(action_mask, kl)
+    scores = penalized_scores(scores, stopped, stop_penalty, missing_stop)
     rows = []
     for score, row, mask in zip(scores, kl, action_mask, strict=True):
         cell = score_cell(mask, score_position)
@@ -106,11 +144,15 @@ def reward_sums(
     *,
     kl_coef: float,
     score_clip: float | None = None,
+    stopped: Sequence[int] | None = None,
+    stop_penalty: float | None = None,
+    missing_stop: str = "constant",
 ) -> list[float]:
     """What the rewards of each sample add up to: its score less the penalties of its actions, 0 without an action.
 
     >>> reward_sums([2.0, 3.0], [[0.5, 9.0, 0.25], [1.0, 1.0, 1.0]], [[1, 0, 1], [0, 0, 0]], kl_coef=1.0)
     [1.25, 0.0]
     """
+    scores = penalized_scores(scores, stopped, stop_penalty, missing_stop)
     rows = token_rewards(scores, kl, action_mask, kl_coef=kl_coef, score_clip=score_clip)
     return [sum(row) for row in rows]

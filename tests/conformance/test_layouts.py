@@ -93,6 +93,34 @@ def test_an_answer_with_an_action_too_many_or_too_few_is_refused(batch_of, how, 
         batch.actions_to_ragged(rows)
 
 
+TWO_TURNS = (Sample((1, 2), (3, 4, 5, 6), (1, 0, 0, 1)), Sample((7,), (8, 9, 10), (1, 1, 0)), Sample((1,), (2,)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_observations_are_tokens_of_the_response_and_no_actions(layout):
+    batch = shown(TWO_TURNS, Presentation(layout))
+    answers = [torch.tensor(s.response) for s in TWO_TURNS]
+    assert batch.response_masks == ((1, 0, 0, 1), (1, 1, 0), (1,))
+    assert lists(batch.actions_to_ragged(answers)) == [[3, 6], [8, 9], [2]]
+    if layout in PACKS:
+        assert batch.num_actions == (4, 3, 1)
+        assert lists(batch.actions_to_ragged(torch.cat(answers))) == [[3, 6], [8, 9], [2]]
+    else:
+        assert batch.attention_mask.sum(1).tolist() == [6, 4, 2]
+        assert batch.action_mask.sum(1).tolist() == [2, 2, 1]
+        columns = batch.input_ids[:, -batch.action_mask.shape[1] :]
+        assert lists(batch.actions_to_ragged(columns)) == [[3, 6], [8, 9], [2]]
+
+
+def test_a_response_of_one_turn_has_no_mask_of_its_own():
+    assert shown((Sample((1, 2), (3,)),), Presentation("packed")).response_masks is None
+
+
+def test_an_action_mask_is_as_long_as_the_response():
+    with pytest.raises(ValueError, match="action mask of 1"):
+        Sample((1,), (2, 3), (1,))
+
+
 # --- where tokens land --------------------------------------------------------------------------------------------
 
 
@@ -258,6 +286,7 @@ def test_a_batch_has_no_room_for_an_answer():
         "pad_token_id",
         "starts",
         "labels",
+        "response_masks",
     }
 
 

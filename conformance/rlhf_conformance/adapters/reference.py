@@ -12,6 +12,7 @@ from rlhf_conformance.chapters._models.interface import LAYOUTS
 class Reference(Adapter):
     name = "reference"
     layouts = LAYOUTS
+    turns = True
     ignored_label = "zero"
     entropy_gradient = True
     head_names = ("score", "value_head", "v_head")
@@ -26,8 +27,10 @@ class Reference(Adapter):
     kl_log_ratio_clamp, kl_clamp, kl_clamped = 20.0, 10.0, ("k3",)
     kl_gradient = "plain"
     score_clip = True
+    missing_stop = "constant"
     kl_masked = token_rewards_masked = advantages_masked = "zero"
 
+    credit_whitening = "asked"
     whitening_keeps_mean = True
     whitening_masked = whitening_of_few = group_of_one = "zero"
     group_baselines = ("mean", "leave-one-out")
@@ -192,8 +195,12 @@ class Reference(Adapter):
         clamps = self._clamps(options.estimator)
         return ref.token_kl(log_probs, ref_log_probs, action_mask, options.estimator, **clamps)
 
-    def token_rewards(self, scores, kl, action_mask, options):
-        return ref.token_level_rewards(scores, kl, action_mask, kl_coef=options.kl_coef, score_clip=options.score_clip)
+    def token_rewards(self, scores, kl, action_mask, options, stopped=None):
+        penalty = {"stopped": stopped, "stop_penalty": options.stop_penalty}
+        if self.missing_stop:
+            penalty["missing_stop"] = self.missing_stop
+        asked = {"kl_coef": options.kl_coef, "score_clip": options.score_clip}
+        return ref.token_level_rewards(scores, kl, action_mask, **asked, **penalty)
 
     def advantages(self, token_rewards, values, action_mask, options):
         discounts = {"gamma": options.gamma, "lam": options.lam}
@@ -204,12 +211,17 @@ class Reference(Adapter):
 
     def credit(self, scores, log_probs, ref_log_probs, values, action_mask, options):
         tables = (scores, log_probs, ref_log_probs, values, action_mask)
-        more = {**vars(options), **self._clamps(options.estimator)}
-        return AdvantagesResult(*ref.credited(*tables, **more))
+        asked = vars(options) | self._clamps(options.estimator)
+        whitening = self._whitening() if asked.pop("whiten") else None
+        return AdvantagesResult(*ref.credited(*tables, **asked, whitening=whitening))
+
+    def _whitening(self) -> dict[str, Any]:
+        """As it is declared."""
+        eps = {"eps": self.whitening_eps, "eps_place": self.whitening_eps_place}
+        return {"ddof": self.whitening_ddof, **eps}
 
     def whiten(self, values, action_mask, options):
-        eps = {"eps": self.whitening_eps, "eps_place": self.whitening_eps_place}
-        return ref.whiten(values, action_mask, shift_mean=options.shift_mean, ddof=self.whitening_ddof, **eps)
+        return ref.whiten(values, action_mask, shift_mean=options.shift_mean, **self._whitening())
 
     def group_advantages(self, scores, group_ids, action_mask, options):
         asked = {"baseline": options.baseline, "scale": options.scale, "of_one": self.group_of_one or "zero"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -75,9 +76,9 @@ class Seen:
         within = {"": "in every sample", "position": "at every position of every sample"}
         return within.get(self.readout.index, f"in every {self.readout.index} of every sample")
 
-    def due(self, sample: Sample) -> range:
+    def due(self, sample: Sample) -> Sequence[int]:
         """The positions at which the answers of a sample are read."""
-        return self.readout.due(len(sample.prompt), len(sample))
+        return self.readout.places(sample)
 
     @property
     def normalizes(self) -> bool:

@@ -70,9 +70,14 @@ def _row(seen: Seen, answer: Answer) -> int:
     return 0 if seen.packed else answer.sample
 
 
+def _offset(seen: Seen, answer: Answer) -> int:
+    """How far an action stands behind the first token of the response."""
+    return answer.position + 1 - _prompt(seen, answer.sample)
+
+
 def _from_the_edge(seen: Seen, answer: Answer) -> Cell | None:
     count = len(seen.case.samples[answer.sample].response)
-    return None if seen.packed else (answer.sample, seen.width - 1 - count + answer.index)
+    return None if seen.packed else (answer.sample, seen.width - 1 - count + _offset(seen, answer))
 
 
 def _in_equal_parts(seen: Seen, answer: Answer) -> Cell | None:
@@ -85,7 +90,12 @@ _WINDOWS: list[tuple[str, str, Rule]] = [
     (
         "window",
         "the prompt length of sample 0 is used for all",
-        lambda s, a: s.cell(a.sample, _prompt(s, 0) - 1 + a.index),
+        lambda s, a: s.cell(a.sample, _prompt(s, 0) - 1 + _offset(s, a)),
+    ),
+    (
+        "window",
+        "actions are counted as if no observation stood between them",
+        lambda s, a: s.cell(a.sample, _prompt(s, a.sample) - 1 + a.index),
     ),
     ("window", "actions are counted back from the row's last column, pads included", _from_the_edge),
     (

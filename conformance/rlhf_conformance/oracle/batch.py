@@ -35,6 +35,9 @@ class Batch:
     labels            int64 (S, N / S), sharded only: the next token of each position, -100 where the next token belongs
                       to another sequence
     prompt_lengths, response_lengths    in tokens, one for each sample
+    response_masks    None where the policy wrote all of the responses; else one tuple for each sample, 1 on the tokens
+                      of its response that are actions, 0 on observations between its turns, which are attended. They
+                      count as tokens of the response: in `response_lengths`, in `num_actions`, and in T
     temperature       of the log-probs, equal to the checkpoint's
     pad_token_id      the id in masked cells
     """
@@ -51,6 +54,7 @@ class Batch:
     pad_token_id: int
     starts: tuple[int, ...] = field(repr=False)
     labels: torch.Tensor | None = None
+    response_masks: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def sequence_lengths(self) -> tuple[int, ...]:
@@ -89,11 +93,12 @@ class Batch:
     def actions_to_ragged(self, answer: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """An answer in one of the accepted shapes -> one 1-D tensor for each sample, an entry for each action.
 
+        An answer has an entry for each token of the responses; of observations any is accepted, and none is kept.
         Raises ValueError with the shapes that are accepted in this layout.
         """
         if not isinstance(answer, torch.Tensor):
             self._check_rows([tuple(row.shape) for row in answer])
-            return list(answer)
+            return self._acted(answer)
         if self.action_mask is not None:
             if answer.shape != self.action_mask.shape:
                 raise ValueError(
@@ -107,7 +112,14 @@ class Batch:
                 f"shape {tuple(answer.shape)}; wanted ({total},) or (1, {total}), the actions of all sequences "
                 f"one after another, or a list of {len(self.starts)} 1-D tensors"
             )
-        return list(answer.reshape(-1).split(list(self.response_lengths)))
+        return self._acted(answer.reshape(-1).split(list(self.response_lengths)))
+
+    def _acted(self, rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Of entries for each token of the responses those of the actions."""
+        if self.response_masks is None:
+            return list(rows)
+        masks = (torch.tensor(mask, dtype=torch.bool) for mask in self.response_masks)
+        return [row[mask.to(row.device)] for row, mask in zip(rows, masks, strict=True)]
 
     def _check_rows(self, shapes: list[tuple[int, ...]]) -> None:
         wanted = [(count,) for count in self.response_lengths]

@@ -319,24 +319,35 @@ def whitened(
     kept: bool = False,
     passes: int = 1,
     spread_of: Sequence[float] | None = None,
+    errors: Sequence[float] | None = None,
 ) -> list[float]:
     """Of each of some numbers less their mean and divided by `divisor(variance)`, with the mean added again if `kept`;
-    `spread_of` are those that the variance is of, if others.
+    `spread_of` are those that the variance is of, if others; `errors`, how far each may be off that is whitened, if it
+    was computed.
 
     The mean carries the rounding of a sum. So does the variance, of squares of centered numbers where two passes are
     made, and of plain ones, from which the square of the mean is subtracted, where it is one. What that does to the
-    quotient is not linear where the variance is small: the divisor is taken at both ends of its interval.
+    quotient is not linear where the variance is small: the divisor is taken at both ends of its interval. Errors of the
+    numbers move the mean by their mean, and the deviation by no more than their own, which is a norm.
     """
     u = unit(dtype)
     mean, of_mean = _mean(numbers, dtype)
     variance, of_variance = _variance(numbers if spread_of is None else spread_of, ddof, dtype, passes)
+    off = list(errors) if errors is not None else [0.0] * len(numbers)
+    if any(off):
+        of_mean += math.fsum(off) / len(off)
+        deviation = math.sqrt(math.fsum(x * x for x in off) / max(1, len(off) - ddof))
+        of_variance += deviation * (2 * math.sqrt(variance) + deviation)
     least, middle, most = (divisor(max(0.0, variance + by)) for by in (-of_variance, 0.0, of_variance))
+    if least == 0.0:  # which only numbers that were computed can bring about: nothing can be said of a quotient
+        return [math.inf] * len(numbers)
     allowed = []
-    for x in numbers:
+    for x, by in zip(numbers, off, strict=True):
         quotient = (x - mean) / middle if x != mean else 0.0
         ends = [abs((x - mean) / end - quotient) for end in (least, most) if x != mean]
         of_result = 8 * u * (abs(quotient) + (abs(mean) if kept else 0.0))
-        allowed.append(max(ends, default=0.0) + 2 * of_mean / least + of_result + (of_mean if kept else 0.0))
+        moved = (2 * of_mean + by) / least
+        allowed.append(max(ends, default=0.0) + moved + of_result + (of_mean if kept else 0.0))
     return allowed
 
 

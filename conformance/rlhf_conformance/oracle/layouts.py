@@ -7,23 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.oracle.batch import PACKS, Batch, Prompts
 
 IGNORE = -100
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and a response, in token ids, without any padding."""
+    """A prompt and a response, in token ids, without any padding.
+
+    action_mask     1 on tokens of the response that the policy wrote, 0 on observations between its turns; empty where
+                    it wrote all of them
+    """
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
+    action_mask: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.action_mask and len(self.action_mask) != len(self.response):
+            raise ValueError(f"an action mask of {len(self.action_mask)} for a response of {len(self.response)} tokens")
 
     @property
     def tokens(self) -> tuple[int, ...]:
         return self.prompt + self.response
+
+    @property
+    def acts(self) -> tuple[int, ...]:
+        """1 on each token of the response that is an action, 0 on observations."""
+        return self.action_mask or (1,) * len(self.response)
+
+    def of_actions(self, per_token: Sequence[Entry]) -> list[Entry]:
+        """Of entries for each token of the response those of the actions."""
+        return [entry for entry, acts in zip(per_token, self.acts, strict=True) if acts]
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -104,7 +124,7 @@ def _rectangle(
                 row.append(filler[used % len(filler)])
                 used += 1
             mask.append(int(inside))
-            action.append(int(inside and column >= start + len(sample.prompt)))
+            action.append(_acts(sample, column - start))
         rows.append(row)
         masks.append(mask)
         actions.append(action[grid.first_action :])
@@ -117,10 +137,21 @@ def _rectangle(
         num_actions=grid.num_actions,
         prompt_lengths=tuple(len(s.prompt) for s in samples),
         response_lengths=tuple(len(s.response) for s in samples),
+        response_masks=_response_masks(samples),
         temperature=temperature,
         pad_token_id=pad_token_id,
         starts=grid.starts,
     )
+
+
+def _acts(sample: Sample, position: int) -> int:
+    """1 where an action of the sample stands at the position, which may lie outside of it."""
+    behind = position - len(sample.prompt)
+    return sample.acts[behind] if 0 <= behind < len(sample.response) else 0
+
+
+def _response_masks(samples: tuple[Sample, ...]) -> tuple[tuple[int, ...], ...] | None:
+    return tuple(s.acts for s in samples) if any(s.action_mask for s in samples) else None
 
 
 def _packed(
@@ -155,6 +186,7 @@ def _packed(
         num_actions=tuple(len(s.response) for s in samples),
         prompt_lengths=tuple(len(s.prompt) for s in samples),
         response_lengths=tuple(len(s.response) for s in samples),
+        response_masks=_response_masks(samples),
         temperature=temperature,
         pad_token_id=pad_token_id,
         starts=tuple(starts),

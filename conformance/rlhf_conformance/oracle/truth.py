@@ -62,14 +62,17 @@ class Truth:
 
     def action_log_probs(self, probe: Probe, sample: Sample, temperature: float, *, plain: bool = False) -> list[float]:
         logits = self.logits(probe, sample.tokens, plain=plain)
-        return rlhf_spec.actor.action_log_probs(logits, list(sample.tokens), len(sample.prompt), temperature)
+        rows = rlhf_spec.actor.action_log_probs(logits, list(sample.tokens), len(sample.prompt), temperature)
+        return rlhf_spec.actor.of_actions(rows, sample.acts)
 
     def action_entropies(self, probe: Probe, sample: Sample, temperature: float, *, plain: bool = False) -> list[float]:
         logits = self.logits(probe, sample.tokens, plain=plain)
-        return rlhf_spec.actor.action_entropies(logits, len(sample.prompt), temperature)
+        entropies = rlhf_spec.actor.action_entropies(logits, len(sample.prompt), temperature)
+        return rlhf_spec.actor.of_actions(entropies, sample.acts)
 
     def action_values(self, probe: Probe, sample: Sample, *, plain: bool = False) -> list[float]:
-        return rlhf_spec.critic.action_values(self.scores(probe, sample.tokens, plain=plain), len(sample.prompt))
+        scores = self.scores(probe, sample.tokens, plain=plain)
+        return rlhf_spec.actor.of_actions(rlhf_spec.critic.action_values(scores, len(sample.prompt)), sample.acts)
 
     def reward(self, probe: Probe, sample: Sample, *, plain: bool = False) -> float:
         scores = self.scores(probe, sample.tokens, plain=plain)
@@ -149,24 +152,30 @@ class Truth:
         return self._models[key]
 
 
+def _states(outputs: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """Of outputs (L, ...) those at the positions that predict the response, (T, ...)."""
+    return outputs[len(sample.prompt) - 1 : -1]
+
+
+def _acted(per_token: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """Of entries (T,) for the tokens of the response those of the actions."""
+    return per_token[torch.tensor(sample.acts, dtype=torch.bool, device=per_token.device)]
+
+
 def _log_probs(logits: torch.Tensor, sample: Sample, temperature: float) -> torch.Tensor:
-    states = logits[len(sample.prompt) - 1 : -1]
-    return (
-        (states / temperature)
-        .log_softmax(-1)
-        .gather(1, torch.tensor(sample.response, device=logits.device)[:, None])[:, 0]
-    )
+    tokens = torch.tensor(sample.response, device=logits.device)[:, None]
+    return _acted((_states(logits, sample) / temperature).log_softmax(-1).gather(1, tokens)[:, 0], sample)
 
 
 def _entropies(logits: torch.Tensor, sample: Sample, temperature: float) -> torch.Tensor:
-    log_probs = (logits[len(sample.prompt) - 1 : -1] / temperature).log_softmax(-1)
-    return -(log_probs.exp() * log_probs).sum(-1)
+    log_probs = (_states(logits, sample) / temperature).log_softmax(-1)
+    return _acted(-(log_probs.exp() * log_probs).sum(-1), sample)
 
 
 _ANSWERS = {
     "log_probs": _log_probs,
     "entropies": _entropies,
-    "values": lambda scores, sample, _: scores[len(sample.prompt) - 1 : -1, 0],
+    "values": lambda scores, sample, _: _acted(_states(scores, sample)[:, 0], sample),
     "rewards": lambda scores, sample, _: scores[-1],
 }
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 
 from rlhf_conformance._lazy import torch, transformers
 from rlhf_conformance.adapter import Adapter
@@ -422,6 +423,40 @@ class AnswersForEveryToken(_Models):
 
     def action_values(self, critic, batch):
         return self._cut(batch, [row[:-1] for row in batch.to_ragged(super().values(critic, batch))])
+
+
+@twin
+class TurnsAsSamples(_Models):
+    """Each turn of a sample is one of its own, with all that was said before as its prompt."""
+
+    def _by_turn(self, ask, batch):
+        found = []
+        masks = batch.response_masks or [(1,) * count for count in batch.response_lengths]
+        for ids, prompt, mask in zip(batch.sequences, batch.prompt_lengths, masks, strict=True):
+            row = torch.full((len(mask),), torch.nan, dtype=torch.float32, device=ids.device)
+            edges = [0, *(t for t in range(1, len(mask)) if mask[t] != mask[t - 1]), len(mask)]
+            for first, end in pairwise(edges):
+                if mask[first]:
+                    tokens = ids[: prompt + end].tolist()
+                    turn = Sample(tuple(tokens[: prompt + first]), tuple(tokens[prompt + first :]))
+                    more = {"pad_token_id": batch.pad_token_id, "temperature": batch.temperature}
+                    alone = present([turn], Presentation("padded"), device=ids.device, **more)
+                    part = alone.actions_to_ragged(ask(alone))[0]
+                    row = row.to(part.dtype).index_put((torch.arange(first, end, device=ids.device),), part)
+            found.append(row)
+        return found
+
+    def action_log_probs(self, actor, batch):
+        ask = super().action_log_probs
+        return self._by_turn(lambda alone: ask(actor, alone), batch)
+
+    def action_entropy(self, actor, batch):
+        ask = super().action_entropy
+        return self._by_turn(lambda alone: ask(actor, alone), batch)
+
+    def action_values(self, critic, batch):
+        ask = super().action_values
+        return self._by_turn(lambda alone: ask(critic, alone), batch)
 
 
 @twin

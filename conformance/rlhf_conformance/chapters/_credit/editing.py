@@ -69,43 +69,54 @@ def unmoved(
     """The numbers of an action, or of those of its row which are like it, are what they were with others elsewhere."""
 
     def check(subject: Subject, case: ElsewhereCase) -> Questions:
-        there, call = quantity.call(subject, case.case), quantity.call(subject, case.other)
-        yield there
-        for one in (quantity, *quantity.beside):
-            allowed = one.allowed(subject.adapter, case.case, subject.dtype)[case.row][case.start : case.stop]
-            reading = at_actions(one.field, row=case.row, start=case.start, stop=case.stop)
-            yield Question(
-                f"{one.word} with {what}",
-                call,
-                Against((there,), reading),
-                [2 * x for x in allowed],
-                reading=reading,
-                place=lambda index: f"row {case.row}, column {case.start + index[0]}" if index else "",
-            )
+        yield from asks_unmoved(quantity, subject, case, what)
 
-    def edited(case: MaskedCase, picks: Picks, dtype: Any) -> ElsewhereCase:
+    return quantity.template(check, lambda s: elsewhere(quantity, matters, s, numbers, **shape), *requires)
+
+
+def asks_unmoved(quantity: Quantity, subject: Subject, case: ElsewhereCase, what: str) -> Questions:
+    """Are the numbers of the row what they were?"""
+    there, call = quantity.call(subject, case.case), quantity.call(subject, case.other)
+    yield there
+    for one in (quantity, *quantity.beside):
+        allowed = one.allowed(subject.adapter, case.case, subject.dtype)[case.row][case.start : case.stop]
+        reading = at_actions(one.field, row=case.row, start=case.start, stop=case.stop)
+        yield Question(
+            f"{one.word} with {what}",
+            call,
+            Against((there,), reading),
+            [2 * x for x in allowed],
+            reading=reading,
+            place=lambda index: f"row {case.row}, column {case.start + index[0]}" if index else "",
+        )
+
+
+def elsewhere(
+    quantity: Quantity, matters: Matters, subject: Subject, numbers: Sequence[float], **shape: Any
+) -> Picked[ElsewhereCase]:
+    """Cases of a shape with other numbers where they do not matter to an action, or to its row."""
+
+    def edited(case: MaskedCase, picks: Picks) -> ElsewhereCase:
         i, j = picks.of(case.actions)
         fields: dict[str, Any] = {}
         for name in case.TABLES:
             fields[name] = tuple(
                 tuple(
-                    x if matters((r, c), (i, j)) or not case.action_mask[r][c] else exactly(picks.of(numbers), dtype)
+                    x
+                    if matters((r, c), (i, j)) or not case.action_mask[r][c]
+                    else exactly(picks.of(numbers), subject.dtype)
                     for c, x in enumerate(row)
                 )
                 for r, row in enumerate(getattr(case, name))
             )
         for name in case.PER_ROW if matters is own_row else ():
             column = enumerate(getattr(case, name))
-            fields[name] = tuple(x if r == i else exactly(picks.of(numbers), dtype) for r, x in column)
+            fields[name] = tuple(x if r == i else exactly(picks.of(numbers), subject.dtype) for r, x in column)
         start = 0 if matters is own_row else j
         stop = j + 1 if matters is own_token else case.shape[1]
         return ElsewhereCase(case, case.changed(**fields), i, start, stop)
 
-    def cases(subject: Subject) -> Picked[ElsewhereCase]:
-        drawn = quantity.draw(subject, **shape)
-        return drawn.with_more(1 + EDITS, lambda case, picks: edited(case, picks, subject.dtype))
-
-    return quantity.template(check, cases, *requires)
+    return quantity.draw(subject, **shape).with_more(1 + EDITS, edited)
 
 
 def masked_cells(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.oracle.layouts import Presentation, Sample, present
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -204,3 +205,62 @@ def copied(batch: Batch) -> Batch:
         if getattr(batch, name) is not None
     }
     return replace(batch, **parts)
+
+
+# --- several turns --------------------------------------------------------------------------------------------------
+
+
+def marks(batch: Batch) -> list[Tensor]:
+    """True on the actions of each response, one 1-D tensor for each sample."""
+    masks = batch.response_masks or [[1] * count for count in batch.response_lengths]
+    return [torch.tensor(mask, device=batch.input_ids.device).bool() for mask in masks]
+
+
+def without_observations(batch: Batch) -> list[Tensor]:
+    """1 on the prompt and the actions of each sample, 0 on its observations, one 1-D tensor for each."""
+    return [
+        torch.cat([torch.ones(prompt, dtype=torch.long, device=acts.device), acts.long()])
+        for prompt, acts in zip(batch.prompt_lengths, marks(batch), strict=True)
+    ]
+
+
+def is_later(acts: Tensor) -> Tensor:
+    """True on the actions behind the first observation; acts (T,)."""
+    return acts & (~acts).cumsum(0).bool()
+
+
+def is_last_turn(acts: Tensor) -> Tensor:
+    """True on the actions of the last turn; acts (T,)."""
+    begins = acts & ~torch.nn.functional.pad(acts[:-1], (1, 0))
+    turn = begins.cumsum(0)
+    return acts & (turn == turn.max())
+
+
+def at_counts(batch: Batch, rows: list[Tensor], first: Callable[[int, int], int]) -> list[Tensor]:
+    """Of entries for each token of a response as many in a row as there are actions, from `first(tokens, actions)` on,
+    put where the actions stand."""
+    found = []
+    for row, acts in zip(rows, marks(batch), strict=True):
+        count = int(acts.sum())
+        start = first(len(row), count)
+        found.append(torch.zeros_like(row).masked_scatter(acts, row[start : start + count]))
+    return found
+
+
+def shortened(batch: Batch) -> Batch:
+    """The samples without their observations, padded."""
+    kept = [m.bool() for m in without_observations(batch)]
+    samples = [
+        Sample(tuple(ids[:prompt].tolist()), tuple(ids[prompt:][own[prompt:]].tolist()))
+        for ids, prompt, own in zip(batch.sequences, batch.prompt_lengths, kept, strict=True)
+    ]
+    more = {"pad_token_id": batch.pad_token_id, "temperature": batch.temperature, "device": batch.input_ids.device}
+    return present(samples, Presentation("padded"), **more)
+
+
+def spread(batch: Batch, rows: list[Tensor]) -> list[Tensor]:
+    """An entry for each action -> one for each token of the responses, 0 on observations."""
+    return [
+        torch.zeros(len(acts), dtype=row.dtype, device=row.device).masked_scatter(acts, row)
+        for row, acts in zip(rows, marks(batch), strict=True)
+    ]

@@ -147,6 +147,58 @@ def _tokens(picks: Picks, k: int, n: int, specials: Sequence[int] = (), probe: P
     return [token.of(specials) if special and specials else token.of(probe.ordinary) for special, token in drawn]
 
 
+OPENING, TURN, TURNS = 3, 2, 2
+"""Of a sample with several turns the first has at most so many tokens as the first number, the others at most so many
+as the second, and there are at most so many others as the third. Observations may have a token more than they."""
+TURN_PICKS = 4 + TURNS * (3 + 2 * TURN) + 2 + TURN
+"""How many choices are read for the turns of a sample, at most."""
+
+
+def turned(cases: Picked[ModelCase], adapter: Adapter, asked: Asked) -> Picked[ModelCase]:
+    """The cases with two or three turns in each sample, now and then but never in all of a case one, and observations
+    of one to three tokens between them. Now and then a sample ends in an observation, and a turn in EOS."""
+
+    def change(case: ModelCase, picks: Picks) -> ModelCase:
+        eos, pad = case.probe.eos_token_id, case.probe.pad_token_id
+        stops = asked.ends == "any" and (eos != pad or adapter.takes_attention_mask)
+        slots = [picks.part(TURN_PICKS) for _ in case.samples]
+        single = [slot.chance(1, 4) for slot in slots]
+        single[-1] &= not all(single)
+        return replace(
+            case,
+            samples=tuple(
+                sample if alone else _with_turns(sample, slot, case.probe, stops)
+                for sample, slot, alone in zip(case.samples, slots, single, strict=True)
+            ),
+        )
+
+    return cases.with_more(SAMPLES * TURN_PICKS, change)
+
+
+def _with_turns(sample: Sample, picks: Picks, probe: Probe, stops: bool) -> Sample:
+    """The sample with observations and further turns behind its response, of which the first tokens are kept."""
+    stopped, observed_last = picks.chance(1, 2) and stops, picks.chance(1, 3)
+
+    def tokens(most: int) -> list[int]:
+        read = picks.part(1 + most)
+        return [read.of(probe.ordinary) for _ in range(1 + read.below(most))]
+
+    def turn(own: list[int]) -> list[int]:
+        return [*own[:-1], probe.eos_token_id] if stopped else own
+
+    response = turn(list(sample.response[:OPENING]))
+    mask = [1] * len(response)
+    for _ in range(1 + picks.below(TURNS)):
+        observation, own = tokens(TURN + 1), turn(tokens(TURN))
+        response += observation + own
+        mask += [0] * len(observation) + [1] * len(own)
+    if observed_last:
+        observation = tokens(TURN + 1)
+        response += observation
+        mask += [0] * len(observation)
+    return Sample(sample.prompt, tuple(response), tuple(mask))
+
+
 def padded_more(adapter: Adapter, asked: Asked) -> Picked[ModelCase]:
     """A case in a padded layout with one to four pad columns too many."""
     return model_cases(adapter, asked).with_more(2, _padded_more)
@@ -281,14 +333,23 @@ class WeightedCase:
 
 def weighted(adapter: Adapter, asked: Asked, per_sample: bool) -> Picked[WeightedCase]:
     """Weights of both signs, never zero: one for each action, or one for each sample."""
-    asked = replace(asked, specials=False, prompt_eos=False, ends="cut")
+    return with_weights(model_cases(adapter, without_specials(asked)), per_sample)
+
+
+def without_specials(asked: Asked) -> Asked:
+    """The same with ordinary tokens alone, whose gradients a few weights tell apart."""
+    return replace(asked, specials=False, prompt_eos=False, ends="cut")
+
+
+def with_weights(cases: Picked[ModelCase], per_sample: bool) -> Picked[WeightedCase]:
+    """Any cases with weights as for `weighted`."""
 
     def weigh(case: ModelCase, picks: Picks) -> WeightedCase:
-        counts = [1 if per_sample else len(s.response) for s in case.samples]
+        counts = [1 if per_sample else sum(s.acts) for s in case.samples]
         training = picks.chance(1, 2)
         return WeightedCase(case, tuple(tuple(picks.of(WEIGHTS) for _ in range(n)) for n in counts), training)
 
-    return model_cases(adapter, asked).with_more(1 + SAMPLES * LENGTH, weigh)
+    return cases.with_more(1 + SAMPLES * (LENGTH + TURNS * TURN), weigh)
 
 
 WEIGHTS = (1.0, -1.5, -0.7, 0.4, 2.2)

@@ -32,6 +32,11 @@ class Models:
         '"packed", "packed-tail" (a pack with padding at its end), "sharded", "segments" (a pack whose attention mask '
         "numbers its sequences from 1)",
     ] = ("padded",)
+    turns: Annotated[
+        bool,
+        "True if a response may have several turns with observations between them, which are attended and are no "
+        "actions: tokens of the response where the action mask is 0 and the attention mask is not",
+    ] = False
     packs_internally: Annotated[
         bool, "True if a padded batch is packed inside: the packing clauses then run on padded batches"
     ] = False

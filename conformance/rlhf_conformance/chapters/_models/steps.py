@@ -31,7 +31,7 @@ def model_steps(evidence: Evidence, comparison: Comparison) -> tuple[Step, ...]:
     case: ModelCase | None = answered.about
     if case is None or isinstance(question.expected, Against) or question.reading.field or () in comparison.indices:
         return ()  # a number alone is no answer to a sample, but a gradient's
-    if len(comparison.indices) != sum(len(readout.due(len(s.prompt), len(s))) for s in case.samples):
+    if len(comparison.indices) != sum(len(readout.places(s)) for s in case.samples):
         return ()
     order = sorted(range(len(comparison.indices)), key=lambda k: _agrees(comparison, k))
     return arranged([_block(evidence, readout, comparison, k) for k in order[:NUMBERS]], what="numbers")
@@ -46,7 +46,7 @@ def _block(evidence: Evidence, readout: Readout, comparison: Comparison, k: int)
     case: ModelCase = answered.about
     index = comparison.indices[k]
     sample, place = case.samples[index[0]], comparison.place(index)
-    at = readout.due(len(sample.prompt), len(sample))[index[1] if len(index) > 1 else 0]
+    at = readout.places(sample)[index[1] if len(index) > 1 else 0]
     read = f"at position {at} of the sequence, token {sample.tokens[at]}"
     truth: Any = evidence.subject.truth
     numbers = (comparison.expected[k], comparison.actual[k], comparison.allowed[k])

@@ -25,15 +25,18 @@ from rlhf_conformance.chapters._models.cases import (
     offered,
     on_backbones,
     padded_more,
+    turned,
     weighted,
     with_head,
     with_masked_cells,
     with_method,
     with_statistics,
+    with_weights,
+    without_specials,
 )
 from rlhf_conformance.chapters._models.roles import Role, asks_model
 from rlhf_conformance.chapters._models.weights import Tensors, Weights, move_weights, pulled_back
-from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template, offers_layout
+from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template, declares, offers_layout
 from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import (
     ANSWER,
@@ -89,6 +92,41 @@ def backbones(role: Role) -> Template:
             yield role.asks_truth(subject, inner, what)
 
     return template(role, check, lambda s: on_backbones(s.adapter, role.asked()), effort=20)
+
+
+# --- several turns --------------------------------------------------------------------------------------------------
+
+several_turns = declares("turns", "turns is not declared: responses have one turn")
+
+
+def turns(role: Role, *requires: Requirement, layouts: Callable[[Adapter], Sequence[str]] | None = None) -> Template:
+    """The answers are those of every sequence alone, observations included, at its actions. By further methods that
+    answer for each action, too."""
+    others = [one for one in role.others.values() if one.ask_method != role.beside]
+
+    def check(subject: Subject, case: ModelCase) -> Questions:
+        for one in (role, *(one for one in others if one.ask_method in subject.provided)):
+            yield one.asks_truth(subject, case, f"{one.what} in samples with several turns")
+
+    def cases(subject: Subject) -> Picked[ModelCase]:
+        adapter = subject.adapter
+        shape = {"layouts": layouts(adapter), "min_samples": 2} if layouts else {}
+        asked = role.any_temperature(adapter, **shape)
+        return turned(model_cases(adapter, asked), adapter, asked)
+
+    also = [one.ask_method for one in others]
+    return template(role, check, cases, several_turns, *requires, effort=role.effort + 1, also=also)
+
+
+def turns_gradient(role: Role) -> Template:
+    """The gradient of the weighted answers at the actions of several turns."""
+
+    def cases(subject: Subject) -> Picked[WeightedCase]:
+        adapter = subject.adapter
+        asked = without_specials(role.any_temperature(adapter))
+        return with_weights(turned(model_cases(adapter, asked), adapter, asked), role.per_sample)
+
+    return gradient_on(role, cases, several_turns, effort=8)
 
 
 # --- presented otherwise --------------------------------------------------------------------------------------------

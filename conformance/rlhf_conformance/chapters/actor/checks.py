@@ -27,6 +27,8 @@ from rlhf_conformance.oracle.probes import Probe
 use("actor.log-probs", templates.truth_of(ACTOR, lambda s: model_cases(s.adapter)))
 use("actor.temperature", templates.truth(ACTOR, temperature_declared, temperatures=TEMPERATURES))
 use("actor.backbones", templates.backbones(ACTOR))
+use("actor.turns", templates.turns(ACTOR))
+use("actor.turns-gradient", templates.turns_gradient(ACTOR))
 use("actor.padding-invariance", templates.padding_invariance(ACTOR))
 use("actor.garbage-under-mask", templates.garbage(ACTOR))
 use("actor.batch-independence", templates.batch_independence(ACTOR))

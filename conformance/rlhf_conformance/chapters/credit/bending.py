@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import rlhf_reference as ref
 from rlhf_conformance.chapters.advantages.bending import gae, with_returns
 from rlhf_conformance.chapters.kl.faults import ESTIMATES, held, log_ratio
 from rlhf_conformance.chapters.token_rewards.faults import rewards
@@ -27,7 +28,10 @@ def path(
     recursion: Callable[..., Tensor] = gae,
 ) -> tuple[Tensor, Tensor]:
     """Advantages and returns of the adapter's six arguments, with another step: kl(adapter, log_probs, ref_log_probs,
-    mask, options), rewarded(scores, kl, mask, options), or recursion(rewards, values, mask, options)."""
+    mask, options), rewarded(scores, kl, mask, options), or recursion(rewards, values, mask, options). Advantages are
+    whitened where that is asked for."""
     scores, log_probs, ref_log_probs, values, mask, options = arguments
     estimates = kl(adapter, log_probs, ref_log_probs, mask, options)
-    return with_returns(recursion(rewarded(scores, estimates, mask, options), values, mask, options), values, mask)
+    made = recursion(rewarded(scores, estimates, mask, options), values, mask, options)
+    advantages, returns = with_returns(made, values, mask)
+    return ref.whiten(advantages, mask, **adapter._whitening()) if options.whiten else advantages, returns

@@ -40,18 +40,25 @@ def credit_cases(
     values: Sequence[float] = VALUES,
     lambdas: Sequence[float] = LAMBDAS,
     clipped: bool = True,
+    whitened: bool = False,
     **shape: Any,
 ) -> Picked[CreditCase]:
     """Log-probs under masks as for the KL, with a score for each row and a value for each cell that is read. Where the
-    score lands behind the last action, each row has a cell there."""
+    score lands behind the last action, each row has a cell there. Advantages are to be whitened where that is asked
+    for, and always by an adapter that always does; then there are at least two actions."""
     adapter, dtype = subject.adapter, subject.dtype
+    whiten = whitened or adapter.credit_whitening == "always"
+    if whiten:
+        shape["columns"] = max(2, shape.get("columns", 1))
 
     def complete(case: KlCase, picks: Picks) -> CreditCase:
+        if whiten and len(case.actions) < 2:
+            case = case.changed(action_mask=((1, 1, *case.action_mask[0][2:]), *case.action_mask[1:]))
         if adapter.score_position == "after-last":
             case = widened(case, 1)
         clip = picks.of(CLIPS) if picks.chance(1, 4) and adapter.score_clip and clipped else None
         discounts = (picks.of(GAMMAS), picks.of(lambdas))
-        options = CreditOptions(case.options.estimator, picks.of(COEFFICIENTS), clip, *discounts)
+        options = CreditOptions(case.options.estimator, picks.of(COEFFICIENTS), clip, *discounts, whiten)
         read = {*case.actions, *read_cells(adapter, case)["values"]}
         rows, columns = case.shape
         table = tuple(

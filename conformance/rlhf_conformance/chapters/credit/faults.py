@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+import rlhf_reference as ref
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters._credit.bending import last_action, spans
@@ -103,6 +104,111 @@ class PathScoreForEveryAction(Reference):
             return chosen(sum(landed), mask) - options.kl_coef * kl
 
         return path(self, arguments, rewarded=everywhere)
+
+
+# --- whitening on the way -------------------------------------------------------------------------------------------
+
+
+def whitened(adapter, values, mask):
+    """Values (B, T) as the adapter declares that it whitens."""
+    return ref.whiten(values, mask, **adapter._whitening())
+
+
+def where_whitened(adapter, arguments, bend):
+    """`bend` of the advantages and returns as they are before whitening, where that is asked for; right elsewhere."""
+    *tables, options = arguments
+    made = path(adapter, (*tables, replace(options, whiten=False)))
+    return bend(*made) if options.whiten else made
+
+
+@fault("credit.whitening")
+class PathNotWhitened(Reference):
+    "The option is not honored: advantages come out as they are."
+
+    def credit(self, *arguments):
+        return where_whitened(self, arguments, lambda advantages, returns: (advantages, returns))
+
+
+@fault("credit.whitening", bug="whiten-unmasked-mean")
+class PathWhitenedOverTheRectangle(Reference):
+    "All cells of the batch are counted in the mean and the deviation."
+
+    def credit(self, *arguments):
+        def bend(advantages, returns):
+            advantages = chosen(advantages, arguments[4])
+            return whitened(self, advantages, torch.ones_like(advantages)), returns
+
+        return where_whitened(self, arguments, bend)
+
+
+@fault("credit.whitening")
+class PathWhitenedByRow(Reference):
+    "Each row is whitened for itself."
+
+    def credit(self, *arguments):
+        def bend(advantages, returns):
+            rows = zip(advantages, arguments[4], strict=True)
+            return torch.cat([whitened(self, a[None], m[None]) for a, m in rows]), returns
+
+        return where_whitened(self, arguments, bend)
+
+
+@fault("credit.whitening")
+class PathWithWhitenedRewards(Reference):
+    "The rewards of tokens are whitened in place of the advantages."
+
+    def credit(self, *arguments):
+        *tables, options = arguments
+        if not options.whiten:
+            return super().credit(*arguments)
+        plain = (*tables, replace(options, whiten=False))
+        return path(self, plain, rewarded=lambda s, kl, m, o: whitened(self, rewards(s, kl, m, o), m))
+
+
+@fault("credit.whitening")
+class PathScaledByTheRootMeanSquare(Reference):
+    "The mean is taken off, but the deviation is that from 0."
+
+    def credit(self, *arguments):
+        mask = arguments[4].bool()
+
+        def bend(advantages, returns):
+            picked = advantages[mask]
+            scaled = (advantages - picked.mean()) / (picked.square().mean() + 1e-8).sqrt()
+            return chosen(scaled, mask), returns
+
+        return where_whitened(self, arguments, bend)
+
+
+@fault("credit.returns-unwhitened")
+class ReturnsOfWhitenedAdvantages(Reference):
+    "Returns are the whitened advantages plus the values."
+
+    def credit(self, *arguments):
+        values, mask = arguments[3:5]
+        return where_whitened(
+            self, arguments, lambda advantages, _: with_returns(whitened(self, advantages, mask), values, mask)
+        )
+
+
+@fault("credit.returns-unwhitened")
+class ReturnsWhitenedAlong(Reference):
+    "Returns are whitened as well."
+
+    def credit(self, *arguments):
+        return where_whitened(self, arguments, lambda *made: tuple(whitened(self, x, arguments[4]) for x in made))
+
+
+@fault("credit.returns-unwhitened")
+class ReturnsScaledAlong(Reference):
+    "Returns keep their mean, and are divided by the deviation of the advantages."
+
+    def credit(self, *arguments):
+        def bend(advantages, returns):
+            scaled = returns / (advantages[arguments[4].bool()].std() + 1e-8)
+            return whitened(self, advantages, arguments[4]), scaled
+
+        return where_whitened(self, arguments, bend)
 
 
 # --- the mask -----------------------------------------------------------------------------------------------------

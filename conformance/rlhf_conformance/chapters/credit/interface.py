@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from rlhf_conformance.chapters.advantages.interface import AdvantagesResult
 from rlhf_conformance.judging.storing import stored
 from rlhf_conformance.judging.wiring import Record
 from rlhf_conformance.judging.wiring import Tensor as Numbers
-from rlhf_conformance.methods import method
+from rlhf_conformance.methods import OneOf, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,17 +21,25 @@ SHAPED = Numbers(lambda given: tuple(given["values"].shape), "a number for each 
 @dataclass(frozen=True)
 class CreditOptions:
     """What the whole path is asked for: the options of its parts, as in `KlOptions`, `TokenRewardOptions` and
-    `AdvantageOptions`."""
+    `AdvantageOptions`; `whiten`, whether advantages come out whitened (True only if declared)."""
 
     estimator: str = "k1"
     kl_coef: float = 0.1
     score_clip: float | None = None
     gamma: float = 1.0
     lam: float = 0.95
+    whiten: bool = False
 
 
 class Credit:
     """From scores to advantages in one method, of trainers that have none for the parts."""
+
+    credit_whitening: Annotated[
+        bool | str,
+        OneOf((False, "asked", "always")),
+        'whether the advantages of the whole path come out whitened: "asked", where `options.whiten` is True; '
+        '"always"; False: never. Returns are not whitened; what whitening is by convention is declared as for `whiten`',
+    ] = False
 
     @method(
         Record(AdvantagesResult, {"advantages": SHAPED, "returns": SHAPED}, ("advantages", "returns"), loose=True),
@@ -49,6 +57,6 @@ class Credit:
         options: CreditOptions,
     ) -> AdvantagesResult:
         """Advantages and returns of a batch: `scores` (B,), the other tensors (B, T); `action_mask` 1 on actions. What
-        the parts do by convention is declared as for them; nothing is whitened. -> an AdvantagesResult, or a pair of
-        tensors (B, T), of which the actions are judged"""
+        the parts do by convention is declared as for them; advantages are whitened where `options.whiten` is True.
+        -> an AdvantagesResult, or a pair of tensors (B, T), of which the actions are judged"""
         raise NotImplementedError

@@ -43,3 +43,18 @@ class PathInFloat64(Reference):
     def credit(self, scores, log_probs, ref_log_probs, values, action_mask, options):
         tables = (x.double() for x in (scores, log_probs, ref_log_probs, values))
         return path(self, (*tables, action_mask, options))
+
+
+@twin
+class PathThatAlwaysWhitens(Adapter):
+    "A trainer that whitens on the way, in float64, with the biased variance held above its eps, as in OpenRLHF."
+
+    kl_estimators = ("k1",)
+    credit_whitening, whitening_ddof, whitening_eps_place = "always", 0, "floor"
+
+    def credit(self, scores, log_probs, ref_log_probs, values, action_mask, options):
+        whole = PathInOnePlace().credit(scores, log_probs, ref_log_probs, values, action_mask, options)
+        advantages, returns = (x.double() for x in whole)
+        picked = advantages[action_mask.bool()]
+        variance = (picked - picked.mean()).square().mean().clamp(min=self.whitening_eps)
+        return (advantages - picked.mean()) * variance.rsqrt(), returns

@@ -25,6 +25,7 @@ from rlhf_conformance.oracle import budgets
 
 use("critic.state-before", templates.truth(CRITIC))
 use("critic.backbones", templates.backbones(CRITIC))
+use("critic.turns", templates.turns(CRITIC))
 use("critic.padding-invariance", templates.padding_invariance(CRITIC))
 use("critic.garbage-under-mask", templates.garbage(CRITIC))
 use("critic.batch-independence", templates.batch_independence(CRITIC))

@@ -53,6 +53,7 @@ def truth(role: Role) -> Template:
 use("packing.equivalence", truth(ACTOR))
 use("packing.reward", truth(REWARD))
 use("packing.critic", truth(CRITIC))
+use("packing.turns", templates.turns(ACTOR, packs_somehow, layouts=pack_layouts))
 use("packing.tail", templates.truth(ACTOR, offers_layout(("packed-tail",)), layouts=("packed-tail",)))
 use("packing.shards", templates.truth(ACTOR, offers_layout(("sharded",)), layouts=("sharded",)))
 use("packing.segments", templates.truth(ACTOR, offers_layout(("segments",)), layouts=("segments",), effort=3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlhf_conformance.chapters._masked import Masks
 from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.storing import stored
 
@@ -23,6 +24,42 @@ class MaskCase:
     @property
     def masks(self) -> list[list[int]]:
         return [[0] * left + [1] * tokens + [0] * right for left, tokens, right in self.spans]
+
+
+@stored
+@dataclass(frozen=True)
+class HoledMaskCase:
+    """Attention masks with pads between the turns of a row."""
+
+    masks: Masks
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Samples and tokens."""
+        return len(self.masks), sum(map(len, self.masks))
+
+
+def holed_masks() -> Picked[HoledMaskCase]:
+    """Up to 4 rows of one width with two or three turns, each padded on either side; the first has a hole."""
+
+    def build(picks: Picks) -> HoledMaskCase:
+        turns, widths = 2 + picks.below(2), [2 + picks.below(4) for _ in range(3)]
+        slots = [picks.part(6) for _ in range(4)]
+        rows = []
+        for slot in [slots[i] for i in picks.some(4, 1)]:
+            row: list[int] = []
+            for width in widths[:turns]:
+                tokens = 1 + slot.below(width - 1)
+                left = slot.below(width - tokens) if row else width - tokens
+                row += [0] * left + [1] * tokens + [0] * (width - tokens - left)
+            rows.append(tuple(row))
+        first, end = rows[0].index(1) + 1, len(rows[0]) - 1 - rows[0][::-1].index(1)
+        if all(rows[0][first:end]):  # the turns have grown together
+            rows[0] = (*rows[0][:-1], 0, 1)
+            rows[1:] = [(*row, 0) for row in rows[1:]]
+        return HoledMaskCase(tuple(rows))
+
+    return Picked(4 + 24 + 4, build)
 
 
 def masks() -> Picked[MaskCase]:

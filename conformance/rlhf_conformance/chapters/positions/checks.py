@@ -7,20 +7,32 @@ from typing import Any
 import rlhf_spec.positions as spec
 from rlhf_conformance.chapters import _side_effects
 from rlhf_conformance.chapters.packing.cases import PackCase, packs
-from rlhf_conformance.chapters.positions.cases import MaskCase, masks
-from rlhf_conformance.judging.checks import Questions, check, use
+from rlhf_conformance.chapters.positions.cases import HoledMaskCase, MaskCase, holed_masks, masks
+from rlhf_conformance.judging.checks import Questions, check, declares, use
 from rlhf_conformance.judging.questions import Call, Question, pack_position, part, row_column, selected
 from rlhf_conformance.judging.subject import Subject
 
 POSITIONS = ("position_ids",)
 
 
-def call(subject: Subject, case: MaskCase) -> Call:
+def call(subject: Subject, case: MaskCase | HoledMaskCase) -> Call:
     return Call("position_ids", (subject.tensor(case.masks),), about=case)
+
+
+several_turns = declares("turns", "turns is not declared: rows have one turn")
+
+
+@check("positions.holes", needs=POSITIONS, requires=(several_turns,), cases=lambda s: holed_masks())
+def holes(subject: Subject, case: HoledMaskCase) -> Questions:
+    yield from asks_tokens(subject, case)
 
 
 @check("positions.cumsum", needs=POSITIONS, cases=lambda s: masks())
 def cumsum(subject: Subject, case: MaskCase) -> Questions:
+    yield from asks_tokens(subject, case)
+
+
+def asks_tokens(subject: Subject, case: MaskCase | HoledMaskCase) -> Questions:
     truth = [spec.position_ids(mask) for mask in case.masks]
     attended = [[p for p, m in zip(*row, strict=True) if m] for row in zip(truth, case.masks, strict=True)]
     kept = subject.tensor(case.masks).cpu().bool()

@@ -73,6 +73,34 @@ class PositionsSummedInBytes(Reference):
         return (attention_mask.cumsum(-1, dtype=torch.int8).long() - 1).where(attention_mask.bool(), 0)
 
 
+@fault("positions.holes")
+class PositionsFromTheFirstToken(Reference):
+    "Columns are counted from the first token of the row: right for masks without holes."
+
+    def position_ids(self, attention_mask):
+        columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        return (columns - attention_mask.argmax(-1, keepdim=True)).clamp(min=0).where(attention_mask.bool(), 0)
+
+
+@fault("positions.holes")
+class PositionsRestartInEachTurn(Reference):
+    "Each turn begins again at 0, as the sequences of a pack do."
+
+    def position_ids(self, attention_mask):
+        counted = attention_mask.cumsum(-1)
+        before = counted.where(attention_mask == 0, 0).cummax(-1).values
+        return (counted - before - 1).clamp(min=0)
+
+
+@fault("positions.holes")
+class HoleHasOnePosition(Reference):
+    "The pads between two turns take up one position, however many they are."
+
+    def position_ids(self, attention_mask):
+        begins = attention_mask.bool() & ~torch.nn.functional.pad(attention_mask[:, :-1].bool(), (1, 0))
+        return (attention_mask.cumsum(-1) + begins.cumsum(-1) - 2).clamp(min=0)
+
+
 @fault("positions.pads")
 class NegativePads(Reference):
     "Pads on the left get position -1."

@@ -11,6 +11,8 @@ from rlhf_conformance.twins import twin
 class PositionsFromFirstToken(Reference):
     "arange less the column of the first token, held at 0 on the left; pads on the right count on."
 
+    turns = False
+
     def position_ids(self, attention_mask):
         columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
         return (columns - attention_mask.long().argmax(-1, keepdim=True)).clamp(min=0)

@@ -20,6 +20,7 @@ use(
     templates.truth(REWARD, probe=Probe(head_scale=64.0), pad_is_eos=False, specials=False),
 )
 use("reward.backbones", templates.backbones(REWARD))
+use("reward.turns", templates.turns(REWARD))
 use("reward.padding-invariance", templates.padding_invariance(REWARD))
 use("reward.garbage-under-mask", templates.garbage(REWARD))
 use("reward.batch-independence", templates.batch_independence(REWARD))

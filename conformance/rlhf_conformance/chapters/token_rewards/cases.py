@@ -22,7 +22,10 @@ Place = tuple[int, int]
 @stored
 @dataclass(frozen=True)
 class TokenRewardCase(MaskedCase):
-    """One call of the token rewards."""
+    """One call of the token rewards.
+
+    stopped     1 on each sample that stopped, (B,); empty where nothing is said of it
+    """
 
     TABLES = ("kl",)
     PER_ROW = ("scores",)
@@ -31,6 +34,12 @@ class TokenRewardCase(MaskedCase):
     kl: Rows
     action_mask: Masks
     options: TokenRewardOptions
+    stopped: tuple[int, ...] = ()
+
+    def final_scores(self, adapter: Adapter) -> list[float]:
+        """The scores, of samples that did not stop with the penalty that is asked for."""
+        rule = adapter.missing_stop or "constant"
+        return spec.penalized_scores(self.scores, self.stopped or None, self.options.stop_penalty, rule)
 
     def score_cells(self, adapter: Adapter) -> set[Place]:
         """Row and column of the cells in which a score lands."""
@@ -91,3 +100,22 @@ def reward_cases(subject: Subject, **shape: Any) -> Picked[TokenRewardCase]:
         return widened(case, 1) if adapter.score_position == "after-last" else case
 
     return Picked(9 + MASK_PICKS + max(MANY_ROWS) * (1 + WIDTH), build)
+
+
+PENALTIES = {"constant": (-1.37, 0.0, 2.3, -6.1), "factor": (0.37, 0.0, -1.37, 1.0)}
+"""For a missing stop, by the rule that is declared."""
+
+
+def unstopped(subject: Subject) -> Picked[TokenRewardCase]:
+    """Cases with a penalty for a missing stop, and at least one sample that did not stop. Whether its row is full says
+    nothing of it."""
+    adapter = subject.adapter
+    penalties = PENALTIES[adapter.missing_stop or "constant"]
+
+    def change(case: TokenRewardCase, picks: Picks) -> TokenRewardCase:
+        penalty, one = picks.of(penalties), picks.below(len(case.scores))
+        stopped = tuple(0 if i == one else picks.below(2) for i in range(len(case.scores)))
+        return case.with_options(stop_penalty=penalty).changed(stopped=stopped)
+
+    scores = (*SCORES, *LARGE_SCORES[:2])
+    return reward_cases(subject, scores=scores).with_more(2 + max(MANY_ROWS), change)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import rlhf_spec.token_rewards as spec
+from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.chapters._credit.asking import POISON, Quantity, at_actions, at_cells
 from rlhf_conformance.chapters._credit.editing import masked_cells, own_row, unmoved, zeros
@@ -16,8 +17,9 @@ from rlhf_conformance.chapters.token_rewards.cases import (
     SCORES,
     TokenRewardCase,
     reward_cases,
+    unstopped,
 )
-from rlhf_conformance.judging.checks import Questions, check, declares, use
+from rlhf_conformance.judging.checks import Questions, check, declares, takes_extra, use
 from rlhf_conformance.judging.questions import Formula, Question, Reading
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
@@ -26,9 +28,15 @@ ANY_SIZE = (-30.0, -3.0, 0.7, 30.0, 200.0, -200.0, 8e37, -8e37)
 """Put under the mask: no product with a coefficient overflows."""
 
 
+def declared(adapter: Adapter) -> dict[str, Any]:
+    """What the formula is told beside the call."""
+    rule = {"missing_stop": adapter.missing_stop} if adapter.missing_stop else {}
+    return {"score_position": adapter.score_position, **rule}
+
+
 def truth(adapter: Adapter, case: TokenRewardCase) -> list[list[float]]:
     return spec.token_rewards(
-        case.scores,
+        case.final_scores(adapter),
         case.kl,
         case.action_mask,
         kl_coef=case.options.kl_coef,
@@ -38,11 +46,11 @@ def truth(adapter: Adapter, case: TokenRewardCase) -> list[list[float]]:
 
 
 def allowed(adapter: Adapter, case: TokenRewardCase, dtype: Any) -> list[list[float]]:
-    lands = case.score_cells(adapter)
+    lands, scores = case.score_cells(adapter), case.final_scores(adapter)
     return [
         [
             budgets.token_reward(
-                case.scores[i] if (i, j) in lands else 0.0,
+                scores[i] if (i, j) in lands else 0.0,
                 case.options.kl_coef * case.kl[i][j] if m and case.options.kl_coef else 0.0,
                 dtype,
             )
@@ -65,12 +73,13 @@ REWARDS = Quantity(
     draw=reward_cases,
     truth=truth,
     allowed=allowed,
-    options=lambda adapter: {"score_position": adapter.score_position},
+    options=declared,
     given=lambda s, case, dtype: (
         s.tensor(case.scores),
         s.tensor(case.kl),
         s.tensor(case.action_mask, dtype),
         case.options,
+        *((s.tensor(case.stopped, torch.bool),) if case.stopped else ()),
     ),
     reads=reads,
 )
@@ -101,6 +110,18 @@ def sums(subject: Subject, case: TokenRewardCase) -> Questions:
 
 use("token-rewards.score-clip", REWARDS.definition(can_clip, clipped=True, scores=(*SCORES, *LARGE_SCORES)))
 use("token-rewards.score-unclipped", REWARDS.definition(clipped=False, scores=LARGE_SCORES))
+
+takes_stops = takes_extra("token_rewards", "stopped", "which samples stopped")
+
+
+def says_of_stops(adapter: Adapter) -> str | None:
+    return None if adapter.missing_stop else "missing_stop is not declared: scores of cut-off samples are as they are"
+
+
+@check("token-rewards.missing-stop", needs=REWARDS.needs, requires=(says_of_stops, takes_stops), cases=unstopped)
+def missing_stop(subject: Subject, case: TokenRewardCase) -> Questions:
+    yield from REWARDS.all(subject, case, what=" where samples did not stop")
+
 
 # --- the penalty ----------------------------------------------------------------------------------------------------
 

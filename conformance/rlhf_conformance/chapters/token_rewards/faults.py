@@ -218,6 +218,95 @@ class ZeroCoefficientIsTheDefault(Reference):
         return super().token_rewards(scores, kl, mask, replace(options, kl_coef=options.kl_coef or 0.1))
 
 
+# --- the missing stop ---------------------------------------------------------------------------------------------
+
+
+def without_stop(adapter, scores, options):
+    """What the scores become where no sample has stopped."""
+    is_factor = adapter.missing_stop == "factor" and options.stop_penalty >= 0
+    return scores * options.stop_penalty if is_factor else torch.full_like(scores, options.stop_penalty)
+
+
+def rewarded(adapter, arguments, stopped, penalized):
+    """The rewards of scores that were changed by `penalized(scores)` where samples did not stop; right elsewhere."""
+    scores, kl, mask, options = arguments
+    scores = scores.detach() if stopped is None else penalized(scores.detach())
+    return rewards(scores, kl.where(mask.bool() & (options.kl_coef != 0), 0.0), mask, options)
+
+
+@fault("token-rewards.missing-stop")
+class MissingStopIgnored(Reference):
+    "Samples that did not stop keep their scores."
+
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        given = scores, kl, mask, options
+        return rewarded(self, given, stopped, lambda x: x)
+
+
+@fault("token-rewards.missing-stop")
+class StopPenalized(Reference):
+    "The flag is taken the other way round: who stopped pays."
+
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        given = scores, kl, mask, options
+        return rewarded(self, given, stopped, lambda x: x.where(~stopped, without_stop(self, x, options)))
+
+
+@fault("token-rewards.missing-stop")
+class FullRowIsNoStop(Reference):
+    "A sample is taken to have been cut off where its row is full."
+
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        given = scores, kl, mask, options
+        return rewarded(self, given, stopped, lambda x: x.where(mask[:, -1] == 0, without_stop(self, x, options)))
+
+
+@fault("token-rewards.missing-stop")
+class MissingStopAdded(Reference):
+    "The penalty is added to the score, not put in its place."
+
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        given = scores, kl, mask, options
+        return rewarded(self, given, stopped, lambda x: x.where(stopped, x + options.stop_penalty))
+
+
+@fault("token-rewards.missing-stop")
+class NoPenaltyOfZero(Reference):
+    "if stop_penalty: a penalty of 0 is taken for none."
+
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        given = scores, kl, mask, options
+        return rewarded(
+            self,
+            given,
+            stopped,
+            lambda x: x.where(stopped | (options.stop_penalty == 0), without_stop(self, x, options)),
+        )
+
+
+@fault("token-rewards.missing-stop")
+class OneMissingStopForAll(Reference):
+    "One sample that did not stop costs the whole batch."
+
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        given = scores, kl, mask, options
+        return rewarded(self, given, stopped, lambda x: x.where(stopped.all(), without_stop(self, x, options)))
+
+
+@fault("token-rewards.missing-stop")
+class MissingStopAfterTheClip(Reference):
+    "The score is clipped first, and what takes its place is not."
+
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        right = super().token_rewards(scores, kl, mask, options, stopped)
+        if stopped is None:
+            return right
+        held = clipped(scores, options)
+        kl = kl.where(mask.bool() & (options.kl_coef != 0), 0.0)
+        late = held.where(stopped, without_stop(self, held, options))
+        return rewards(late, kl, mask, replace(options, score_clip=None))
+
+
 # --- the mask -----------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from rlhf_conformance.diagnosis.steps import steps_of
 
 def _way(adapter: Any, case: TokenRewardCase, i: int, j: int) -> list[tuple[str, float]]:
     found: list[tuple[str, float]] = []
-    score = case.scores[i] if (i, j) in case.score_cells(adapter) else None
+    score = case.final_scores(adapter)[i] if (i, j) in case.score_cells(adapter) else None
     spec.token_reward(case.kl[i][j], case.options.kl_coef, score, case.options.score_clip, steps=found)
     return found
 

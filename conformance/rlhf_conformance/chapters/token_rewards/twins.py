@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters._credit.bending import last_action
@@ -72,3 +74,17 @@ class RewardsWithoutClip(Reference):
             ends = (columns == last_action(mask)).to(kl.dtype)
             kl = kl.nan_to_num(0.0, 0.0, 0.0) * mask
             return scores[:, None] * ends - options.kl_coef * kl
+
+
+@twin
+class RewardsWithFactorForNoStop(Reference):
+    "Samples that did not stop have their scores multiplied, one after the other, as in OpenRLHF."
+
+    missing_stop = "factor"
+
+    def token_rewards(self, scores, kl, mask, options, stopped=None):
+        scores = scores.detach().clone()
+        for i, has_stopped in enumerate([] if stopped is None else stopped.tolist()):
+            if not has_stopped:
+                scores[i] = scores[i] * options.stop_penalty if options.stop_penalty >= 0 else options.stop_penalty
+        return super().token_rewards(scores, kl, mask, replace(options, stop_penalty=None))

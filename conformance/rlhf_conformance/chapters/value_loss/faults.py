@@ -236,6 +236,16 @@ class ValueMaskForgottenWithGlobalCount(Reference):
 
 
 @fault("value-loss.mask")
+class ValueMaskIsLength(Reference):
+    "Only the number of ones of a row counts, and its first cells are taken; right for masks without holes."
+
+    def value_loss(self, values, old_values, returns, mask, options):
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        prefix = (columns < mask.bool().sum(-1, keepdim=True)).to(mask.dtype)
+        return super().value_loss(values, old_values, returns, prefix, options)
+
+
+@fault("value-loss.mask")
 class ReturnsUnmasked(Reference):
     "Values are masked before the difference, returns are not: every pad costs R^2 / 2."
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import rlhf_reference as ref
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters.whitening import bending
@@ -16,9 +15,14 @@ def _with(**other: Any) -> type[Adapter]:
     """The reference with another variance or eps, whatever is declared."""
 
     class Otherwise(Reference):
+        def _whitening(self):
+            return super()._whitening() | other
+
         def whiten(self, values, mask, options):
-            declared = {name: getattr(self, f"whitening_{name}") for name in ("ddof", "eps", "eps_place")}
-            return ref.whiten(values, mask, shift_mean=options.shift_mean, **(declared | other))
+            return super().whiten(values, mask, options)
+
+        def credit(self, *arguments):
+            return super().credit(*arguments)
 
     return Otherwise
 
