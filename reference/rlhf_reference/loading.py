@@ -22,7 +22,8 @@ class LoadOptions:
     """How the weights of a checkpoint are loaded: keyword arguments of `Actor`, `RewardModel` and `CriticModel`.
 
     dtype                of the weights; "auto": that of the checkpoint. With 4-bit weights, what is computed in
-    attn_implementation  "sdpa", "eager" or what else transformers has
+    attn_implementation  "sdpa", "eager" or what else transformers has; None: "sdpa", or "eager" for an architecture
+                         that torch's kernel cannot compute, as where attention scores are capped (Gemma 2)
     device               None: the CPU
     device_map           instead of `device`: layers to devices, as accelerate takes it ("auto", {"": 0}, ...)
     load_in_4bit         linear layers as NF4 (Dettmers et al. 2023), by bitsandbytes. On the CPU eval and train mode
@@ -34,7 +35,7 @@ class LoadOptions:
     """
 
     dtype: torch.dtype | Literal["auto"] = torch.float32
-    attn_implementation: str = "sdpa"
+    attn_implementation: str | None = None
     device: torch.device | str | None = None
     device_map: str | dict[str, Any] | None = None
     load_in_4bit: bool = False

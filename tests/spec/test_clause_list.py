@@ -86,6 +86,7 @@ KNOWN_BUGS = [
     "rollout-of-other-weights",
     "sampling-options-of-the-checkpoint",
     "softcap-of-the-logits",
+    "softcap-of-the-attention",
     "mean-of-means",
     "half-dropped",
     "clip-around-return",

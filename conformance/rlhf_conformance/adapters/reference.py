@@ -6,12 +6,12 @@ from typing import Any
 
 import rlhf_reference as ref
 from rlhf_conformance import Adapter, AdvantagesResult, PackedSequences, PolicyLossResult, ProcessedSequences
-from rlhf_conformance.chapters._models.interface import LAYOUTS
+from rlhf_conformance.chapters._models.interface import ARCHITECTURES, LAYOUTS
 
 
 class Reference(Adapter):
     name = "reference"
-    layouts = LAYOUTS
+    layouts, architectures = LAYOUTS, ARCHITECTURES
     ignored_label = "zero"
     entropy_gradient = True
     head_names = ("score", "value_head", "v_head")
@@ -33,7 +33,7 @@ class Reference(Adapter):
     group_baselines = ("mean", "leave-one-out")
     group_scales = ("group-std", "batch-std", "none")
 
-    def __init__(self, attention: str = "sdpa", lora: bool = False, checkpointing: bool = False) -> None:
+    def __init__(self, attention: str | None = None, lora: bool = False, checkpointing: bool = False) -> None:
         self.attention, self.lora, self.checkpointing = attention, lora, checkpointing
 
     def _options(self, checkpoint: Any, *, lora: bool = True) -> dict[str, Any]:

@@ -55,7 +55,7 @@ _LLAMA = CONFIGS["llama"]
 CONFIGS |= {
     "qwen2": _LLAMA,
     "mistral": {**_LLAMA, "sliding_window": 3},
-    "gemma3_text": {  # Gemma 2 also caps attention, which the kernels of torch cannot do
+    "gemma3_text": {
         **_LLAMA,
         "head_dim": 8,
         "query_pre_attn_scalar": 40,
@@ -78,6 +78,15 @@ CONFIGS |= {
         "partial_rotary_factor": 0.5,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
+    },
+    "gemma2": {
+        **_LLAMA,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["full_attention", "full_attention"],
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 2.0,
+        "tie_word_embeddings": True,
     },
 }
 DROPOUT = {"llama": {"attention_dropout": 0.5}, "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}}

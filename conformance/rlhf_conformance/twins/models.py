@@ -180,7 +180,7 @@ class EagerAttention(_Models):
     """transformers' attention in plain torch."""
 
     # With a window it makes NaN of the rows of pads in float64, since its softmax is in float32, and they spread.
-    architectures = ("llama", "gpt2", "qwen2", "granite", "phi")
+    architectures = ("llama", "gpt2", "qwen2", "granite", "phi", "gemma2")
 
     def __init__(self):
         super().__init__(attention="eager")
@@ -366,7 +366,8 @@ class AdditiveMask(_Models):
     """Packs go to transformers with a block-diagonal mask (1, 1, N, N), and with the cache left on."""
 
     layouts = PACKS
-    architectures = ("llama", "gpt2", "qwen2", "granite", "phi")  # a mask of its own takes the place of any window
+    # A mask of its own takes the place of any window.
+    architectures = ("llama", "gpt2", "qwen2", "granite", "phi", "gemma2")
 
     def _whole(self, backbone, batch):
         ids, options = self._inputs(batch)
