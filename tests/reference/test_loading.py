@@ -148,6 +148,26 @@ def test_only_the_target_modules_get_an_adapter(kind: str, folder: Callable[[str
     assert adapted == {"q_proj", "v_proj"}
 
 
+@KINDS
+def test_an_adapter_of_dora_is_the_model_itself_at_first(kind: str, folder: Callable[[str], Path]) -> None:
+    made = getattr(ref, kind)
+    torch.testing.assert_close(ask(made(folder(kind), lora=ref.LoraOptions(dora=True))), ask(made(folder(kind))))
+
+
+@KINDS
+def test_dora_trains_the_norm_of_each_outputs_weights(kind: str, folder: Callable[[str], Path]) -> None:
+    model = getattr(ref, kind)(folder(kind), lora=ref.LoraOptions(dora=True))
+    shake(model)
+    backbone = model.model if kind == "Actor" else model.backbone
+    (layer,) = [module for name, module in backbone.named_modules() if name.endswith("layers.1.self_attn.k_proj")]
+    magnitude = layer.lora_magnitude_vector["default"].weight
+    assert magnitude.requires_grad
+    weight = layer.weight + 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    expected = magnitude[:, None] * weight / weight.norm(dim=1, keepdim=True)
+    x = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(layer(x), x @ expected.T)
+
+
 DROPPED = ref.LoraOptions(dropout=0.5)
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 from rlhf_conformance._lazy import torch, transformers
 from rlhf_conformance.adapter import Adapter
@@ -192,6 +193,54 @@ class LoraModels(_Models):
 
     def __init__(self):
         super().__init__(lora=True)
+
+
+@twin
+class DoraModels(_Models):
+    """Frozen models with adapters of DoRA: the norm of each output's weights is trained by itself."""
+
+    def __init__(self):
+        super().__init__(dora=True)
+
+
+@twin
+class DoraWithGradientOfTheNorm(DoraModels):
+    """Adapters of DoRA whose backward pass goes through the norm, too, as the adapter says of its weights."""
+
+    architectures = ("llama", "qwen2")
+
+    def _with_gradient(self, model):
+        for module in model.modules():
+            for dora in getattr(module, "lora_magnitude_vector", {}).values():
+                dora.forward = partial(self._added, dora)
+        return model
+
+    @staticmethod
+    def _added(dora, x, *, lora_A, lora_B, scaling, base_layer, **_):
+        adapted = base_layer.weight + scaling * lora_B.weight @ lora_A.weight
+        return x @ (through_the_norm(adapted, dora.weight) - base_layer.weight).T
+
+    def load_actor(self, checkpoint):
+        return self._with_gradient(super().load_actor(checkpoint))
+
+    def load_reward_model(self, checkpoint):
+        return self._with_gradient(super().load_reward_model(checkpoint))
+
+    def load_critic(self, checkpoint):
+        return self._with_gradient(super().load_critic(checkpoint))
+
+    def checkpoint_weights(self, model, tensors):
+        magnitudes = {name: tensor for name, tensor in tensors.items() if ".lora_magnitude_vector." in name}
+        found = super().checkpoint_weights(model, {n: t for n, t in tensors.items() if n not in magnitudes})
+        for name, magnitude in magnitudes.items():
+            weight = name.split(".lora_magnitude_vector.")[0] + ".weight"
+            found[weight] = through_the_norm(found[weight], magnitude)
+        return found
+
+
+def through_the_norm(weight, magnitude):
+    """m V / ||V||, the norm of each row a part of the graph; V (out, in), m (out,)."""
+    return (magnitude / weight.norm(dim=1))[:, None] * weight
 
 
 @twin
