@@ -305,3 +305,26 @@ def test_a_4_bit_model_without_an_adapter_comes_back_with_its_trained_head(
     model.save(tmp_path)
     assert not torch.allclose(before, ask(model))
     assert torch.equal(ask(getattr(ref, kind).load(tmp_path, load_in_4bit=True)), ask(model))
+
+
+# --- attention ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def capped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of Gemma 2, whose attention scores are capped."""
+    folder = tmp_path_factory.mktemp("capped")
+    sizes = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 8}
+    config = transformers.Gemma2Config(num_attention_heads=4, num_key_value_heads=2, **sizes)
+    transformers.Gemma2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_capped_attention_is_computed_by_what_knows_a_cap(capped: Path, folder: Callable[[str], Path]) -> None:
+    assert ref.Actor(capped).model.config._attn_implementation == "eager"
+    assert ref.Actor(folder("Actor")).model.config._attn_implementation == "sdpa"
+
+
+def test_a_kernel_without_a_cap_is_refused_for_capped_attention(capped: Path) -> None:
+    with pytest.raises(ValueError, match=r"caps attention scores at 50\.0, which sdpa leaves out"):
+        ref.Actor(capped, attn_implementation="sdpa")
