@@ -13,7 +13,7 @@ from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.oracle.batch import PACKS
 from rlhf_conformance.oracle.layouts import Presentation, Sample, present
-from rlhf_conformance.oracle.probes import in_dtype
+from rlhf_conformance.oracle.probes import in_dtype, read_weights
 from rlhf_conformance.twins import twin
 
 Parts = Sequence[tuple[Sequence[int], Presentation]]
@@ -605,7 +605,9 @@ class SequenceClassifier(Adapter):
         model.save_pretrained(folder)
 
     def restore(self, kind, checkpoint, folder):
-        return self._load(replace(checkpoint, path=str(folder), head_name="score"))
+        """The head lies under the name that the checkpoint has, or under its own, as this transformers writes it."""
+        saved, written = replace(checkpoint, path=str(folder)), read_weights(folder)
+        return self._load(saved if f"{saved.head_name}.weight" in written else replace(saved, head_name="score"))
 
 
 @twin
