@@ -22,7 +22,8 @@ class LoadOptions:
     """How the weights of a checkpoint are loaded: keyword arguments of `Actor`, `RewardModel` and `CriticModel`.
 
     dtype                of the weights; "auto": that of the checkpoint. With 4-bit weights, what is computed in
-    attn_implementation  "sdpa", "eager" or what else transformers has
+    attn_implementation  "sdpa", "eager" or what else transformers has; None: "eager" where attention scores are capped
+                         (Gemma 2), else what transformers takes for the architecture, mostly "sdpa"
     device               None: the CPU
     device_map           instead of `device`: layers to devices, as accelerate takes it ("auto", {"": 0}, ...)
     load_in_4bit         linear layers as NF4 (Dettmers et al. 2023), by bitsandbytes. On the CPU eval and train mode
@@ -34,7 +35,7 @@ class LoadOptions:
     """
 
     dtype: torch.dtype | Literal["auto"] = torch.float32
-    attn_implementation: str = "sdpa"
+    attn_implementation: str | None = None
     device: torch.device | str | None = None
     device_map: str | dict[str, Any] | None = None
     load_in_4bit: bool = False
@@ -52,14 +53,15 @@ def load(auto_class: Any, path: str | Path, options: LoadOptions) -> Any:
     """`auto_class.from_pretrained(path)`, as the options say.
 
     raises  ImportError if bitsandbytes is wanted and missing; ValueError if the checkpoint lacks weights that the
-            model has (transformers would draw them at random), or needs code of its own that is not trusted
+            model has (transformers would draw them at random), needs code of its own that is not trusted, or caps
+            attention scores where "sdpa" is asked for, which has no cap
     """
     device_map = options.device_map
     if options.load_in_4bit and device_map is None:
         device_map = {"": options.device or "cpu"}
     keywords: dict[str, Any] = {
         DTYPE: options.dtype,
-        "attn_implementation": options.attn_implementation,
+        "attn_implementation": _attention(path, options),
         "trust_remote_code": options.trust_remote_code,
         "device_map": device_map,
     }
@@ -71,6 +73,15 @@ def load(auto_class: Any, path: str | Path, options: LoadOptions) -> Any:
     if options.load_in_4bit:
         _without_packing(model)
     return model if device_map is not None or options.device is None else model.to(options.device)
+
+
+def _attention(path: str | Path, options: LoadOptions) -> str | None:
+    """Not left to transformers where attention scores are capped: several of its versions drop the cap silently."""
+    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=options.trust_remote_code)
+    cap = getattr(config, "attn_logit_softcapping", None)
+    if cap is not None and options.attn_implementation == "sdpa":
+        raise ValueError(f"{path} caps attention scores at {cap}, which sdpa leaves out; ask for eager attention")
+    return "eager" if cap is not None and options.attn_implementation is None else options.attn_implementation
 
 
 def _nf4(path: str | Path, options: LoadOptions) -> Any:

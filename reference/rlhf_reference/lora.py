@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021) through peft: attach a new adapter, or a saved one."""
+"""LoRA (Hu et al. 2021) and DoRA (Liu et al. 2024) through peft: attach a new adapter, or a saved one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """A new adapter: `W x + (alpha / rank) B A dropout(x)`, with B = 0 at first.
+    """A new adapter: `W x + s B A dropout(x)`, s = alpha / rank, with B = 0 at first.
 
     target_modules  the layers that get one, by the ends of their names; "all-linear": every linear layer but the output
                     layer
     dropout         probability, in train mode only; a saved adapter keeps it. 0 by default: old and new log-probs
                     must come from the same network
+    dora            the weights are `m (W + s B A) / ||W + s B A||`, where the norm is that of each output's weights,
+                    and its magnitude m, ||W|| at first, is trained as well; gradients take the norm as a constant
     """
 
     rank: int = 8
     alpha: int = 16
     target_modules: str | Sequence[str] = "all-linear"
     dropout: float = 0.0
+    dora: bool = False
 
 
 def with_lora(model: nn.Module, lora: LoraOptions | str | Path | None) -> nn.Module:
@@ -40,7 +43,13 @@ def with_lora(model: nn.Module, lora: LoraOptions | str | Path | None) -> nn.Mod
 
     if isinstance(lora, LoraOptions):
         targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=lora.dropout)
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=targets,
+            lora_dropout=lora.dropout,
+            use_dora=lora.dora,
+        )
         return get_peft_model(model, config)  # type: ignore[no-any-return]
     return PeftModel.from_pretrained(model, lora, is_trainable=True)  # type: ignore[no-any-return]
 

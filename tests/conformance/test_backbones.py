@@ -38,6 +38,7 @@ def on(*probes: Probe) -> BackboneCase:
         ("output-bias-dropped", "phi"),
         ("actor-biases-of-queries-lost", "qwen2"),
         ("actor-window-ignored", "mistral"),
+        ("actor-attention-cap-ignored", "gemma2"),
     ],
 )
 def test_what_is_forgotten_is_seen_on_the_backbone_that_has_it_and_named(name, architecture, store):

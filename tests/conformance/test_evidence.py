@@ -20,6 +20,7 @@ OF_MODELS = sorted(
 MODES = [
     {"attention": "eager"},
     {"lora": True},
+    {"dora": True},
     {"checkpointing": True},
     {"lora": True, "checkpointing": True},
 ]

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_conformance.adapter import METHODS, Adapter, declarations, provided
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._models.interface import ARCHITECTURES, LAYOUTS
+from rlhf_conformance.chapters._models.interface import LAYOUTS, LOADED_BY_MOST
 from rlhf_conformance.judging.checks import checks
 from rlhf_conformance.run.loading import LoadError, load_adapter, parse_options, short_names, validate
 
@@ -127,7 +127,7 @@ def test_a_method_that_is_none_in_a_mode_is_not_provided():
 def test_the_defaults_are_valid_declarations():
     found = declarations(Adapter())
     assert found["layouts"] == ("padded",)
-    assert found["architectures"] == ARCHITECTURES
+    assert found["architectures"] == LOADED_BY_MOST
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,7 @@ FORGOTTEN = {
     "phi": lambda m: m.lm_head.bias.data.zero_(),
     "mistral": backbones.without_window,
     "qwen2": backbones.without_input_biases,
+    "gemma2": backbones.without_attention_cap,
 }
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from proof.trying import attempt
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._models.lora import merged
+from rlhf_conformance.chapters._models.lora import decomposed, merged
 from rlhf_conformance.chapters._models.weights import match_by_name, move_weights, pulled_back
 from rlhf_conformance.faults import faults
 from rlhf_conformance.oracle.probes import Probe, ProbeStore
@@ -81,8 +81,31 @@ def test_the_product_of_lora_is_added_with_its_scale(transposed):
     torch.testing.assert_close(found["layer.weight"], expected)
 
 
-def test_an_adapter_that_is_not_in_use_adds_nothing():
-    layer = Layer(active=())
+def with_magnitudes(layer: nn.Module) -> nn.Module:
+    layer.lora_magnitude_vector = nn.ModuleDict({"default": nn.Linear(2, 1, bias=False)})
+    layer.lora_magnitude_vector["default"].weight = nn.Parameter(torch.tensor([3.0, 0.5]))
+    return layer
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_magnitude_of_dora_is_the_norm_of_an_output(transposed):
+    layer = with_magnitudes(Layer(transposed=transposed))
+    found, lora = weights_of(layer)["layer.weight"], weights_of(Layer(transposed=transposed))["layer.weight"]
+    rows = found.T if transposed else found
+    torch.testing.assert_close(rows.norm(dim=1), torch.tensor([3.0, 0.5]))
+    assert found.shape == lora.shape
+
+
+def test_the_gradient_takes_the_norm_of_dora_as_a_constant():
+    v = torch.tensor([[3.0, 4.0]], dtype=torch.float64, requires_grad=True)
+    m = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+    decomposed(v, m)[0, 0].backward()
+    assert v.grad.tolist() == [[2 / 5, 0.0]]
+    assert m.grad.tolist() == [3 / 5]
+
+
+@pytest.mark.parametrize("layer", [Layer(active=()), with_magnitudes(Layer(active=()))], ids=["LoRA", "DoRA"])
+def test_an_adapter_that_is_not_in_use_adds_nothing(layer):
     torch.testing.assert_close(weights_of(layer)["layer.weight"], layer.base_layer.weight)
 
 
@@ -102,7 +125,7 @@ def test_a_scale_that_is_not_found_is_asked_for():
 
 def test_an_adapter_that_is_no_plain_lora_is_asked_for():
     layer = Layer()
-    layer.lora_magnitude_vector = nn.ParameterDict({"default": nn.Parameter(torch.ones(2))})
+    layer.lora_E = nn.ParameterDict({"default": nn.Parameter(torch.ones(1, 1))})  # AdaLoRA
     with pytest.raises(TypeError, match=r"is no matrix A or B of LoRA"):
         weights_of(layer)
 
@@ -152,6 +175,9 @@ CAUGHT = {
     "lora-gradient-doubled": "actor.gradient",
     "first-lora-matrix-frozen": "actor.gradient",
     "lora-of-the-last-layer-only": "actor.gradient",
+    "dora-magnitude-frozen": "actor.gradient",
+    "dora-norm-of-the-frozen-weight": "actor.gradient",
+    "dora-saved-without-magnitudes": "actor.round-trip",
     "checkpointing-over-frozen-embeddings": "actor.gradient",
     "output-layer-filtered": "actor.gradient",
     "reward-lora-frozen": "reward.gradient",
@@ -177,6 +203,8 @@ def test_a_liar_is_caught(name):
 
 HONEST = {
     "lora-checkpointed": ("actor.gradient", "reward.gradient", "critic.gradient"),
+    "dora-models": ("actor.gradient", "critic.gradient", "reward.follows-weights", "actor.round-trip"),
+    "dora-with-gradient-of-the-norm": ("actor.gradient", "critic.gradient", "reward.gradient"),
     "lora-with-dropout": ("actor.gradient", "actor.train-mode", "critic.train-mode"),
     "fused-projections": ("actor.gradient", "actor.follows-weights", "actor.generate-follows-weights"),
     "engine-of-its-own": ("actor.follows-weights", "actor.generate-follows-weights"),
@@ -193,6 +221,16 @@ def test_a_weight_that_is_missing_is_named_with_the_mend():
     result = attempt(faults()["last-layer-not-listed"].adapter(), "actor.gradient").result
     assert "1.ln_1.bias" in result.reason or "model.layers.1.self_attn.k_proj.weight" in result.reason
     assert "map them with Adapter.checkpoint_weights" in result.reason
+
+
+class SilentAboutTheNorm(twins()["dora-with-gradient-of-the-norm"]):
+    """Its gradient goes through the norm, and it does not say so."""
+
+    checkpoint_weights = Reference.checkpoint_weights
+
+
+def test_a_gradient_through_the_norm_of_dora_has_to_be_said():
+    assert attempt(SilentAboutTheNorm(), "actor.gradient").result.verdict == FAIL
 
 
 class Unmapped(twins()["fused-projections"]):

@@ -28,7 +28,7 @@ def main() -> int:
     twins.set_defaults(run=run_twins)
 
     diagnoses = what.add_parser("diagnoses", help="how often a failure is given its right name")
-    diagnoses.add_argument("names", nargs="*", metavar="FAULT")
+    diagnoses.add_argument("names", nargs="*", metavar="FAULT or TWIN")
     diagnoses.add_argument("--missing", action="store_true", help="only what has no row yet")
     diagnoses.set_defaults(run=run_diagnoses)
 

@@ -1,6 +1,6 @@
 """How often the diagnosis names the fault: every fault at its own clause, and twins that just miss their budgets.
 
-    python -m tests.proof diagnoses [--missing] [FAULT ...]
+    python -m tests.proof diagnoses [--missing] [FAULT or TWIN ...]
 
 writes docs/proof/diagnoses.json, from which docs/diagnosis.md is made. So that agreement to the last bit decides
 nothing, every answer of a fault, and every gradient, carries a rounding or two that the library's does not. Red where
@@ -272,16 +272,19 @@ def near_misses(twin: str) -> tuple[str, dict[str, list[str] | None]]:
 def run(names: Iterable[str], *, workers: int, missing: bool = False) -> int:
     """Measure, write, and say what is wrong; the exit status.
 
-    With names, only these faults are measured anew; with `missing`, only faults and twins that have no row.
+    With names, only these faults and twins are measured anew; with `missing`, only those that have no row.
     """
     numbers = read()
     rows = {name: row for name, row in numbers["faults"].items() if name in faults()}
     misses = {name: row for name, row in numbers["near misses"].items() if name in twins()}
-    chosen = list(names) or [name for name in faults() if not (missing and name in rows)]
-    nearly_right = [] if list(names) else [name for name in twins() if not (missing and name in misses)]
-    unknown = set(chosen) - set(faults())
+    wanted = set(names)
+    unknown = wanted - set(faults()) - set(twins())
     if unknown:
-        raise SystemExit(f"no such fault: {', '.join(sorted(unknown))}")
+        raise SystemExit(f"no such fault or twin: {', '.join(sorted(unknown))}")
+    chosen, nearly_right = (
+        [name for name in known if (name in wanted if wanted else not (missing and name in measured))]
+        for known, measured in ((faults(), rows), (twins(), misses))
+    )
     random.Random(0).shuffle(chosen)  # so that the slow ones do not come all at once
     for i, (name, row) in enumerate(each(measure, [(name,) for name in chosen], workers), 1):
         rows[name] = row

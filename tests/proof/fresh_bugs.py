@@ -1232,7 +1232,7 @@ class SavedInHalf(Reference):
 
 
 class _Lora(Reference):
-    def __init__(self, attention="sdpa", lora=True, checkpointing=False):
+    def __init__(self, attention=None, lora=True, checkpointing=False):
         super().__init__(attention, lora, checkpointing)
 
 

@@ -47,10 +47,8 @@ def measure(name: str, dtype: str, seed: int, profile: str) -> Row:
     }
 
 
-def together(before: Row | None, new: Row) -> Row:
+def together(before: Row, new: Row) -> Row:
     """What is known of a twin after one more seed."""
-    if before is None:
-        return new
     margins = {clause: max(m, before["margins"].get(clause, 0.0)) for clause, m in new["margins"].items()}
     return {
         "twin": new["twin"],
@@ -70,12 +68,12 @@ def run(
     for dtype in dtypes:
         known = read().get(dtype, {})
         chosen = list(names) or [name for name in twins() if not (missing and name in known)]
-        rows = {name: row for name, row in known.items() if name in twins() and name not in chosen}
+        rows = {name: row for name, row in known.items() if name in twins()}
         turn = 0
         while chosen and (turn == 0 or sum(row["examples"] for row in rows.values()) < examples):
             for new in each(measure, [(name, dtype, FIRST_SEED + turn, profile) for name in chosen], workers):
                 name = new["twin"]
-                rows[name] = together(rows.get(name), new)
+                rows[name] = together(rows[name], new) if turn else new
                 print(f"{dtype} {name}: {rows[name]['examples']} examples", *new["alarms"], flush=True)
                 write({**read(), dtype: dict(sorted(rows.items()))})
             chosen, turn = [name for name in chosen if rows[name]["seconds"] < QUICK], turn + 1

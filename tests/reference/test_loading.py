@@ -148,6 +148,26 @@ def test_only_the_target_modules_get_an_adapter(kind: str, folder: Callable[[str
     assert adapted == {"q_proj", "v_proj"}
 
 
+@KINDS
+def test_an_adapter_of_dora_is_the_model_itself_at_first(kind: str, folder: Callable[[str], Path]) -> None:
+    made = getattr(ref, kind)
+    torch.testing.assert_close(ask(made(folder(kind), lora=ref.LoraOptions(dora=True))), ask(made(folder(kind))))
+
+
+@KINDS
+def test_dora_trains_the_norm_of_each_outputs_weights(kind: str, folder: Callable[[str], Path]) -> None:
+    model = getattr(ref, kind)(folder(kind), lora=ref.LoraOptions(dora=True))
+    shake(model)
+    backbone = model.model if kind == "Actor" else model.backbone
+    (layer,) = [module for name, module in backbone.named_modules() if name.endswith("layers.1.self_attn.k_proj")]
+    magnitude = layer.lora_magnitude_vector["default"].weight
+    assert magnitude.requires_grad
+    weight = layer.weight + 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    expected = magnitude[:, None] * weight / weight.norm(dim=1, keepdim=True)
+    x = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(layer(x), x @ expected.T)
+
+
 DROPPED = ref.LoraOptions(dropout=0.5)
 
 
@@ -285,3 +305,26 @@ def test_a_4_bit_model_without_an_adapter_comes_back_with_its_trained_head(
     model.save(tmp_path)
     assert not torch.allclose(before, ask(model))
     assert torch.equal(ask(getattr(ref, kind).load(tmp_path, load_in_4bit=True)), ask(model))
+
+
+# --- attention ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def capped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of Gemma 2, whose attention scores are capped."""
+    folder = tmp_path_factory.mktemp("capped")
+    sizes = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 8}
+    config = transformers.Gemma2Config(num_attention_heads=4, num_key_value_heads=2, **sizes)
+    transformers.Gemma2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_capped_attention_is_computed_by_what_knows_a_cap(capped: Path, folder: Callable[[str], Path]) -> None:
+    assert ref.Actor(capped).model.config._attn_implementation == "eager"
+    assert ref.Actor(folder("Actor")).model.config._attn_implementation == "sdpa"
+
+
+def test_a_kernel_without_a_cap_is_refused_for_capped_attention(capped: Path) -> None:
+    with pytest.raises(ValueError, match=r"caps attention scores at 50\.0, which sdpa leaves out"):
+        ref.Actor(capped, attn_implementation="sdpa")

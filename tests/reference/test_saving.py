@@ -16,6 +16,7 @@ import rlhf_reference as ref
 
 INPUT = torch.tensor([[5, 1, 9, 7, 30, 2]])
 LORA = ref.LoraOptions(rank=4)
+DORA = ref.LoraOptions(rank=4, dora=True)
 
 
 def shake(model: torch.nn.Module) -> None:
@@ -32,7 +33,7 @@ def ask(model: Any) -> torch.Tensor:
         return model(INPUT) if isinstance(model, ref.RewardModel) else model(INPUT, 4)
 
 
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("lora", [None, LORA, DORA])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_actor_comes_back(
     checkpoints: dict[str, Path], architecture: str, lora: Any, dtype: torch.dtype, tmp_path: Path
@@ -45,7 +46,7 @@ def test_an_actor_comes_back(
     torch.testing.assert_close(ask(ref.Actor.load(tmp_path, dtype=dtype)), ask(actor), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("lora", [None, LORA, DORA])
 @pytest.mark.parametrize("kind", [ref.RewardModel, ref.CriticModel])
 @pytest.mark.parametrize("head_name", ["score", "v_head.summary"])
 def test_a_reward_model_and_a_critic_come_back_with_their_head(

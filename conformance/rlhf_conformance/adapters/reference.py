@@ -6,13 +6,13 @@ from typing import Any
 
 import rlhf_reference as ref
 from rlhf_conformance import Adapter, AdvantagesResult, PackedSequences, PolicyLossResult, ProcessedSequences
-from rlhf_conformance.chapters._models.interface import LAYOUTS
+from rlhf_conformance.chapters._models.interface import ARCHITECTURES, LAYOUTS
 
 
 class Reference(Adapter):
     name = "reference"
-    layouts = LAYOUTS
     turns = True
+    layouts, architectures = LAYOUTS, ARCHITECTURES
     ignored_label = "zero"
     entropy_gradient = True
     head_names = ("score", "value_head", "v_head")
@@ -36,8 +36,10 @@ class Reference(Adapter):
     group_baselines = ("mean", "leave-one-out")
     group_scales = ("group-std", "batch-std", "none")
 
-    def __init__(self, attention: str = "sdpa", lora: bool = False, checkpointing: bool = False) -> None:
-        self.attention, self.lora, self.checkpointing = attention, lora, checkpointing
+    def __init__(
+        self, attention: str | None = None, lora: bool = False, checkpointing: bool = False, dora: bool = False
+    ) -> None:
+        self.attention, self.lora, self.checkpointing, self.dora = attention, lora or dora, checkpointing, dora
 
     def _options(self, checkpoint: Any, *, lora: bool = True) -> dict[str, Any]:
         options = {
@@ -46,7 +48,10 @@ class Reference(Adapter):
             "attn_implementation": self.attention,
             "gradient_checkpointing": self.checkpointing,
         }
-        return {**options, "lora": ref.LoraOptions() if self.lora else None} if lora else options
+        return {**options, "lora": self._lora()} if lora else options
+
+    def _lora(self) -> ref.LoraOptions | None:
+        return ref.LoraOptions(dora=self.dora) if self.lora else None
 
     def _ready(self, model: Any) -> Any:
         """Layers are only recomputed in train mode."""
@@ -120,9 +125,8 @@ class Reference(Adapter):
         return self._rows(batch, log_probs), output.logits.reshape(*batch.input_ids.shape, -1)
 
     def wrap_actor(self, module, checkpoint):
-        lora = ref.LoraOptions() if self.lora else None
         more = {"temperature": checkpoint.temperature, "gradient_checkpointing": self.checkpointing}
-        return self._ready(ref.Actor(module, lora=lora, **more))
+        return self._ready(ref.Actor(module, lora=self._lora(), **more))
 
     def generate(self, actor, prompts):
         return actor.generate(

@@ -171,7 +171,7 @@ class _Loading(Reference):
     def _shared(self, name: str, checkpoint: Any, load: Callable[[Any], Any]) -> Any:
         if type(self)._options is not Reference._options:
             return load(checkpoint)
-        key = name, checkpoint, self.attention, self.lora
+        key = name, checkpoint, self.attention, self.lora, self.dora
         own = getattr(type(self), name) is not getattr(_Loading, name)
         return self.models.get(key, lambda: load(checkpoint), shared=not own)
 

@@ -29,11 +29,11 @@ def shapes(probe: Probe) -> Shapes:
         for layer in range(sizes["num_hidden_layers"]):
             for part, wide in (("q", HIDDEN_SIZE), ("k", keys), ("v", keys)):
                 found[f"model.layers.{layer}.self_attn.{part}_proj.bias"] = (wide,)
-    if probe.architecture == "gemma3_text":
+    if probe.architecture in ("gemma2", "gemma3_text"):
         for layer in range(sizes["num_hidden_layers"]):
             for part in ("pre", "post"):
                 found[f"model.layers.{layer}.{part}_feedforward_layernorm.weight"] = (HIDDEN_SIZE,)
-            for part in ("q", "k"):
+            for part in ("q", "k") if probe.architecture == "gemma3_text" else ():
                 found[f"model.layers.{layer}.self_attn.{part}_norm.weight"] = (sizes["head_dim"],)
     if probe.head_name is None and not probe.is_tied:
         found["lm_head.weight"] = (VOCAB_SIZE, HIDDEN_SIZE)

@@ -55,7 +55,7 @@ _LLAMA = CONFIGS["llama"]
 CONFIGS |= {
     "qwen2": _LLAMA,
     "mistral": {**_LLAMA, "sliding_window": 3},
-    "gemma3_text": {  # Gemma 2 also caps attention, which the kernels of torch cannot do
+    "gemma3_text": {
         **_LLAMA,
         "head_dim": 8,
         "query_pre_attn_scalar": 40,
@@ -78,6 +78,15 @@ CONFIGS |= {
         "partial_rotary_factor": 0.5,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
+    },
+    "gemma2": {
+        **_LLAMA,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["full_attention", "full_attention"],
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 2.0,
+        "tie_word_embeddings": True,
     },
 }
 DROPOUT = {"llama": {"attention_dropout": 0.5}, "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}}
@@ -194,15 +203,16 @@ class Checkpoint:
         A causal LM, or a sequence classifier with one label whose `score` holds the head, in eval mode. Raises
         ValueError where the checkpoint lacks the head.
         """
+        options = {**in_dtype(self.dtype), **attention_of(self.architecture)}
         if self.head_name is None:
-            model = transformers.AutoModelForCausalLM.from_pretrained(self.path, **in_dtype(self.dtype))
+            model = transformers.AutoModelForCausalLM.from_pretrained(self.path, **options)
         else:
             model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
                 self.path,
                 num_labels=1,
                 key_mapping={rf"^{self.head_name}\.": "score."},
                 output_loading_info=True,
-                **in_dtype(self.dtype),
+                **options,
             )
             if found["missing_keys"]:
                 raise ValueError(f"{self.path} lacks {', '.join(sorted(found['missing_keys']))}")
@@ -225,6 +235,12 @@ def in_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
     """The option of `from_pretrained` for the dtype of the weights, which transformers renamed in 4.56."""
     major, minor = transformers.__version__.split(".")[:2]
     return {"dtype" if (int(major), int(minor)) >= (4, 56) else "torch_dtype": dtype}
+
+
+def attention_of(architecture: str) -> dict[str, str]:
+    """The option of `from_pretrained` for the attention of a backbone: the eager one where scores are capped. There
+    transformers 5.15 takes the kernel of torch by itself, which drops the cap without a word."""
+    return {"attn_implementation": "eager"} if CONFIGS[architecture].get("attn_logit_softcapping") else {}
 
 
 def class_of(probe: Probe) -> str:
@@ -305,7 +321,8 @@ def module_of(probe: Probe, folder: Path) -> Any:
     """
     causal = probe.head_name is None
     kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
-    module = kind.from_config(transformers.AutoConfig.from_pretrained(folder), **in_dtype(torch.float32))
+    options = {**in_dtype(torch.float32), **attention_of(probe.architecture)}
+    module = kind.from_config(transformers.AutoConfig.from_pretrained(folder), **options)
     weights = read_weights(folder)
     if probe.head_name is not None:
         weights["score.weight"] = weights.pop(f"{probe.head_name}.weight")

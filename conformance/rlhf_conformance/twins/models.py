@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 from rlhf_conformance._lazy import torch, transformers
@@ -13,7 +14,7 @@ from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.oracle.batch import PACKS
 from rlhf_conformance.oracle.layouts import Presentation, Sample, present
-from rlhf_conformance.oracle.probes import in_dtype
+from rlhf_conformance.oracle.probes import in_dtype, read_weights
 from rlhf_conformance.twins import twin
 
 Parts = Sequence[tuple[Sequence[int], Presentation]]
@@ -181,7 +182,7 @@ class EagerAttention(_Models):
     """transformers' attention in plain torch."""
 
     # With a window it makes NaN of the rows of pads in float64, since its softmax is in float32, and they spread.
-    architectures = ("llama", "gpt2", "qwen2", "granite", "phi")
+    architectures = ("llama", "gpt2", "qwen2", "granite", "phi", "gemma2")
 
     def __init__(self):
         super().__init__(attention="eager")
@@ -193,6 +194,54 @@ class LoraModels(_Models):
 
     def __init__(self):
         super().__init__(lora=True)
+
+
+@twin
+class DoraModels(_Models):
+    """Frozen models with adapters of DoRA: the norm of each output's weights is trained by itself."""
+
+    def __init__(self):
+        super().__init__(dora=True)
+
+
+@twin
+class DoraWithGradientOfTheNorm(DoraModels):
+    """Adapters of DoRA whose backward pass goes through the norm, too, as the adapter says of its weights."""
+
+    architectures = ("llama", "qwen2")
+
+    def _with_gradient(self, model):
+        for module in model.modules():
+            for dora in getattr(module, "lora_magnitude_vector", {}).values():
+                dora.forward = partial(self._added, dora)
+        return model
+
+    @staticmethod
+    def _added(dora, x, *, lora_A, lora_B, scaling, base_layer, **_):
+        adapted = base_layer.weight + scaling * lora_B.weight @ lora_A.weight
+        return x @ (through_the_norm(adapted, dora.weight) - base_layer.weight).T
+
+    def load_actor(self, checkpoint):
+        return self._with_gradient(super().load_actor(checkpoint))
+
+    def load_reward_model(self, checkpoint):
+        return self._with_gradient(super().load_reward_model(checkpoint))
+
+    def load_critic(self, checkpoint):
+        return self._with_gradient(super().load_critic(checkpoint))
+
+    def checkpoint_weights(self, model, tensors):
+        magnitudes = {name: tensor for name, tensor in tensors.items() if ".lora_magnitude_vector." in name}
+        found = super().checkpoint_weights(model, {n: t for n, t in tensors.items() if n not in magnitudes})
+        for name, magnitude in magnitudes.items():
+            weight = name.split(".lora_magnitude_vector.")[0] + ".weight"
+            found[weight] = through_the_norm(found[weight], magnitude)
+        return found
+
+
+def through_the_norm(weight, magnitude):
+    """m V / ||V||, the norm of each row a part of the graph; V (out, in), m (out,)."""
+    return (magnitude / weight.norm(dim=1))[:, None] * weight
 
 
 @twin
@@ -367,7 +416,8 @@ class AdditiveMask(_Models):
     """Packs go to transformers with a block-diagonal mask (1, 1, N, N), and with the cache left on."""
 
     layouts = PACKS
-    architectures = ("llama", "gpt2", "qwen2", "granite", "phi")  # a mask of its own takes the place of any window
+    # A mask of its own takes the place of any window.
+    architectures = ("llama", "gpt2", "qwen2", "granite", "phi", "gemma2")
 
     def _whole(self, backbone, batch):
         ids, options = self._inputs(batch)
@@ -590,7 +640,9 @@ class SequenceClassifier(Adapter):
         model.save_pretrained(folder)
 
     def restore(self, kind, checkpoint, folder):
-        return self._load(replace(checkpoint, path=str(folder), head_name="score"))
+        """The head lies under the name that the checkpoint has, or under its own, as this transformers writes it."""
+        saved, written = replace(checkpoint, path=str(folder)), read_weights(folder)
+        return self._load(saved if f"{saved.head_name}.weight" in written else replace(saved, head_name="score"))
 
 
 @twin

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from rlhf_conformance._lazy import torch
@@ -25,6 +27,28 @@ def with_usual_attention(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "scaling") and hasattr(module, "head_dim"):
             module.scaling = module.head_dim**-0.5
+
+
+def without_attention_cap(model: Any) -> None:
+    """Attention scores are not capped."""
+    for module in _capped(model):
+        module.attn_logit_softcapping = None
+
+
+@contextlib.contextmanager
+def uncapped(model: Any) -> Iterator[None]:
+    """For a while attention scores are not capped."""
+    caps = [(module, module.attn_logit_softcapping) for module in _capped(model)]
+    without_attention_cap(model)
+    try:
+        yield
+    finally:
+        for module, cap in caps:
+            module.attn_logit_softcapping = cap
+
+
+def _capped(model: Any) -> list[Any]:
+    return [m for m in model.modules() if getattr(m, "attn_logit_softcapping", None) is not None]
 
 
 def with_first_shard_alone(model: Any, folder: Any) -> None:

@@ -27,6 +27,13 @@ class WithLora(Reference):
         super().__init__(lora=True)
 
 
+class WithDora(Reference):
+    """The same with adapters of DoRA."""
+
+    def __init__(self):
+        super().__init__(dora=True)
+
+
 def by_column(batch: Batch) -> Tensor:
     """Positions of padded rows that count the pads."""
     return torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)

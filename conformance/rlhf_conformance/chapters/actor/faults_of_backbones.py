@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -98,6 +99,23 @@ class ActorAttentionScaledAsUsual(_Changed):
 
     def change(self, model, checkpoint):
         backbones.with_usual_attention(model)
+
+
+@fault("actor.backbones", bug="softcap-of-the-attention")
+class ActorAttentionCapIgnored(_Changed):
+    """Attention scores are not capped, though the config says so."""
+
+    def change(self, model, checkpoint):
+        backbones.without_attention_cap(model)
+
+
+@fault("actor.backbones", bug="softcap-of-the-attention")
+class PacksWithoutAttentionCap(Reference):
+    """Packs go through a kernel that knows no cap on attention scores; padded rows are right."""
+
+    def action_log_probs(self, actor, batch):
+        with backbones.uncapped(actor.model) if batch.is_packed else nullcontext():
+            return super().action_log_probs(actor, batch)
 
 
 @fault("actor.backbones")

@@ -6,7 +6,15 @@ import copy
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters._models.bending import LAYOUT_CHAPTERS, WithLora, by_column, logits, read, score
+from rlhf_conformance.chapters._models.bending import (
+    LAYOUT_CHAPTERS,
+    WithDora,
+    WithLora,
+    by_column,
+    logits,
+    read,
+    score,
+)
 from rlhf_conformance.faults import fault
 
 # --- what is trained ------------------------------------------------------------------------------------------------
@@ -61,6 +69,35 @@ class LoraOfTheLastLayerOnly(_FrozenLora):
     """With LoRA: the adapters of the first layer are frozen, those of the last are trained."""
 
     part = ".0."
+
+
+@fault("actor.gradient", also=("packing.gradient",))
+class DoraMagnitudeFrozen(WithDora):
+    """With DoRA: the magnitudes are not trained."""
+
+    def load_actor(self, checkpoint):
+        actor = super().load_actor(checkpoint)
+        for name, weight in actor.named_parameters():
+            if "lora_magnitude_vector" in name:
+                weight.requires_grad_(False)
+        return actor
+
+
+@fault("actor.gradient", also=("actor.follows-weights", "packing.gradient"))
+class DoraNormOfTheFrozenWeight(WithDora):
+    """With DoRA: magnitudes are divided by the norm of the weight below the adapter, which adapted weights have not."""
+
+    def load_actor(self, checkpoint):
+        actor = super().load_actor(checkpoint)
+        for module in actor.modules():
+            for dora in getattr(module, "lora_magnitude_vector", {}).values():
+                dora.get_weight_norm = _norm_of_frozen(dora)
+        return actor
+
+
+def _norm_of_frozen(dora):
+    norm = dora.get_weight_norm
+    return lambda weight, lora_weight, scaling, **more: norm(weight, 0 * lora_weight, scaling, **more)
 
 
 @fault("actor.gradient", bug="checkpointing-over-frozen-embeddings", also=("packing.gradient",))
@@ -356,6 +393,21 @@ class SavingRoundsTheActor(Reference):
         with torch.no_grad():
             for weight in model.parameters():
                 weight.copy_(weight.bfloat16())
+
+
+@fault("actor.round-trip", bug="magnitudes-left-out")
+class DoraSavedWithoutMagnitudes(WithDora):
+    """With DoRA: A and B are saved, and restored over magnitudes of a new adapter."""
+
+    def restore(self, kind, checkpoint, folder):
+        model = super().restore(kind, checkpoint, folder)
+        if kind == "actor":
+            new = dict(self.load_actor(checkpoint).named_parameters())
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    if "lora_magnitude_vector" in name:
+                        weight.copy_(new[name])
+        return model
 
 
 @fault("actor.round-trip")

@@ -29,6 +29,14 @@ class CriticWindowIgnored(_Changed):
         backbones.without_window(backbone)
 
 
+@fault("critic.backbones", bug="softcap-of-the-attention")
+class CriticAttentionCapIgnored(_Changed):
+    """Attention scores are not capped, though the config says so."""
+
+    def change(self, backbone, checkpoint):
+        backbones.without_attention_cap(backbone)
+
+
 @fault("critic.backbones")
 class CriticBiasesOfQueriesLost(_Changed):
     """Queries, keys and values have no bias."""

@@ -29,6 +29,14 @@ class RewardWindowIgnored(_Changed):
         backbones.without_window(backbone)
 
 
+@fault("reward.backbones", bug="softcap-of-the-attention")
+class RewardAttentionCapIgnored(_Changed):
+    """Attention scores are not capped, though the config says so."""
+
+    def change(self, backbone, checkpoint):
+        backbones.without_attention_cap(backbone)
+
+
 @fault("reward.backbones")
 class RewardBiasesOfQueriesLost(_Changed):
     """Queries, keys and values have no bias."""
