@@ -29,18 +29,17 @@ import transformers  # noqa: F401
 if importlib.util.find_spec("flash_attn_2_cuda") is None:
     sys.modules["flash_attn_2_cuda"] = ModuleType("flash_attn_2_cuda")
 torch.compiler.set_stance("force_eager")
-LAUNCHER = "openrlhf.trainer.ray.launcher"
-RAY, sys.modules[LAUNCHER] = ModuleType("ray"), ModuleType(LAUNCHER)
+RAY, LAUNCHER = ModuleType("ray"), ModuleType("openrlhf.trainer.ray.launcher")
 vars(RAY).update(put=lambda held: held, get=lambda held: held)
-vars(sys.modules[LAUNCHER]).update(RayActorGroup=object)
-sys.modules["ray"] = RAY
+vars(LAUNCHER).update(RayActorGroup=object)
+sys.modules |= {"ray": RAY, LAUNCHER.__name__: LAUNCHER}
 
 from openrlhf.models import PolicyLoss  # noqa: E402
 from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  # noqa: E402
 
 del sys.modules["ray"]  # for whoever asks afterwards whether it is installed
-logging.getLogger("openrlhf").setLevel(logging.WARNING)
+logging.getLogger(RemoteExperienceMaker.__module__).setLevel(logging.WARNING)
 
 TAKES_COUNTS = "batch_num_tokens" in inspect.signature(PolicyLoss.forward).parameters
 """Whether losses can be divided by counts of the whole step: since 0.10.3."""
