@@ -14,6 +14,13 @@ VALUE_LOSS = f"{LOSS}:ValueLoss.forward"
 AGGREGATE = f"{LOSS}:aggregate_loss"
 UNPAD = "openrlhf.models.ring_attn_utils:unpad_and_slice_tensor"
 GATHER = "openrlhf.models.ring_attn_utils:gather_and_pad_tensor"
+KL = f"{UTILS}:compute_approx_kl"
+REWARDS = f"{UTILS}:compute_reward"
+MAKER = "openrlhf.trainer.ppo_utils.experience_maker:RemoteExperienceMaker"
+EXPERIENCE = f"{MAKER}.make_experience"
+GAE = f"{MAKER}.get_advantages_and_returns"
+RETURNS = f"{MAKER}.get_cumulative_returns"
+CREDIT = f"{MAKER}.compute_advantages_and_returns"
 PACKING = {"packing": True}
 
 LOG_PROBS = (
@@ -436,4 +443,277 @@ LOSSES = (
     ),
 )
 
-MUTANTS = LOG_PROBS + ACTOR_FORWARD + PACKS + REWARD_AND_CRITIC + LOSSES
+KLS = (
+    Mutant(
+        "kl-estimate-turned-round",
+        KL,
+        Edit("log_probs.float() - log_probs_base.float()", "log_probs_base.float() - log_probs.float()"),
+        "kl.k1",
+    ),
+    Mutant(
+        "k2-without-half",
+        KL,
+        Edit("log_ratio ** 2 / 2.0", "log_ratio ** 2", nth=1, of=2),
+        "kl.k2",
+    ),
+    Mutant(
+        "k3-turned-round",
+        KL,
+        Edit("(-k3_log_ratio).exp()", "k3_log_ratio.exp()"),
+        "kl.k3",
+    ),
+    Mutant(
+        "k3-log-ratio-not-clamped",
+        KL,
+        Edit("log_ratio.clamp(min=-10)", "log_ratio"),
+        "kl.clamped-gradient",
+    ),
+    Mutant(
+        "kl-clamped-from-above-only",
+        KL,
+        Edit("value.clamp(min=-10, max=10)", "value.clamp(max=10)"),
+        "kl.clamp",
+    ),
+    Mutant(
+        "kl-gradient-always-of-k2",
+        KL,
+        Edit("not unbiased_gradient", "unbiased_gradient"),
+        "kl.gradient",
+    ),
+)
+
+TOKEN_REWARDS = (
+    Mutant(
+        "kl-rewarded",
+        REWARDS,
+        Edit("-kl_coef * kl", "kl_coef * kl"),
+        "token-rewards.penalty",
+    ),
+    Mutant(
+        "small-coefficient-taken-for-none",
+        REWARDS,
+        Edit("kl_coef <= 0.0", "kl_coef <= 0.05"),
+        "token-rewards.penalty",
+    ),
+    Mutant(
+        "score-clipped-from-above-only",
+        REWARDS,
+        Edit("r.clamp(min=_a, max=_b)", "r.clamp(max=_b)"),
+        "token-rewards.score-clip",
+    ),
+    Mutant(
+        "score-at-the-mirrored-cell",
+        REWARDS,
+        Edit("action_mask.long().fliplr()", "action_mask.long()"),
+        "token-rewards.score-position",
+    ),
+    Mutant(
+        "score-at-the-length",
+        REWARDS,
+        Edit("_a - 1 - _b", "action_mask.long().sum(1, keepdim=True).clamp(min=1) - 1"),
+        "token-rewards.holes",
+    ),
+    Mutant(
+        "score-in-place-of-the-penalty",
+        REWARDS,
+        Edit("last_reward + kl_reward", "torch.where(last_reward != 0, last_reward, kl_reward)"),
+        "token-rewards.last-action",
+    ),
+    Mutant(
+        "score-of-another-row",
+        REWARDS,
+        Edit("r.unsqueeze(1)", "r.flip(0).unsqueeze(1)"),
+        "token-rewards.own-row",
+    ),
+)
+
+ADVANTAGES = (
+    Mutant(
+        "next-value-not-discounted",
+        GAE,
+        Edit("gamma * nextvalues", "nextvalues"),
+        "advantages.discounts-as-given",
+    ),
+    Mutant(
+        "trace-without-lambda",
+        GAE,
+        Edit("gamma * lambd * lastgaelam", "gamma * lastgaelam"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "trace-without-gamma",
+        GAE,
+        Edit("gamma * lambd * lastgaelam", "lambd * lastgaelam"),
+        "advantages.discounts-as-given",
+    ),
+    Mutant(
+        "values-of-observations-kept",
+        GAE,
+        Edit("action_mask * values", "values"),
+        "advantages.observations",
+    ),
+    Mutant(
+        "rewards-under-the-mask-kept",
+        GAE,
+        Edit("action_mask * rewards", "rewards"),
+        "advantages.mask",
+    ),
+    Mutant(
+        "last-value-never-next",
+        GAE,
+        Edit("response_length - 1", "response_length - 2"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "advantages-turned-round",
+        GAE,
+        Edit("advantages_reversed[::-1]", "advantages_reversed"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "returns-without-values",
+        GAE,
+        Edit("advantages + values", "advantages + rewards"),
+        "advantages.returns",
+    ),
+    Mutant(
+        "returns-not-discounted",
+        RETURNS,
+        Edit("gamma * cumulative_return", "cumulative_return"),
+        "advantages.discounted-returns",
+    ),
+    Mutant(
+        "returns-from-the-front",
+        RETURNS,
+        Edit("reversed(range(response_length))", "range(response_length)"),
+        "advantages.discounted-returns",
+    ),
+    Mutant(
+        "returns-of-masked-rewards",
+        RETURNS,
+        Edit("action_mask * rewards", "rewards"),
+        "advantages.discounted-mask",
+    ),
+)
+
+WHITENING = (
+    Mutant(
+        "mean-of-masked-advantages",
+        CREDIT,
+        Edit("(all_advantages * all_action_masks).sum()", "all_advantages.sum()"),
+        "whitening.mask",
+    ),
+    Mutant(
+        "masked-cells-counted",
+        CREDIT,
+        Edit("all_action_masks.sum()", "all_action_masks.numel()"),
+        "whitening.holes",
+    ),
+    Mutant(
+        "variance-of-masked-advantages",
+        CREDIT,
+        Edit("(all_advantages - mean).pow(2) * all_action_masks", "(all_advantages - mean).pow(2)"),
+        "whitening.mask",
+    ),
+    Mutant(
+        "variance-about-zero",
+        CREDIT,
+        Edit("(all_advantages - mean).pow(2)", "all_advantages.pow(2)"),
+        "whitening.shift",
+    ),
+    Mutant(
+        "eps-in-the-variance",
+        CREDIT,
+        Edit("var.clamp(min=1e-08)", "(var + 1e-08)"),
+        "whitening.epsilon",
+    ),
+    Mutant(
+        "variance-of-one-action-less",
+        CREDIT,
+        Edit("_a.sum() / num_actions", "_a.sum() / (num_actions - 1)", nth=2, of=2),
+        "whitening.variance",
+    ),
+    Mutant(
+        "mean-kept",
+        CREDIT,
+        Edit("(exp.advantages - mean) * rstd", "exp.advantages * rstd"),
+        "whitening.definition",
+    ),
+)
+
+GROUPS = (
+    Mutant(
+        "all-others-counted-with-oneself",
+        CREDIT,
+        Edit("args.rollout.n_samples_per_prompt - 1", "args.rollout.n_samples_per_prompt"),
+        "group-advantages.leave-one-out",
+    ),
+    Mutant(
+        "mean-of-all-groups",
+        CREDIT,
+        Edit("rewards.mean(-1, keepdim=True)", "rewards.mean()", nth=1, of=2),
+        "group-advantages.mean",
+    ),
+    Mutant(
+        "deviation-of-all-groups",
+        CREDIT,
+        Edit("rewards.std(-1, keepdim=True)", "rewards.std()", nth=2, of=2),
+        "group-advantages.group-std",
+    ),
+    Mutant(
+        "deviation-biased",
+        CREDIT,
+        Edit("rewards.std(-1, keepdim=True)", "rewards.std(-1, keepdim=True, correction=0)", nth=2, of=2),
+        "group-advantages.ddof",
+    ),
+    Mutant(
+        "eps-of-another-trainer",
+        CREDIT,
+        Edit("1e-09", "1e-06"),
+        "group-advantages.epsilon",
+    ),
+    Mutant(
+        "rewards-in-order-of-arrival",
+        CREDIT,
+        Edit("rewards[indices]", "rewards[:]"),
+        "group-advantages.own-group",
+    ),
+    Mutant(
+        "advantages-in-order-of-prompts",
+        CREDIT,
+        Edit("rewards.reshape(-1)[indices]", "rewards.reshape(-1)"),
+        "group-advantages.batch-order",
+    ),
+)
+
+WHOLE_PATH = (
+    Mutant(
+        "reference-and-policy-exchanged",
+        EXPERIENCE,
+        Edit("compute_approx_kl(_a, _b, kl_estimator=_c)", "compute_approx_kl(_b, _a, kl_estimator=_c)"),
+        "credit.penalty",
+    ),
+    Mutant(
+        "estimator-not-passed-on",
+        EXPERIENCE,
+        Edit("self.strategy.args.algo.kl.estimator", "'k1'"),
+        "credit.definition",
+    ),
+    Mutant(
+        "clip-range-not-passed-on",
+        CREDIT,
+        Edit("args.reward.clip_range", "None"),
+        "credit.definition",
+    ),
+    Mutant(
+        "gamma-passed-for-lambda",
+        CREDIT,
+        Edit("args.algo.advantage.lambd", "args.algo.advantage.gamma"),
+        "credit.definition",
+    ),
+)
+
+MUTANTS = (
+    *(LOG_PROBS + ACTOR_FORWARD + PACKS + REWARD_AND_CRITIC + LOSSES),
+    *(KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS + WHOLE_PATH),
+)

@@ -5,6 +5,8 @@
 - `torch.compile` of `compute_entropy`: the function as written, since compiling takes half a minute in each process.
 - the barrier at the end of `DeepspeedStrategy.save_model`: nothing, since there is one process and no process group.
 - the tokenizer that `save_model` saves beside the weights: one that saves nothing.
+- `ray` and what launches its workers, which `RemoteExperienceMaker` imports: handing an object over gives the object.
+- groups of workers that hold a model: they answer with the log-probs and the values that were handed in.
 
 Import this module before anything of OpenRLHF. deepspeed and peft are real; the model layer imports no ray and no vllm.
 """
@@ -13,7 +15,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -25,8 +29,17 @@ import transformers  # noqa: F401
 if importlib.util.find_spec("flash_attn_2_cuda") is None:
     sys.modules["flash_attn_2_cuda"] = ModuleType("flash_attn_2_cuda")
 torch.compiler.set_stance("force_eager")
+RAY, LAUNCHER = ModuleType("ray"), ModuleType("openrlhf.trainer.ray.launcher")
+vars(RAY).update(put=lambda held: held, get=lambda held: held)
+vars(LAUNCHER).update(RayActorGroup=object)
+sys.modules |= {"ray": RAY, LAUNCHER.__name__: LAUNCHER}
 
 from openrlhf.models import PolicyLoss  # noqa: E402
+from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  # noqa: E402
+
+del sys.modules["ray"]  # for whoever asks afterwards whether it is installed
+logging.getLogger(RemoteExperienceMaker.__module__).setLevel(logging.WARNING)
 
 TAKES_COUNTS = "batch_num_tokens" in inspect.signature(PolicyLoss.forward).parameters
 """Whether losses can be divided by counts of the whole step: since 0.10.3."""
@@ -48,3 +61,61 @@ def save_model(model: Any, folder: Path) -> None:
     args = SimpleNamespace(**flat, ds=SimpleNamespace(**ds), train=SimpleNamespace())
     strategy = strategies.DeepspeedStrategy(zero_stage=2, args=args)
     strategy.save_model(model, SimpleNamespace(save_pretrained=lambda folder: None), str(folder))
+
+
+def experience_maker(estimator: str, options: Any, models: Sequence[Any] = (), group_size: int = 1) -> Any:
+    """OpenRLHF's own `RemoteExperienceMaker` with an advantage estimator and options as of `CreditOptions`.
+
+    `models` are what policy, reference and critic say of each row.
+    """
+    clip = options.score_clip and (-options.score_clip, options.score_clip)
+    discounts = {"gamma": options.gamma, "lambd": options.lam}
+    apart = {"colocate_all": False, "colocate_actor_ref": False, "colocate_critic_reward": False}
+    flat = {
+        "advantage_estimator": estimator,
+        "no_advantage_std_norm": False,
+        "kl_estimator": options.estimator,
+        "use_kl_loss": False,
+        "reward_clip_range": clip,
+        "n_samples_per_prompt": group_size,
+        "ring_attn_size": 1,
+        "ds_tensor_parallel_size": 1,
+        "colocate_all_models": False,
+    }  # where they stood before 0.10.2
+    args = SimpleNamespace(
+        algo=SimpleNamespace(
+            advantage=SimpleNamespace(estimator=estimator, no_std_norm=False, **discounts),
+            kl=SimpleNamespace(estimator=options.estimator, use_loss=False),
+        ),
+        reward=SimpleNamespace(clip_range=clip),
+        rollout=SimpleNamespace(n_samples_per_prompt=group_size),
+        ds=SimpleNamespace(ring_attn_size=1, tensor_parallel_size=1),
+        train=SimpleNamespace(**apart),
+        **{**flat, **discounts, **apart},
+    )
+    actor, reference, critic = map(_workers, models or (None,) * 3)
+    controller, strategy = SimpleNamespace(value=options.kl_coef), SimpleNamespace(args=args)
+    return RemoteExperienceMaker(actor, critic, None, reference, controller, strategy, tokenizer=None)
+
+
+def _workers(answers: Any) -> Any:
+    """A group of workers whose model has answered: what stands for a sequence is the number of its row."""
+    return SimpleNamespace(async_run_method_batch=lambda sequences, **_: [[answers[rows] for rows in sequences]])
+
+
+def dealt(**tables: Any) -> list[Any]:
+    """Rows as two micro-batches of experience, and not in the order of their prompts: dynamic batching keeps none."""
+    count = len(tables["action_mask"])
+    deal = [rows for rows in (list(range(1, count, 2)), list(range(0, count, 2))) if rows]
+    return [
+        Experience(index=rows, sequences=torch.tensor(rows), **{name: table[rows] for name, table in tables.items()})
+        for rows in deal
+    ]
+
+
+def credited(maker: Any, experiences: list[Any]) -> tuple[Any, Any]:
+    """Advantages and returns by the maker, with the rows in the order in which they were given."""
+    made = maker.compute_advantages_and_returns(experiences)
+    order = torch.tensor([row for each in made for row in each.index]).argsort()
+    advantages, returns = (torch.cat([getattr(each, name) for each in made]) for name in ("advantages", "returns"))
+    return advantages[order], returns[order]
