@@ -2,7 +2,7 @@
 from scores to advantages.
 
 Modes: `remove_padding` (on: rows are packed inside), `pad_to` (packs of a multiple of so many tokens),
-`chunked_entropy`, `attn_implementation`, `straight_through_kl` (the estimators with a "+": they have k2's gradient).
+`chunked_entropy`, `attn_implementation`, `kl_plus` (the estimators with a "+", which have k2's gradient).
 
 Not provided: rewards and generation (servers of their own), packs of the caller's, save and restore (of FSDP modules).
 """
@@ -39,16 +39,9 @@ class Verl(Adapter):
     token_rewards_masked, whitening_keeps_mean, whitening_of_few = "zero", True, "refused"
     group_baselines, group_scales, group_of_one = ("mean", "leave-one-out"), ("group-std", "none"), "score"
 
-    def __init__(
-        self,
-        remove_padding=True,
-        pad_to=0,
-        chunked_entropy=False,
-        attn_implementation="sdpa",
-        straight_through_kl=False,
-    ):
+    def __init__(self, remove_padding=True, pad_to=0, chunked_entropy=False, attn_implementation="sdpa", kl_plus=False):
         self.packs_internally = remove_padding
-        self.kl_suffix, self.kl_gradient = ("+", "k2") if straight_through_kl else ("", "plain")
+        self.kl_suffix, self.kl_gradient = ("+", "k2") if kl_plus else ("", "plain")
         self.mode = {"remove_padding": remove_padding, "pad_to": pad_to, "chunked_entropy": chunked_entropy}
         self.mode["attention"] = attn_implementation
 
@@ -94,7 +87,7 @@ class Verl(Adapter):
         return core_algos.kl_penalty(log_probs, ref_log_probs, options.estimator + self.kl_suffix)
 
     def penalized(self, scores, log_probs, ref_log_probs, action_mask, kl_coef, estimator):
-        data = standins.data(action_mask, old_log_probs=log_probs, ref_log_prob=ref_log_probs)
+        data = standins.rollout(action_mask, old_log_probs=log_probs, ref_log_prob=ref_log_probs)
         data.batch["token_level_scores"] = RewardManagerBase.assemble_rm_scores(data, scores.tolist())
         return apply_kl_penalty(data, core_algos.FixedKLController(kl_coef), estimator)[0]
 
@@ -103,23 +96,21 @@ class Verl(Adapter):
         return data.batch["token_level_rewards"]
 
     def estimated(self, data, estimator, gamma=1.0, lam=1.0, scaled=True):
-        config, keys = standins.Config(gamma=gamma), standins.session_keys(data)
-        options = {"gamma": gamma, "lam": lam, "norm_adv_by_std_in_grpo": scaled, "config": config}
+        options = {"norm_adv_by_std_in_grpo": scaled, "config": standins.Config(gamma=gamma)}
         with standins.no_whitening():
-            batch = compute_advantage_for_multi_trajectories(data, keys, estimator, **options).batch
-        return AdvantagesResult(batch["advantages"], batch["returns"])
+            compute_advantage_for_multi_trajectories(data, standins.sessions(data), estimator, gamma, lam, **options)
+        return AdvantagesResult(data.batch["advantages"], data.batch["returns"])
 
     def advantages(self, token_rewards, values, action_mask, options):
-        data = standins.data(action_mask, token_level_rewards=token_rewards, values=values)
+        data = standins.rollout(action_mask, token_level_rewards=token_rewards, values=values)
         return self.estimated(data, "gae", options.gamma, options.lam)
 
     def returns(self, token_rewards, action_mask, options):
-        data = standins.data(action_mask, token_level_rewards=token_rewards)
+        data = standins.rollout(action_mask, token_level_rewards=token_rewards)
         return self.estimated(data, "reinforce_plus_plus", options.gamma).returns
 
     def credit(self, scores, log_probs, ref_log_probs, values, action_mask, options):
-        tables = (scores, log_probs, ref_log_probs, action_mask)
-        data = self.penalized(*tables, options.kl_coef, options.estimator)
+        data = self.penalized(scores, log_probs, ref_log_probs, action_mask, options.kl_coef, options.estimator)
         data.batch["values"] = values
         return self.estimated(data, "gae", options.gamma, options.lam)
 
@@ -127,7 +118,7 @@ class Verl(Adapter):
         return torch_functional.masked_whiten(values, action_mask.long(), options.shift_mean)
 
     def group_advantages(self, scores, group_ids, action_mask, options):
-        data = standins.data(action_mask, group_ids)
+        data = standins.rollout(action_mask, group_ids)
         data.batch["token_level_rewards"] = RewardManagerBase.assemble_rm_scores(data, scores.tolist())
-        estimator = "grpo" if options.baseline == "mean" else "rloo"
+        estimator = {"mean": "grpo", "leave-one-out": "rloo"}[options.baseline]
         return self.estimated(data, estimator, scaled=options.scale == "group-std").advantages

@@ -143,7 +143,7 @@ def loss_config(options: Any) -> Config:
     return Config(clip_ratio=0.2, clip_ratio_c=options.dual_clip, global_batch_info=counts(options), **bounds)
 
 
-def data(action_mask: torch.Tensor, group_ids: torch.Tensor | None = None, **tables: torch.Tensor) -> DataProto:
+def rollout(action_mask: torch.Tensor, group_ids: torch.Tensor | None = None, **tables: torch.Tensor) -> DataProto:
     """A batch as the trainer has it after a rollout. Rows without group ids are a group each; observations between
     actions are attended, and what lies behind the last action is padding."""
     response_mask = action_mask.long()
@@ -155,7 +155,7 @@ def data(action_mask: torch.Tensor, group_ids: torch.Tensor | None = None, **tab
     return DataProto.from_dict(tables, non_tensors={"uid": [str(one) for one in ids]})
 
 
-def session_keys(batch: DataProto) -> list[str]:
+def sessions(batch: DataProto) -> list[str]:
     """The key of each output: of which prompt, in which session, and its number in that."""
     return [f"{uid}_{session}_0" for session, uid in enumerate(batch.non_tensor_batch["uid"])]
 
