@@ -888,19 +888,13 @@ ADVANTAGES = (
     Mutant(
         "returns-cut-by-an-observation",
         REINFORCE_PLUS_PLUS,
-        Edit(
-            "new_running_return * response_mask[:, t] + running_return * (1 - response_mask[:, t])",
-            "new_running_return * response_mask[:, t]",
-        ),
+        Edit("_a + running_return * (1 - response_mask[:, t])", "_a"),
         "advantages.discounted-observations",
     ),
     Mutant(
         "returns-discounted-by-observations",
         REINFORCE_PLUS_PLUS,
-        Edit(
-            "new_running_return * response_mask[:, t] + running_return * (1 - response_mask[:, t])",
-            "new_running_return",
-        ),
+        Edit("_a * _b + running_return * (1 - _b)", "_a"),
         "advantages.discounted-observations",
     ),
 )
@@ -1037,5 +1031,5 @@ GROUPS = (
     ),
 )
 
-MUTANTS = LOG_PROBS + MASKS_AND_POSITIONS + PADDING_HELPERS + ENGINE_INPUTS + ENGINE_OUTPUTS + LOSSES
-MUTANTS += KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS
+MODELS = LOG_PROBS + MASKS_AND_POSITIONS + PADDING_HELPERS + ENGINE_INPUTS + ENGINE_OUTPUTS
+MUTANTS = MODELS + LOSSES + KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS
