@@ -36,11 +36,17 @@ CPU = SimpleNamespace(
 )
 platform_manager.set_platform(CPU)
 SERVERS = ("aiohttp", "cachetools", "fastapi", "transfer_queue", "uvicorn")
-sys.modules |= {name: mock.MagicMock(__path__=[]) for name in SERVERS if find_spec(name) is None}
+absent = {name: mock.MagicMock(__path__=[]) for name in SERVERS if find_spec(name) is None}
+sys.modules |= absent
 
+import verl.experimental.reward_loop.reward_manager.base  # noqa: E402
+import verl.trainer.ppo.v1.utils  # noqa: E402, F401
 from verl.protocol import DataProto  # noqa: E402
 from verl.utils import tensordict_utils, torch_functional  # noqa: E402
 from verl.workers.engine.fsdp import transformer_impl  # noqa: E402
+
+for name in absent:  # they are there for the imports alone: others look for packages, too
+    del sys.modules[name]
 
 CHUNK = 2
 """Rows whose entropies are taken at a time: few, so that small batches have several chunks."""
