@@ -29,6 +29,7 @@ AGGREGATE = f"{ALGORITHMS}:agg_loss"
 POLICY_LOSS = f"{ALGORITHMS}:compute_policy_loss_vanilla"
 VALUE_LOSS = f"{ALGORITHMS}:compute_value_loss"
 KL = f"{ALGORITHMS}:kl_penalty_forward"
+KL_PLUS = f"{ALGORITHMS}:kl_penalty"
 PLACE_SCORES = "verl.experimental.reward_loop.reward_manager.base:RewardManagerBase.assemble_rm_scores"
 RAY_TRAINER = "verl.trainer.ppo.ray_trainer"
 PENALTY = f"{RAY_TRAINER}:apply_kl_penalty"
@@ -45,6 +46,7 @@ MASKED_SUM = f"{FUNCTIONAL}:masked_sum"
 PADDED = {"remove_padding": False}
 STATIC = {"pad_to": 8}
 CHUNKS = {"chunked_entropy": True}
+PLUS = {"kl_plus": True}
 
 LOG_PROBS = (
     Mutant(
@@ -690,6 +692,20 @@ KLS = (
         Edit("torch.exp(kl)", "torch.exp(kl).detach()"),
         "kl.gradient",
     ),
+    Mutant(
+        "two-gradients-at-once",
+        KL_PLUS,
+        Edit("_a + forward_score.detach()", "_a + forward_score"),
+        "kl.gradient",
+        options=PLUS,
+    ),
+    Mutant(
+        "gradient-of-twice-k2",
+        KL_PLUS,
+        Edit("0.5 * _a", "_a"),
+        "kl.gradient",
+        options=PLUS,
+    ),
 )
 
 TOKEN_REWARDS = (
@@ -851,6 +867,17 @@ ADVANTAGES = (
         ESTIMATE,
         Edit("lam", "gamma"),
         "advantages.definition",
+    ),
+    Mutant(
+        "whitened-over-padding",
+        GAE,
+        Edit(
+            "verl_F.masked_whiten(advantages, response_mask)",
+            "verl_F.masked_whiten(advantages, torch.ones_like(response_mask))",
+        ),
+        "advantages.definition",
+        why="an adapter cannot say that its advantages come out whitened: they are asked before that, and whitening on "
+        "its own, and nothing asks whether the two are put together with the right mask",
     ),
     Mutant(
         "returns-not-discounted",
