@@ -28,9 +28,25 @@ ALGORITHMS = "verl.trainer.ppo.core_algos"
 AGGREGATE = f"{ALGORITHMS}:agg_loss"
 POLICY_LOSS = f"{ALGORITHMS}:compute_policy_loss_vanilla"
 VALUE_LOSS = f"{ALGORITHMS}:compute_value_loss"
+KL = f"{ALGORITHMS}:kl_penalty_forward"
+KL_PLUS = f"{ALGORITHMS}:kl_penalty"
+PLACE_SCORES = "verl.experimental.reward_loop.reward_manager.base:RewardManagerBase.assemble_rm_scores"
+RAY_TRAINER = "verl.trainer.ppo.ray_trainer"
+PENALTY = f"{RAY_TRAINER}:apply_kl_penalty"
+ESTIMATE = f"{RAY_TRAINER}:compute_advantage"
+SESSIONS = "verl.trainer.ppo.v1.utils:compute_advantage_for_multi_trajectories"
+GAE = f"{ALGORITHMS}:compute_gae_advantage_return"
+REINFORCE_PLUS_PLUS = f"{ALGORITHMS}:compute_reinforce_plus_plus_outcome_advantage"
+GRPO = f"{ALGORITHMS}:compute_grpo_outcome_advantage"
+RLOO = f"{ALGORITHMS}:compute_rloo_outcome_advantage"
+WHITEN = f"{FUNCTIONAL}:masked_whiten"
+VARIANCE = f"{FUNCTIONAL}:masked_var"
+MASKED_MEAN = f"{FUNCTIONAL}:masked_mean"
+MASKED_SUM = f"{FUNCTIONAL}:masked_sum"
 PADDED = {"remove_padding": False}
 STATIC = {"pad_to": 8}
 CHUNKS = {"chunked_entropy": True}
+PLUS = {"kl_plus": True}
 
 LOG_PROBS = (
     Mutant(
@@ -621,4 +637,399 @@ LOSSES = (
     ),
 )
 
-MUTANTS = LOG_PROBS + MASKS_AND_POSITIONS + PADDING_HELPERS + ENGINE_INPUTS + ENGINE_OUTPUTS + LOSSES
+KLS = (
+    Mutant(
+        "k1-turned-round",
+        KL,
+        Edit("logprob - ref_logprob", "ref_logprob - logprob", nth=1, of=3),
+        "kl.k1",
+    ),
+    Mutant(
+        "abs-forgotten",
+        KL,
+        Edit("_a.abs()", "_a"),
+        "kl.abs",
+    ),
+    Mutant(
+        "k2-without-its-half",
+        KL,
+        Edit("0.5 * _a", "_a"),
+        "kl.k2",
+    ),
+    Mutant(
+        "k3-of-the-other-direction",
+        KL,
+        Edit("ref_logprob - logprob", "logprob - ref_logprob"),
+        "kl.k3",
+    ),
+    Mutant(
+        "k3-without-one",
+        KL,
+        Edit("ratio - kl - 1", "ratio - kl"),
+        "kl.k3",
+    ),
+    Mutant(
+        "k3-held-too-near",
+        KL,
+        Edit("torch.clamp(kl, min=-20, max=20)", "torch.clamp(kl, min=-2, max=2)"),
+        "kl.k3",
+    ),
+    Mutant(
+        "k3-held-after-the-exponential",
+        KL,
+        Edit("torch.exp(kl)", "torch.exp(ref_logprob - logprob)"),
+        "kl.clamped-gradient",
+    ),
+    Mutant(
+        "k3-not-held",
+        KL,
+        Edit("torch.clamp(kld, min=-10, max=10)", "kld"),
+        "kl.clamp",
+    ),
+    Mutant(
+        "k3-detached",
+        KL,
+        Edit("torch.exp(kl)", "torch.exp(kl).detach()"),
+        "kl.gradient",
+    ),
+    Mutant(
+        "two-gradients-at-once",
+        KL_PLUS,
+        Edit("_a + forward_score.detach()", "_a + forward_score"),
+        "kl.gradient",
+        options=PLUS,
+    ),
+    Mutant(
+        "gradient-of-twice-k2",
+        KL_PLUS,
+        Edit("0.5 * _a", "_a"),
+        "kl.gradient",
+        options=PLUS,
+    ),
+)
+
+TOKEN_REWARDS = (
+    Mutant(
+        "score-one-token-early",
+        PLACE_SCORES,
+        Edit("valid_response_length - 1", "valid_response_length - 2"),
+        "token-rewards.score-position",
+    ),
+    Mutant(
+        "score-one-token-late",
+        PLACE_SCORES,
+        Edit("valid_response_length - 1", "valid_response_length.clamp(max=rm_scores.size(1) - 1)"),
+        "token-rewards.score-position",
+    ),
+    Mutant(
+        "score-in-the-last-column",
+        PLACE_SCORES,
+        Edit("valid_response_length - 1", "valid_response_length * 0 - 1"),
+        "token-rewards.score-position",
+    ),
+    Mutant(
+        "score-of-the-first-sample",
+        PLACE_SCORES,
+        Edit("rm_scores.new_tensor(scores)", "rm_scores.new_tensor(scores)[:1]"),
+        "token-rewards.score-position",
+    ),
+    Mutant(
+        "length-with-the-prompt",
+        PLACE_SCORES,
+        Edit('data.batch["attention_mask"][:, prompt_length:]', 'data.batch["attention_mask"][:, :-prompt_length]'),
+        "token-rewards.score-position",
+    ),
+    Mutant(
+        "penalty-added",
+        PENALTY,
+        Edit("token_level_scores - beta * kld", "token_level_scores + beta * kld"),
+        "token-rewards.penalty",
+    ),
+    Mutant(
+        "penalty-without-coefficient",
+        PENALTY,
+        Edit("beta * kld", "kld"),
+        "token-rewards.penalty",
+    ),
+    Mutant(
+        "penalty-of-observations",
+        PENALTY,
+        Edit("kld * response_mask", "kld"),
+        "token-rewards.masked-cells",
+    ),
+    Mutant(
+        "penalty-of-sums",
+        PENALTY,
+        Edit("beta * kld", "beta * kld.cumsum(1)"),
+        "token-rewards.penalty",
+    ),
+    Mutant(
+        "score-lost",
+        PENALTY,
+        Edit("token_level_scores - beta * kld", "-beta * kld"),
+        "token-rewards.score-position",
+    ),
+    Mutant(
+        "policy-and-reference-exchanged",
+        PENALTY,
+        Edit("core_algos.kl_penalty(_a, _b, kl_penalty=_c)", "core_algos.kl_penalty(_b, _a, kl_penalty=_c)"),
+        "token-rewards.penalty",
+    ),
+    Mutant(
+        "always-k1",
+        PENALTY,
+        Edit("core_algos.kl_penalty(_a, _b, kl_penalty=_c)", "core_algos.kl_penalty(_a, _b, kl_penalty='k1')"),
+        "credit.definition",
+    ),
+)
+
+ADVANTAGES = (
+    Mutant(
+        "reward-of-the-step-before",
+        GAE,
+        Edit("token_level_rewards[:, t]", "token_level_rewards[:, t - 1]"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "value-of-the-state-forgotten",
+        GAE,
+        Edit("_a - values[:, t]", "_a"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "next-value-not-discounted",
+        GAE,
+        Edit("gamma * nextvalues", "nextvalues"),
+        "advantages.discounts-as-given",
+    ),
+    Mutant(
+        "gamma-lost-in-the-trace",
+        GAE,
+        Edit("gamma * lam * lastgaelam", "lam * lastgaelam"),
+        "advantages.discounts-as-given",
+    ),
+    Mutant(
+        "lambda-lost",
+        GAE,
+        Edit("gamma * lam * lastgaelam", "gamma * lastgaelam"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "next-value-of-an-observation",
+        GAE,
+        Edit("values[:, t] * response_mask[:, t] + (1 - response_mask[:, t]) * nextvalues", "values[:, t]"),
+        "advantages.observations",
+    ),
+    Mutant(
+        "next-value-cut-by-an-observation",
+        GAE,
+        Edit(
+            "values[:, t] * response_mask[:, t] + (1 - response_mask[:, t]) * nextvalues",
+            "values[:, t] * response_mask[:, t]",
+        ),
+        "advantages.observations",
+    ),
+    Mutant(
+        "trace-cut-by-an-observation",
+        GAE,
+        Edit(
+            "lastgaelam_ * response_mask[:, t] + (1 - response_mask[:, t]) * lastgaelam",
+            "lastgaelam_ * response_mask[:, t]",
+        ),
+        "advantages.observations",
+    ),
+    Mutant(
+        "observations-are-steps",
+        GAE,
+        Edit("lastgaelam_ * response_mask[:, t] + (1 - response_mask[:, t]) * lastgaelam", "lastgaelam_"),
+        "advantages.observations",
+    ),
+    Mutant(
+        "first-step-left-out",
+        GAE,
+        Edit("range(gen_len)", "range(1, gen_len)"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "advantages-not-turned-back",
+        GAE,
+        Edit("advantages_reversed[::-1]", "advantages_reversed"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "returns-are-advantages",
+        GAE,
+        Edit("advantages + values", "advantages"),
+        "advantages.returns",
+    ),
+    Mutant(
+        "lambda-is-gamma",
+        ESTIMATE,
+        Edit("lam", "gamma"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "whitened-over-padding",
+        GAE,
+        Edit(
+            "verl_F.masked_whiten(advantages, response_mask)",
+            "verl_F.masked_whiten(advantages, torch.ones_like(response_mask))",
+        ),
+        "advantages.definition",
+        why="an adapter cannot say that its advantages come out whitened: they are asked before that, and whitening on "
+        "its own, and nothing asks whether the two are put together with the right mask",
+    ),
+    Mutant(
+        "returns-not-discounted",
+        REINFORCE_PLUS_PLUS,
+        Edit("gamma * running_return", "running_return"),
+        "advantages.discounted-returns",
+    ),
+    Mutant(
+        "returns-cut-by-an-observation",
+        REINFORCE_PLUS_PLUS,
+        Edit("_a + running_return * (1 - response_mask[:, t])", "_a"),
+        "advantages.discounted-observations",
+    ),
+    Mutant(
+        "returns-discounted-by-observations",
+        REINFORCE_PLUS_PLUS,
+        Edit("_a * _b + running_return * (1 - _b)", "_a"),
+        "advantages.discounted-observations",
+    ),
+)
+
+WHITENING = (
+    Mutant(
+        "biased-variance",
+        VARIANCE,
+        Edit("mask_sum / (mask_sum - 1)", "mask_sum / mask_sum"),
+        "whitening.variance",
+    ),
+    Mutant(
+        "variance-not-of-deviations",
+        VARIANCE,
+        Edit("centered_values ** 2", "values ** 2"),
+        "whitening.definition",
+    ),
+    Mutant(
+        "single-action-whitened",
+        VARIANCE,
+        Edit("mask_sum == 1", "mask_sum == -1"),
+        "whitening.few-declared",
+    ),
+    Mutant(
+        "root-forgotten",
+        WHITEN,
+        Edit("torch.rsqrt(_a)", "1 / _a"),
+        "whitening.definition",
+    ),
+    Mutant(
+        "larger-epsilon",
+        WHITEN,
+        Edit("var + 1e-8", "var + 1e-6"),
+        "whitening.epsilon",
+    ),
+    Mutant(
+        "mean-left-in",
+        WHITEN,
+        Edit("values - mean", "values"),
+        "whitening.definition",
+    ),
+    Mutant(
+        "mean-added-where-it-is-removed",
+        WHITEN,
+        Edit("not shift_mean", "shift_mean"),
+        "whitening.keep-mean",
+    ),
+    Mutant(
+        "mean-of-masked-cells-too",
+        MASKED_MEAN,
+        Edit("mask.sum(axis=axis)", "torch.ones_like(mask).sum(axis=axis)"),
+        "whitening.holes",
+    ),
+    Mutant(
+        "sum-of-masked-cells",
+        MASKED_SUM,
+        Edit("(valid_values * mask).sum(axis=axis)", "values.sum(axis=axis)"),
+        "whitening.mask",
+    ),
+)
+
+GROUPS = (
+    Mutant(
+        "mean-of-all-scores",
+        GRPO,
+        Edit("torch.mean(scores_tensor)", "torch.mean(scores)"),
+        "group-advantages.mean",
+    ),
+    Mutant(
+        "biased-deviation",
+        GRPO,
+        Edit("torch.std(scores_tensor)", "torch.std(scores_tensor, unbiased=False)"),
+        "group-advantages.ddof",
+    ),
+    Mutant(
+        "variance-for-deviation",
+        GRPO,
+        Edit("torch.std(scores_tensor)", "torch.var(scores_tensor)"),
+        "group-advantages.group-std",
+    ),
+    Mutant(
+        "epsilon-forgotten",
+        GRPO,
+        Edit("id2std[index[i]] + epsilon", "id2std[index[i]]"),
+        "group-advantages.equal-scores",
+    ),
+    Mutant(
+        "group-of-one-without-score",
+        GRPO,
+        Edit("torch.tensor(0.0)", "id2score[idx][0].clone()"),
+        "group-advantages.group-of-one",
+    ),
+    Mutant(
+        "never-scaled",
+        GRPO,
+        Edit("(scores[i] - id2mean[index[i]]) / (id2std[index[i]] + epsilon)", "scores[i] - id2mean[index[i]]"),
+        "group-advantages.group-std",
+    ),
+    Mutant(
+        "deviation-always",
+        ESTIMATE,
+        Edit("norm_adv_by_std_in_grpo", "True"),
+        "group-advantages.mean",
+    ),
+    Mutant(
+        "groups-of-the-last-character",
+        GRPO,
+        Edit("id2score[index[i]]", "id2score[index[i][-1:]]"),
+        "group-advantages.group-names",
+    ),
+    Mutant(
+        "own-score-counted",
+        RLOO,
+        Edit("response_num - 1", "response_num", nth=2, of=2),
+        "group-advantages.leave-one-out",
+    ),
+    Mutant(
+        "group-of-one-centered",
+        RLOO,
+        Edit("response_num > 1", "response_num > 0"),
+        "group-advantages.group-of-one",
+    ),
+    Mutant(
+        "advantage-of-a-masked-cell",
+        SESSIONS,
+        Edit('final_data.batch["response_mask"].argmax(dim=1)', 'final_data.batch["response_mask"].argmin(dim=1)'),
+        "group-advantages.mean",
+    ),
+    Mutant(
+        "advantage-of-the-first-column",
+        SESSIONS,
+        Edit('final_data.batch["response_mask"].argmax(dim=1)', "0"),
+        "group-advantages.mean",
+    ),
+)
+
+MODELS = LOG_PROBS + MASKS_AND_POSITIONS + PADDING_HELPERS + ENGINE_INPUTS + ENGINE_OUTPUTS
+MUTANTS = MODELS + LOSSES + KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS

@@ -3,6 +3,9 @@
 - the platform: verl knows CUDA, ROCm and NPU; this one says "cpu".
 - the process group: one rank, by gloo.
 - the engine's configuration, which a trainer makes of its YAML files; and no FSDP wrapper, since there is one rank.
+- packages of servers and queues, which the trainer's modules import and nothing here calls.
+- the batch of a rollout: a prompt of one token, responses that end with their last action, one output a session.
+- no whitening where advantages are taken before it: GAE whitens what it returns. Whitening is asked on its own.
 
 The module is built, its inputs prepared and its outputs read by verl's own engine.
 """
@@ -10,9 +13,12 @@ The module is built, its inputs prepared and its outputs read by verl's own engi
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -29,9 +35,18 @@ CPU = SimpleNamespace(
     apply_model_patches=lambda kind: None,
 )
 platform_manager.set_platform(CPU)
+SERVERS = ("aiohttp", "cachetools", "fastapi", "transfer_queue", "uvicorn")
+absent = {name: mock.MagicMock(__path__=[]) for name in SERVERS if find_spec(name) is None}
+sys.modules |= absent
 
+import verl.experimental.reward_loop.reward_manager.base  # noqa: E402
+import verl.trainer.ppo.v1.utils  # noqa: E402, F401
+from verl.protocol import DataProto  # noqa: E402
 from verl.utils import tensordict_utils, torch_functional  # noqa: E402
 from verl.workers.engine.fsdp import transformer_impl  # noqa: E402
+
+for name in absent:  # they are there for the imports alone: others look for packages, too
+    del sys.modules[name]
 
 CHUNK = 2
 """Rows whose entropies are taken at a time: few, so that small batches have several chunks."""
@@ -132,3 +147,25 @@ class Config(SimpleNamespace):
 def loss_config(options: Any) -> Config:
     bounds = {"clip_ratio_low": options.clip_eps_low, "clip_ratio_high": options.clip_eps_high}
     return Config(clip_ratio=0.2, clip_ratio_c=options.dual_clip, global_batch_info=counts(options), **bounds)
+
+
+def rollout(action_mask: torch.Tensor, group_ids: torch.Tensor | None = None, **tables: torch.Tensor) -> DataProto:
+    """A batch as the trainer has it after a rollout. Rows without group ids are a group each; observations between
+    actions are attended, and what lies behind the last action is padding."""
+    response_mask = action_mask.long()
+    attended = response_mask.flip(1).cumsum(1).flip(1) > 0
+    prompts = torch.ones_like(response_mask[:, :1])
+    tables |= {"response_mask": response_mask, "responses": torch.zeros_like(response_mask), "prompts": prompts}
+    tables["attention_mask"] = torch.cat([prompts, attended.long()], dim=1)
+    ids = range(len(response_mask)) if group_ids is None else group_ids.tolist()
+    return DataProto.from_dict(tables, non_tensors={"uid": [str(one) for one in ids]})
+
+
+def sessions(batch: DataProto) -> list[str]:
+    """The key of each output: of which prompt, in which session, and its number in that."""
+    return [f"{uid}_{session}_0" for session, uid in enumerate(batch.non_tensor_batch["uid"])]
+
+
+def no_whitening() -> Any:
+    """In the body, advantages are left as they are before they are whitened."""
+    return mock.patch.object(torch_functional, "masked_whiten", lambda values, mask: values)
