@@ -523,7 +523,7 @@ CREDIT = (
         "deviation-alone",
         GROUPS,
         Edit("std_rewards + 0.0001", "std_rewards", of=2),
-        "group-advantages.equal-scores",
+        "group-advantages.epsilon",
     ),
     Mutant(
         "smaller-epsilon",
