@@ -13,7 +13,12 @@ import rlhf_reference as ref
 from rlhf_conformance import Adapter, check, conformance_suite
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters._models.cases import ModelCase
+from rlhf_conformance.chapters.credit.interface import CreditOptions
+from rlhf_conformance.chapters.group_advantages.interface import GroupAdvantageOptions
+from rlhf_conformance.chapters.kl.cases import KlCase
+from rlhf_conformance.chapters.kl.interface import KlOptions
 from rlhf_conformance.judging import storing
+from rlhf_conformance.judging.declared import is_declared
 from rlhf_conformance.oracle.layouts import Presentation, Sample
 from rlhf_conformance.oracle.probes import Probe
 from rlhf_conformance.results import (
@@ -683,3 +688,44 @@ def test_a_case_that_the_adapter_is_not_ready_for_is_no_question_to_it(how, arch
     adapter.layouts, adapter.architectures = (how,), (architecture,)
     mine = suite_of(adapter, row, profile="smoke").run("actor.log-probs")
     assert mine.verdict == (UNEXPECTED_PASS if how == "right" else FAIL)
+
+
+class OnlyK1(Reference):
+    """Has one estimator, whatever it is asked for, and subtracts the mean of the others."""
+
+    kl_estimators = ("k1",)
+    group_baselines = ("leave-one-out",)
+
+    def kl(self, log_probs, ref_log_probs, action_mask, options):
+        return log_probs - ref_log_probs
+
+
+def test_a_case_of_an_estimator_that_is_not_declared_is_no_question():
+    case = KlCase(((-0.5,),), ((-1.5,),), ((1,),), KlOptions("k3"))
+    row = KnownFailure("kl.mask", "of another mode", fails="fail: x", counterexample=storing.to_json(case))
+    assert suite_of(OnlyK1(), row, profile="smoke").run("kl.mask").verdict == UNEXPECTED_PASS
+    adapter = OnlyK1()
+    adapter.kl_estimators = ("k1", "k3")
+    assert suite_of(adapter, row, profile="smoke").run("kl.mask").verdict == FAIL
+
+
+@pytest.mark.parametrize(
+    ("options", "declared"),
+    [
+        (KlOptions("k1"), True),
+        (KlOptions("k2"), False),
+        (CreditOptions("k1"), True),
+        (CreditOptions("abs"), False),
+        (GroupAdvantageOptions("leave-one-out", "none"), True),
+        (GroupAdvantageOptions("mean", "group-std"), False),
+    ],
+)
+def test_options_are_those_that_an_adapter_declares(options, declared):
+    assert is_declared(options, OnlyK1()) == declared
+
+
+def test_a_scale_is_one_that_an_adapter_declares():
+    adapter = Reference()
+    adapter.group_scales = ("none",)
+    assert is_declared(GroupAdvantageOptions("mean", "none"), adapter)
+    assert not is_declared(GroupAdvantageOptions("mean", "batch-std"), adapter)

@@ -13,6 +13,9 @@ GRPO = "trl.trainer.grpo_trainer:GRPOTrainer"
 SCORE = f"{GRPO}._get_per_token_logps_and_entropies"
 GENERATE = f"{GRPO}._generate_single_turn"
 LOSS = f"{GRPO}._compute_loss"
+GROUPS = f"{GRPO}._generate_and_score_completions"
+RLOO_GROUPS = "trl.trainer.rloo_trainer:RLOOTrainer._generate_and_score_completions"
+NANSTD = f"{UTILS}:nanstd"
 FUSED = f"{UTILS}:add_fused_lm_head._fused_forward"
 KERNELS = "trl.kernels.chunked_logprob"
 COLLATOR = "trl.trainer.sft_trainer:DataCollatorForLanguageModeling.torch_call"
@@ -22,6 +25,7 @@ GPT2 = {"architectures": ["gpt2"]}
 SEQUENCE_MEAN = {"loss_type": "grpo"}
 BATCH_MEAN = {"loss_type": "bnpo"}
 GET_REWARD = {"get_reward": True}
+RLOO = {"trainer": "rloo"}
 
 LOG_PROBS = (
     Mutant(
@@ -406,4 +410,259 @@ LOSSES = (
     ),
 )
 
-MUTANTS = LOG_PROBS + FUSED_HEAD + SCORING + SEQUENCES + REWARDS_AND_PACKS + LOSSES
+CREDIT = (
+    Mutant(
+        "kl-arguments-exchanged",
+        LOSS,
+        Edit("torch.exp(ref_per_token_logps - per_token_logps)", "torch.exp(per_token_logps - ref_per_token_logps)"),
+        "kl.k3",
+    ),
+    Mutant(
+        "kl-linear-term-added",
+        LOSS,
+        Edit("_a - (ref_per_token_logps - per_token_logps)", "_a + (ref_per_token_logps - per_token_logps)"),
+        "kl.k3",
+    ),
+    Mutant(
+        "kl-one-forgotten",
+        LOSS,
+        Edit("_a - (ref_per_token_logps - per_token_logps) - 1", "_a - (ref_per_token_logps - per_token_logps)"),
+        "kl.k3",
+    ),
+    Mutant(
+        "kl-not-weighted",
+        LOSS,
+        Edit("per_token_kl * coef_1", "per_token_kl"),
+        "kl.gradient",
+    ),
+    Mutant(
+        "kl-weighted-by-a-constant",
+        LOSS,
+        Edit("per_token_kl * coef_1", "per_token_kl * coef_1.detach()"),
+        "kl.gradient",
+    ),
+    Mutant(
+        "kl-taken-off-the-loss",
+        LOSS,
+        Edit("per_token_loss + self.beta * per_token_kl", "per_token_loss - self.beta * per_token_kl"),
+        "kl.k3",
+    ),
+    Mutant(
+        "kl-detached",
+        LOSS,
+        Edit("self.beta * per_token_kl", "self.beta * per_token_kl.detach()"),
+        "kl.gradient",
+    ),
+    Mutant(
+        "kl-of-the-row",
+        LOSS,
+        Edit("self.beta * per_token_kl", "self.beta * per_token_kl.mean(-1, keepdim=True)"),
+        "kl.own-token",
+    ),
+    Mutant(
+        "groups-interleaved",
+        GROUPS,
+        Edit(
+            "torch.nanmean(rewards.view(-1, num_generations), dim=1)",
+            "torch.nanmean(rewards.view(num_generations, -1), dim=0)",
+        ),
+        "group-advantages.mean",
+    ),
+    Mutant(
+        "mean-laid-on-the-rows-in-turn",
+        GROUPS,
+        Edit(
+            "mean_grouped_rewards.repeat_interleave(num_generations, dim=0)",
+            "mean_grouped_rewards.repeat(num_generations)",
+        ),
+        "group-advantages.mean",
+    ),
+    Mutant(
+        "deviation-laid-on-the-rows-in-turn",
+        GROUPS,
+        Edit("std_rewards.repeat_interleave(num_generations, dim=0)", "std_rewards.repeat(num_generations)"),
+        "group-advantages.group-std",
+    ),
+    Mutant(
+        "mean-of-the-batch",
+        GROUPS,
+        Edit(
+            "torch.nanmean(rewards.view(-1, num_generations), dim=1)",
+            "torch.nanmean(rewards).expand(len(rewards) // num_generations)",
+        ),
+        "group-advantages.mean",
+    ),
+    Mutant(
+        "mean-added",
+        GROUPS,
+        Edit("rewards - mean_grouped_rewards", "rewards + mean_grouped_rewards"),
+        "group-advantages.mean",
+    ),
+    Mutant(
+        "group-deviation-of-the-batch",
+        GROUPS,
+        Edit(
+            "nanstd(rewards.view(-1, num_generations), dim=1)",
+            "nanstd(rewards).expand(len(rewards) // num_generations)",
+        ),
+        "group-advantages.group-std",
+    ),
+    Mutant(
+        "batch-deviation-of-centered-scores",
+        GROUPS,
+        Edit("nanstd(rewards).expand_as(rewards)", "nanstd(rewards - mean_grouped_rewards).expand_as(rewards)", of=2),
+        "group-advantages.batch-std",
+    ),
+    Mutant(
+        "divided-where-not-asked",
+        GROUPS,
+        Edit("self.scale_rewards != 'none'", "self.scale_rewards != 'batch'"),
+        "group-advantages.mean",
+    ),
+    Mutant(
+        "deviation-alone",
+        GROUPS,
+        Edit("std_rewards + 0.0001", "std_rewards", of=2),
+        "group-advantages.epsilon",
+    ),
+    Mutant(
+        "smaller-epsilon",
+        GROUPS,
+        Edit("std_rewards + 0.0001", "std_rewards + 1e-08", of=2),
+        "group-advantages.epsilon",
+    ),
+    Mutant(
+        "mean-over-deviation",
+        GROUPS,
+        Edit("advantages / (std_rewards + 0.0001)", "rewards / (std_rewards + 0.0001)"),
+        "group-advantages.shift",
+    ),
+    Mutant(
+        "first-row-left-out",
+        GROUPS,
+        Edit("self.accelerator.process_index * len(prompts)", "self.accelerator.process_index * len(prompts) + 1"),
+        "group-advantages.mean",
+    ),
+    Mutant(
+        "biased-variance",
+        NANSTD,
+        Edit("count / (count - 1)", "count / count"),
+        "group-advantages.ddof",
+    ),
+    Mutant(
+        "variance-for-deviation",
+        NANSTD,
+        Edit("torch.sqrt(variance)", "variance"),
+        "group-advantages.group-std",
+    ),
+    Mutant(
+        "deviation-not-centered",
+        NANSTD,
+        Edit("(tensor - mean) ** 2", "tensor ** 2"),
+        "group-advantages.group-std",
+    ),
+    Mutant(
+        "deviation-of-two-unknown",
+        NANSTD,
+        Edit("count > 1", "count > 2"),
+        "group-advantages.group-std",
+    ),
+    Mutant(
+        "rewards-of-whole-numbers",
+        f"{GRPO}._calculate_rewards",
+        Edit(
+            "torch.tensor(output_reward_func, dtype=torch.float32, device=device)",
+            "torch.tensor(output_reward_func, device=device).long()",
+            of=2,
+        ),
+        "group-advantages.mean",
+    ),
+    Mutant(
+        "unscorable-advantage-kept",
+        GROUPS,
+        Edit("torch.nan_to_num(advantages, nan=0.0)", "advantages"),
+        "group-advantages.nan-in-another-group",
+        why="only a row whose score is NaN has a NaN there, and of its group nothing is asked: no clause says what a "
+        "response gets that could not be scored",
+    ),
+    Mutant(
+        "penalty-turned-round",
+        RLOO_GROUPS,
+        Edit("old_per_token_logps - ref_per_token_logps", "ref_per_token_logps - old_per_token_logps"),
+        "kl.k1",
+        options=RLOO,
+    ),
+    Mutant(
+        "penalty-averaged",
+        RLOO_GROUPS,
+        Edit("(per_token_kl * completion_mask).sum(-1)", "(per_token_kl * completion_mask).mean(-1)"),
+        "kl.k1",
+        options=RLOO,
+    ),
+    Mutant(
+        "penalty-added",
+        RLOO_GROUPS,
+        Edit("rewards - self.beta * kl", "rewards + self.beta * kl"),
+        "kl.k1",
+        options=RLOO,
+    ),
+    Mutant(
+        "penalty-of-a-token-left-out",
+        RLOO_GROUPS,
+        Edit("(per_token_kl * completion_mask).sum(-1)", "(per_token_kl * completion_mask)[:, 1:].sum(-1)"),
+        "kl.k1",
+        options=RLOO,
+    ),
+    Mutant(
+        "own-score-in-the-baseline",
+        RLOO_GROUPS,
+        Edit(
+            "(grouped_sum - grouped_rewards) / (scorable_counts - 1)",
+            "grouped_sum / scorable_counts + 0 * grouped_rewards",
+        ),
+        "group-advantages.leave-one-out",
+        options=RLOO,
+    ),
+    Mutant(
+        "baseline-over-all",
+        RLOO_GROUPS,
+        Edit(
+            "(grouped_sum - grouped_rewards) / (scorable_counts - 1)",
+            "(grouped_sum - grouped_rewards) / scorable_counts",
+        ),
+        "group-advantages.leave-one-out",
+        options=RLOO,
+    ),
+    Mutant(
+        "baseline-added",
+        RLOO_GROUPS,
+        Edit("rewards - baselines", "rewards + baselines"),
+        "group-advantages.leave-one-out",
+        options=RLOO,
+    ),
+    Mutant(
+        "rloo-groups-interleaved",
+        RLOO_GROUPS,
+        Edit("rewards.view(-1, num_generations)", "rewards.view(num_generations, -1).T"),
+        "group-advantages.leave-one-out",
+        options=RLOO,
+    ),
+    Mutant(
+        "rloo-sum-over-prompts",
+        RLOO_GROUPS,
+        Edit(
+            "torch.nansum(grouped_rewards, dim=1, keepdim=True)", "torch.nansum(grouped_rewards, dim=0, keepdim=True)"
+        ),
+        "group-advantages.leave-one-out",
+        options=RLOO,
+    ),
+    Mutant(
+        "rloo-always-normalized",
+        RLOO_GROUPS,
+        Edit("self.normalize_advantages", "not self.normalize_advantages"),
+        "group-advantages.leave-one-out",
+        options=RLOO,
+    ),
+)
+
+MUTANTS = LOG_PROBS + FUSED_HEAD + SCORING + SEQUENCES + REWARDS_AND_PACKS + LOSSES + CREDIT

@@ -1,7 +1,9 @@
-"""TRL 1.16: a real GRPOTrainer scores, generates and takes the loss; a reward model is called as RewardTrainer does.
+"""TRL 1.16: a real GRPOTrainer or RLOOTrainer scores, generates, makes advantages and takes the loss; a reward model is
+called as RewardTrainer does.
 
-Modes: `attn_implementation`; the fields of GRPOConfig, as `loss_type` ("dapo", "bnpo": token mean, "grpo": sequence
-mean) and `disable_dropout`; `get_reward`: rewards as trl.experimental reads them. No critic: PPO left TRL after 1.12.
+Modes: `trainer`; `attn_implementation`; the fields of the trainer's config, as `loss_type` ("dapo", "bnpo": token mean,
+"grpo": sequence mean) and `disable_dropout`; `get_reward`: rewards as trl.experimental reads them. No critic: PPO left
+TRL after 1.12, so that nothing has token rewards, returns or whitening. RLOO's loss clips the ratio of whole responses.
 """
 
 from __future__ import annotations
@@ -10,22 +12,26 @@ from dataclasses import replace
 from functools import partialmethod
 
 import torch
-from transformers import AutoModelForSequenceClassification
 from trl.experimental.utils import get_reward, truncate_right
 from trl.trainer import sft_trainer, utils
 
 from rlhf_conformance import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
 from rlhf_conformance.adapters import trl_standins as standins
 
+GRPO = {"kl_estimators": ("k3",), "kl_gradient": "weighted", "group_scales": ("group-std", "batch-std", "none")}
+RLOO = {"kl_estimators": ("k1",), "group_baselines": ("leave-one-out",), "policy_loss": None}
+
 
 class TRL(Adapter):
     dual_clip = count_empty_rows = True  # the dual clip is GRPOConfig.delta
+    group_layout, group_eps, group_of_one = "equal", 1e-4, "zero"
     token_log_probs = staticmethod(utils.selective_log_softmax)
 
-    def __init__(self, loss_type="dapo", attn_implementation="sdpa", get_reward=False, **config):
-        self.loss_type, self.attention, self.config = loss_type, attn_implementation, config
+    def __init__(self, trainer="grpo", loss_type="dapo", attn_implementation="sdpa", get_reward=False, **config):
+        self.trainer, self.loss_type, self.attention, self.config = trainer, loss_type, attn_implementation, config
         self.aggregations = ("sequence-mean" if loss_type == "grpo" else "token-mean",)
         self.global_count, self.takes_attention_mask = loss_type == "dapo", not get_reward
+        vars(self).update(RLOO if trainer == "rloo" else GRPO)
 
     def token_entropy(self, logits, temperature):
         return utils.selective_log_softmax_and_entropy(logits, logits.argmax(-1), temperature=temperature)[1]
@@ -41,7 +47,7 @@ class TRL(Adapter):
         return PackedSequences(pack["input_ids"], pack["position_ids"], pack["labels"])
 
     def load_actor(self, checkpoint):
-        return standins.trainer(checkpoint, self.attention, loss_type=self.loss_type, **self.config)
+        return standins.trainer(self.trainer, checkpoint, self.attention, self.loss_type, **self.config)
 
     def action_log_probs(self, actor, batch, part=0):
         rows = (batch.input_ids, batch.attention_mask, batch.num_actions)
@@ -50,17 +56,11 @@ class TRL(Adapter):
     action_entropy = partialmethod(action_log_probs, part=1)
 
     def generate(self, actor, prompts):
-        actor.eos_token_ids = list(prompts.stop_token_ids)
-        actor.generation_config.update(eos_token_id=actor.eos_token_ids, max_new_tokens=prompts.max_new_tokens)
-        rows = [row[mask.bool()].tolist() for row, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
-        responses = [torch.tensor(ids) for ids in actor._generate_single_turn(rows, None, {}, 1)[0]]
+        responses = [torch.tensor(ids) for ids in standins.responses(actor, prompts)]
         return torch.cat([prompts.input_ids.cpu(), utils.pad(responses, prompts.pad_token_id)], dim=1)
 
     def load_reward_model(self, checkpoint):
-        init = {"dtype": checkpoint.dtype, "attn_implementation": self.attention, "num_labels": 1, "device_map": None}
-        model = utils.create_model_from_path(checkpoint.path, AutoModelForSequenceClassification, **init)
-        model.config.pad_token_id = checkpoint.pad_token_id
-        return model.to(checkpoint.device)
+        return standins.reward_model(checkpoint, self.attention)
 
     def rewards(self, rm, batch):
         if not self.takes_attention_mask:
@@ -76,9 +76,13 @@ class TRL(Adapter):
         return (self.load_actor if kind == "actor" else self.load_reward_model)(replace(checkpoint, path=str(folder)))
 
     def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
-        trainer = standins.loss_trainer(action_mask.device, self.loss_type)
-        trainer.epsilon_low, trainer.epsilon_high = options.clip_eps_low, options.clip_eps_high
-        trainer.args.delta = options.dual_clip
-        count = action_mask.sum() if options.global_count is None else torch.tensor(options.global_count)
-        loss = standins.policy_loss(trainer, log_probs, old_log_probs, advantages, action_mask, count)
+        trainer = standins.loss_trainer(action_mask.device, self.loss_type, options)
+        loss = standins.policy_loss(trainer, log_probs, old_log_probs, advantages, action_mask, options.global_count)
         return PolicyLossResult(loss, trainer._metrics["train"]["clip_ratio/region_mean"][-1])
+
+    def kl(self, log_probs, ref_log_probs, action_mask, options):
+        return standins.kl(self.trainer, log_probs, ref_log_probs)
+
+    def group_advantages(self, scores, group_ids, action_mask, options):
+        size, scale = len(scores) // len(group_ids.unique()), options.scale.removesuffix("-std")
+        return standins.advantages(self.trainer, scores, size, scale)

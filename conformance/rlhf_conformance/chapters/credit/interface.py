@@ -14,6 +14,8 @@ from rlhf_conformance.methods import OneOf, method
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rlhf_conformance.adapter import Adapter
+
 SHAPED = Numbers(lambda given: tuple(given["values"].shape), "a number for each cell")
 
 
@@ -29,6 +31,10 @@ class CreditOptions:
     gamma: float = 1.0
     lam: float = 0.95
     whiten: bool = False
+
+    def offered_by(self, adapter: Adapter) -> bool:
+        """Whether an adapter declares what is asked for."""
+        return self.estimator in adapter.kl_estimators
 
 
 class Credit:

@@ -28,6 +28,11 @@ class GroupAdvantageOptions:
     baseline: str = "mean"
     scale: str = "group-std"
 
+    def offered_by(self, adapter: GroupAdvantages) -> bool:
+        """Whether an adapter declares what is asked for."""
+        scales = adapter.group_scales if self.baseline == "mean" else ("none",)
+        return self.baseline in adapter.group_baselines and self.scale in scales
+
 
 class GroupAdvantages:
     """Scores of responses, measured by those of other responses to the same prompt."""

@@ -23,6 +23,10 @@ class KlOptions:
 
     estimator: str = "k1"
 
+    def offered_by(self, adapter: Kl) -> bool:
+        """Whether an adapter declares what is asked for."""
+        return self.estimator in adapter.kl_estimators
+
 
 class Kl:
     """Estimators of the KL."""
