@@ -23,7 +23,7 @@ DOCUMENT = "docs/trainers.md"
 FILES = Path(__file__).resolve().parents[2] / "docs" / "known-failures"
 NAMES = {name: row["title"] for name, row in ROWS.items()}
 COUNTED = ("pass", "known-failure", "not-provided")
-MOST_LINES = 60
+MOST_LINES = 90
 SLUG = re.compile(r"`([a-z-]+\.[a-z0-9-]+)`")
 
 trainers = pytest.mark.parametrize("trainer", NAMES)
@@ -175,7 +175,7 @@ def test_the_versions_are_those_of_the_requirements(trainer, text):
 
 @trainers
 def test_an_adapter_is_short(trainer, text):
-    """At most sixty lines of code, without blank lines, comments and docstrings."""
+    """At most ninety lines of code, without blank lines, comments and docstrings."""
     assert len(code_lines(text(f"conformance/rlhf_conformance/adapters/{trainer}.py"))) <= MOST_LINES
 
 

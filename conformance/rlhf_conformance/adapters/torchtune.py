@@ -1,8 +1,7 @@
 """torchtune 0.6: its recipes set up, generate, score, take the losses and save; its data sets make the packs.
 
 Modes: `scoring`: "ppo", "dpo" (log-probs as sums over right-padded rows, without a temperature) or "sft" (the loss of a
-packed data set); `kv_cache`: whether PPO generates with caches, as it does by default; `centered`: whitening alone,
-with its mean removed, which PPO does not ask for.
+packed data set); `kv_cache`: whether PPO generates with caches, as it does by default.
 
 Not provided: entropy (it has none), returns without a critic, groups (GRPO is not in its wheel); in "dpo" and "sft"
 what is of PPO alone, in the others the whole output.
@@ -18,7 +17,6 @@ from torchtune import generation, rlhf
 from torchtune.rlhf.loss import PPOLoss
 
 from rlhf_conformance import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
-from rlhf_conformance.adapter import METHODS
 from rlhf_conformance.adapters import torchtune_standins as standins
 
 PATH = ("kl", "token_rewards", "advantages", "whiten", "credit")
@@ -30,17 +28,17 @@ class Torchtune(Adapter):
     takes_attention_mask = asymmetric_clip = unclipped_value = False
     kl_metric = "k2"
     kl_estimators, score_position, after_last_action, observations = ("k1",), "after-last", "step", "zero-steps"
-    kl_masked = token_rewards_masked = "zero"
+    kl_masked = token_rewards_masked = whitening_masked = "zero"
+    whitening_keeps_mean = True
     rewards, checkpoint_weights = staticmethod(standins.scores), staticmethod(standins.weights)
     generate, save = staticmethod(standins.generate), staticmethod(standins.save)
 
-    def __init__(self, scoring="ppo", kv_cache=True, centered=False):
-        self.scoring, self.kv_cache, self.temperature, self.centered = scoring, kv_cache, scoring == "ppo", centered
+    def __init__(self, scoring="ppo", kv_cache=True):
+        self.scoring, self.kv_cache, self.temperature = scoring, kv_cache, scoring == "ppo"
         self.ignored_label = "zero" if scoring == "dpo" else None
         self.layouts = {"ppo": ("padded",), "dpo": ("right",), "sft": ("packed", "packed-tail")}[scoring]
-        lacking = {"ppo": ("logits",), "dpo": OF_PPO, "sft": ("logits", *OF_PPO)}[scoring]
-        for name in {*METHODS} - {"whiten"} if centered else lacking:
-            setattr(self, name, None)
+        for lacking in {"ppo": ("logits",), "dpo": OF_PPO, "sft": ("logits", *OF_PPO)}[scoring]:
+            setattr(self, lacking, None)
 
     def token_log_probs(self, logits, labels, temperature):
         if self.scoring == "ppo":
@@ -103,7 +101,7 @@ class Torchtune(Adapter):
         return made.advantages, made.returns
 
     def whiten(self, values, action_mask, options):
-        return rlhf.whiten(values, action_mask.bool(), **{"shift_mean": False} if self.centered else {})
+        return standins.experience(action_mask, log_probs=-values, gamma=0.0, lam=0.0, whitened=True).advantages
 
     def credit(self, scores, log_probs, ref_log_probs, values, action_mask, options):
         given = {"scores": scores, "log_probs": log_probs, "ref_log_probs": ref_log_probs, "values": values}

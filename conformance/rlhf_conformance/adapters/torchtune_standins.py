@@ -309,27 +309,27 @@ class Experience(PPO):  # type: ignore[misc, valid-type]
         pass
 
 
-def experience(
-    mask: Tensor, *, log_probs: Tensor, kl_coef: float = 1.0, gamma: float = 1.0, lam: float = 1.0, **given: Tensor
-) -> Experience:
-    """What the recipe makes of log-probs (B, T) under a mask; `ref_log_probs`, `values` and `scores` are zero where not
-    given. Advantages are not whitened, which is asked by itself."""
+def experience(mask: Tensor, *, log_probs: Tensor, whitened: bool = False, **given: Any) -> Experience:
+    """What the recipe makes of log-probs (B, T) under a mask. What else it comes from is 0 where it is not given, and
+    the coefficient and the discounts are 1. Advantages are whitened if that is asked for."""
     nothing = torch.zeros_like(log_probs)
     rows = torch.ones(len(mask), 1 + mask.shape[1], dtype=torch.long, device=mask.device)
-    scores, values = given.get("scores", nothing[:, 0]), given.get("values", nothing)
-    made = Experience(rows, scores, values, kl_coef, gamma, lam)
+    numbers = (given.get(name, 1.0) for name in ("kl_coef", "gamma", "lam"))
+    made = Experience(rows, given.get("scores", nothing[:, 0]), given.get("values", nothing), *numbers)
     both = iter((log_probs, given.get("ref_log_probs", nothing)))
-    estimate = rlhf.estimate_advantages
+    instead = [
+        (rlhf, "logits_to_logprobs", lambda *_: next(both).clone()),
+        (rlhf, "truncate_sequence_at_first_stop_token", lambda *_: (~mask.bool(), rows[:, 1:])),
+        (sys.modules[PPO.__module__], "tqdm", mock.Mock()),
+    ]
+    if not whitened:
+        instead.append((rlhf.rewards, "whiten", lambda x, mask: x))
     with contextlib.ExitStack() as entered:
+        for module, name, other in instead:
+            entered.enter_context(mock.patch.object(module, name, other))
         entered.enter_context(generating(made, rows, 1, sampled=False))
-        for where, name, how in (
-            (rlhf, "logits_to_logprobs", {"side_effect": lambda *_: next(both).clone()}),
-            (rlhf, "truncate_sequence_at_first_stop_token", {"return_value": (~mask.bool(), rows[:, 1:])}),
-            (rlhf.rewards, "whiten", {"side_effect": lambda x, mask: x}),
-            (sys.modules[PPO.__module__], "tqdm", {}),
-        ):
-            entered.enter_context(mock.patch.object(where, name, **how))
-        asked = entered.enter_context(mock.patch.object(rlhf, "estimate_advantages", side_effect=estimate))
+        estimate = mock.patch.object(rlhf, "estimate_advantages", side_effect=rlhf.estimate_advantages)
+        asked = entered.enter_context(estimate)
         made.train()
     made.rewards = asked.call_args.args[1]
     return made
