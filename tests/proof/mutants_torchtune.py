@@ -483,7 +483,7 @@ CREDIT = (
         "score-of-the-batch",
         f"{REWARDS}:get_rewards_ppo",
         Edit("scores.unsqueeze(-1)", "scores.mean().expand_as(scores).unsqueeze(-1)"),
-        "token-rewards.own-row",
+        "token-rewards.score-position",
     ),
     Mutant(
         "score-in-the-last-column",
@@ -604,6 +604,7 @@ CREDIT = (
         f"{REWARDS}:whiten",
         Edit("var + 1e-08", "var"),
         "whitening.equal-numbers",
+        why="the clauses about the epsilon fail without this slip as well, for the mean that comes back",
     ),
     Mutant(
         "variance-biased",
