@@ -436,4 +436,188 @@ LOSSES = (
     ),
 )
 
-MUTANTS = LOG_PROBS + ROWS + GENERATING + PPO + WEIGHTS + PACKS + LOSSES
+CREDIT = (
+    Mutant(
+        "kl-of-the-reference",
+        f"{REWARDS}:get_rewards_ppo",
+        Edit("logprobs - ref_logprobs", "ref_logprobs - logprobs"),
+        "kl.k1",
+    ),
+    Mutant(
+        "reference-compared-with-itself",
+        f"{RECIPE}.train",
+        Edit("trajectory.logprobs", "trajectory.ref_logprobs"),
+        "kl.k1",
+    ),
+    Mutant(
+        "reference-of-pads-left",
+        f"{RECIPE}.generate_trajectory",
+        Edit("ref_logprobs[response_padding_masks]", "ref_logprobs[response_padding_masks & False]"),
+        "kl.masked-cells",
+    ),
+    Mutant(
+        "another-constant-on-pads",
+        f"{RECIPE}.generate_trajectory",
+        Edit("1.0", "0.0", nth=2, of=2),
+        "kl.masked-cells",
+    ),
+    Mutant(
+        "penalty-is-a-prize",
+        f"{REWARDS}:get_rewards_ppo",
+        Edit("-kl_coeff * kl", "kl_coeff * kl"),
+        "token-rewards.penalty",
+    ),
+    Mutant(
+        "penalty-of-the-row",
+        f"{REWARDS}:get_rewards_ppo",
+        Edit("-kl_coeff * kl", "-kl_coeff * kl.mean(1, keepdim=True).expand_as(kl)"),
+        "token-rewards.penalty",
+    ),
+    Mutant(
+        "score-one-cell-early",
+        f"{REWARDS}:get_rewards_ppo",
+        Edit("valid_score_idxs.unsqueeze(-1)", "valid_score_idxs.unsqueeze(-1) - 1"),
+        "token-rewards.score-position",
+    ),
+    Mutant(
+        "score-of-the-batch",
+        f"{REWARDS}:get_rewards_ppo",
+        Edit("scores.unsqueeze(-1)", "scores.mean().expand_as(scores).unsqueeze(-1)"),
+        "token-rewards.score-position",
+    ),
+    Mutant(
+        "score-in-the-last-column",
+        f"{RECIPE}.train",
+        Edit("trajectory.value_seq_idxs", "None"),
+        "token-rewards.padding-invariance",
+    ),
+    Mutant(
+        "score-at-the-last-action",
+        f"{RECIPE}.generate_trajectory",
+        Edit("seq_lens + 1", "seq_lens"),
+        "token-rewards.score-position",
+    ),
+    Mutant(
+        "values-of-pads-left",
+        f"{RECIPE}.generate_trajectory",
+        Edit("values[value_padding_masks]", "values[value_padding_masks & False]"),
+        "advantages.mask",
+    ),
+    Mutant(
+        "value-behind-the-last-action-dropped",
+        f"{RECIPE}.generate_trajectory",
+        Edit("values[value_padding_masks]", "values[response_padding_masks]"),
+        "advantages.last-action",
+    ),
+    Mutant(
+        "own-value-for-the-next",
+        f"{REWARDS}:estimate_advantages",
+        Edit("values[:, t + 1]", "values[:, t]"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "last-value-goes-on",
+        f"{REWARDS}:estimate_advantages",
+        Edit("values[:, t + 1] if t < response_length - 1 else 0.0", "values[:, min(t + 1, response_length - 1)]"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "next-value-at-the-end-dropped",
+        f"{REWARDS}:estimate_advantages",
+        Edit("t < response_length - 1", "t < response_length - 2"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "next-value-undiscounted",
+        f"{REWARDS}:estimate_advantages",
+        Edit("gamma * next_values", "next_values"),
+        "advantages.discounts-as-given",
+    ),
+    Mutant(
+        "gamma-once",
+        f"{REWARDS}:estimate_advantages",
+        Edit("gamma * lmbda * last_gae_lam", "lmbda * last_gae_lam"),
+        "advantages.discounts-as-given",
+    ),
+    Mutant(
+        "lambda-forgotten",
+        f"{REWARDS}:estimate_advantages",
+        Edit("gamma * lmbda * last_gae_lam", "gamma * last_gae_lam"),
+        "advantages.lambda-zero",
+    ),
+    Mutant(
+        "gamma-for-lambda",
+        f"{RECIPE}.train",
+        Edit("self._lmbda", "self._gamma"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "returns-without-values",
+        f"{REWARDS}:estimate_advantages",
+        Edit("advantages + values", "advantages"),
+        "advantages.returns",
+    ),
+    Mutant(
+        "advantages-in-reverse",
+        f"{REWARDS}:estimate_advantages",
+        Edit("advantages_reversed[::-1]", "advantages_reversed"),
+        "advantages.definition",
+    ),
+    Mutant(
+        "whitened-over-pads",
+        f"{REWARDS}:estimate_advantages",
+        Edit("whiten(advantages, mask=masks)", "whiten(advantages)"),
+        "whitening.keep-mean",
+    ),
+    Mutant(
+        "whitened-with-the-cell-behind",
+        f"{RECIPE}.train",
+        Edit("~trajectory.response_padding_masks", "~trajectory.value_padding_masks"),
+        "whitening.keep-mean",
+    ),
+    Mutant(
+        "pads-of-advantages-left",
+        f"{REWARDS}:estimate_advantages",
+        Edit("advantages[~masks]", "advantages[~masks & False]"),
+        "whitening.masked-cells",
+    ),
+    Mutant(
+        "mean-of-all-cells",
+        f"{REWARDS}:whiten",
+        Edit("masked_mean(x, mask)", "x.mean()"),
+        "whitening.keep-mean",
+    ),
+    Mutant(
+        "variance-about-zero",
+        f"{REWARDS}:whiten",
+        Edit("masked_var(x - mean, mask)", "masked_var(x, mask)"),
+        "whitening.keep-mean",
+    ),
+    Mutant(
+        "divided-by-the-variance",
+        f"{REWARDS}:whiten",
+        Edit("torch.rsqrt(_a)", "torch.reciprocal(_a)"),
+        "whitening.keep-mean",
+    ),
+    Mutant(
+        "no-epsilon",
+        f"{REWARDS}:whiten",
+        Edit("var + 1e-08", "var"),
+        "whitening.equal-numbers",
+        why="the clauses about the epsilon fail without this slip as well, for the mean that comes back",
+    ),
+    Mutant(
+        "variance-biased",
+        f"{REWARDS}:masked_var",
+        Edit("mask_sum / (mask_sum - 1)", "1.0"),
+        "whitening.keep-mean",
+    ),
+    Mutant(
+        "squares-of-all-cells",
+        f"{REWARDS}:masked_var",
+        Edit("masked_mean(centered_values.pow(2), mask)", "masked_mean(centered_values.pow(2), mask >= 0)"),
+        "whitening.keep-mean",
+    ),
+)
+
+MUTANTS = LOG_PROBS + ROWS + GENERATING + PPO + WEIGHTS + PACKS + LOSSES + CREDIT

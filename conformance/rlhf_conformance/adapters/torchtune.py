@@ -3,7 +3,8 @@
 Modes: `scoring`: "ppo", "dpo" (log-probs as sums over right-padded rows, without a temperature) or "sft" (the loss of a
 packed data set); `kv_cache`: whether PPO generates with caches, as it does by default.
 
-Not provided: entropy (it has none); in "dpo" and "sft" what is of PPO alone, in the others the whole output.
+Not provided: entropy (it has none), returns without a critic, groups (GRPO is not in its wheel); in "dpo" and "sft"
+what is of PPO alone, in the others the whole output.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from torchtune.rlhf.loss import PPOLoss
 from rlhf_conformance import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
 from rlhf_conformance.adapters import torchtune_standins as standins
 
-OF_PPO = ("generate", "load_reward_model", "load_critic", "restore")
+PATH = ("kl", "token_rewards", "advantages", "whiten", "credit")
+OF_PPO = ("generate", "load_reward_model", "load_critic", "restore", *PATH)
 
 
 class Torchtune(Adapter):
     architectures, head_architectures = ("llama", "qwen2", "mistral"), ("llama", "mistral")
     takes_attention_mask = asymmetric_clip = unclipped_value = False
     kl_metric = "k2"
+    kl_estimators, score_position, after_last_action, observations = ("k1",), "after-last", "step", "zero-steps"
+    kl_masked = token_rewards_masked = whitening_masked = "zero"
+    whitening_keeps_mean = True
     rewards, checkpoint_weights = staticmethod(standins.scores), staticmethod(standins.weights)
     generate, save = staticmethod(standins.generate), staticmethod(standins.save)
 
@@ -84,3 +89,22 @@ class Torchtune(Adapter):
     def value_loss(self, values, old_values, returns, action_mask, options):
         loss_fn = PPOLoss(value_clip_range=options.clip_eps, value_coeff=1.0)
         return standins.losses(loss_fn, action_mask, values=values, old_values=old_values, returns=returns).loss
+
+    def kl(self, log_probs, ref_log_probs, action_mask, options):
+        return standins.behind_a_token(action_mask, log_probs=log_probs, ref_log_probs=ref_log_probs).kl
+
+    def token_rewards(self, scores, kl, action_mask, options):
+        return standins.behind_a_token(action_mask, log_probs=kl, scores=scores, kl_coef=options.kl_coef).rewards
+
+    def advantages(self, token_rewards, values, action_mask, options):
+        made = standins.of_rewards(token_rewards, values, action_mask, options.gamma, options.lam)
+        return made.advantages, made.returns
+
+    def whiten(self, values, action_mask, options):
+        return standins.experience(action_mask, log_probs=-values, gamma=0.0, lam=0.0, whitened=True).advantages
+
+    def credit(self, scores, log_probs, ref_log_probs, values, action_mask, options):
+        given = {"scores": scores, "log_probs": log_probs, "ref_log_probs": ref_log_probs, "values": values}
+        discounts = {"kl_coef": options.kl_coef, "gamma": options.gamma, "lam": options.lam}
+        made = standins.experience(action_mask, **given, **discounts)
+        return made.advantages, made.returns

@@ -5,6 +5,7 @@
 - for the models of PPO that are not asked, one that answers zeros, and its checkpoint.
 - generation of given rows: it is left out, or draws their tokens one by one.
 - a loss that keeps what it is handed.
+- models that answer the scores, log-probs and values of a batch, whose actions are those of its mask; no step of PPO.
 
 Models are built, loaded, run and saved by the recipes, which are files beside the package. What remains here puts a
 batch into their hands: a row for each action where log-probs come as sums, rows one by one where ends are found by id.
@@ -275,6 +276,82 @@ def scores(made: Any, batch: Any) -> Tensor:
         for row, count in zip(batch.input_ids, batch.response_lengths, strict=True)
     ]
     return torch.cat([made_of(made, row).scores for row in alone])
+
+
+# --- PPO, from scores to advantages --------------------------------------------------------------------------------
+
+
+class Experience(PPO):  # type: ignore[misc, valid-type]
+    """The recipe, trained on one batch: it makes `kl`, `rewards`, `advantages` and `returns`, and takes no step."""
+
+    def __init__(self, rows: Tensor, scores: Tensor, values: Tensor, kl_coef: float, gamma: float, lam: float) -> None:
+        """`rows` (B, 1 + T) begin with a prompt of one token; `scores` (B,) and `values` (B, T) are the models'."""
+        nothing = torch.zeros(*rows.shape, 1)
+        self._ref_policy_model = lambda *_, **__: nothing
+        self._value_model = lambda *_, **__: torch.cat([values, values[:, :1]], dim=1)[..., None]
+        self._reward_model = lambda *_, **__: scores[:, None, None].expand(*rows.shape, 1)
+        self._dataloader, self.batch_size, self._device = [{"tokens": rows[:, :1]}], len(rows), rows.device
+        self._kl_coeff, self._gamma, self._lmbda = kl_coef, gamma, lam
+        self._tokenizer, self._policy_model, self.config = Tokenizer(), None, {"vocab_size": 1}
+        self._sampler = self._profiler = mock.Mock()
+        self.cache_ctx_manager = lambda *_, **__: contextlib.nullcontext()
+        self._temperature, self._optimizer_in_bwd = 1.0, True
+        self._total_epochs = self._total_steps = 1
+        self._log_every_n_steps = 2
+        self._stop_token_ids = self._top_k = self._rng = None
+        self.compile = self.profiler_profile_memory = self.enable_kv_cache = self._penalise_no_eos = False
+        self._epochs_run = self._steps_run = self._ppo_epochs = self._min_response_length = 0
+
+    def cleanup_after_step(self, trajectory: Any, stats: Any, *found: Tensor) -> None:
+        self.advantages, self.returns, self.kl, _ = found
+
+    def save_checkpoint(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def experience(mask: Tensor, *, log_probs: Tensor, whitened: bool = False, **given: Any) -> Experience:
+    """What the recipe makes of log-probs (B, T) under a mask. What else it comes from is 0 where it is not given, and
+    the coefficient and the discounts are 1. Advantages are whitened if that is asked for."""
+    nothing = torch.zeros_like(log_probs)
+    rows = torch.ones(len(mask), 1 + mask.shape[1], dtype=torch.long, device=mask.device)
+    numbers = (given.get(name, 1.0) for name in ("kl_coef", "gamma", "lam"))
+    made = Experience(rows, given.get("scores", nothing[:, 0]), given.get("values", nothing), *numbers)
+    both = iter((log_probs, given.get("ref_log_probs", nothing)))
+    instead = [
+        (rlhf, "logits_to_logprobs", lambda *_: next(both).clone()),
+        (rlhf, "truncate_sequence_at_first_stop_token", lambda *_: (~mask.bool(), rows[:, 1:])),
+        (sys.modules[PPO.__module__], "tqdm", mock.Mock()),
+    ]
+    if not whitened:
+        instead.append((rlhf.rewards, "whiten", lambda x, mask: x))
+    with contextlib.ExitStack() as entered:
+        for module, name, other in instead:
+            entered.enter_context(mock.patch.object(module, name, other))
+        entered.enter_context(generating(made, rows, 1, sampled=False))
+        estimate = mock.patch.object(rlhf, "estimate_advantages", side_effect=rlhf.estimate_advantages)
+        asked = entered.enter_context(estimate)
+        made.train()
+    made.rewards = asked.call_args.args[1]
+    return made
+
+
+def behind_a_token(mask: Tensor, **given: Any) -> Experience:
+    """The same of responses with one more token in front, of which nothing is read: the recipe puts the score of a
+    response of one token elsewhere, which the whole path shows, and which would hide all else in its parts."""
+    led = {name: nn.functional.pad(x, (1, 0)) for name, x in given.items() if isinstance(x, Tensor) and x.ndim == 2}
+    made = experience(nn.functional.pad(mask.bool(), (1, 0), value=True), **{**given, **led})
+    for name in ("kl", "rewards", "advantages", "returns"):
+        setattr(made, name, getattr(made, name)[:, 1:])
+    return made
+
+
+def of_rewards(token_rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Experience:
+    """What the recipe makes of rewards (B, T): they come to it as penalties, and behind the last action as a score."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    behind = columns.where(mask.bool(), -1).amax(1, keepdim=True) + 1
+    scores = nn.functional.pad(token_rewards, (0, 1)).gather(1, behind)[:, 0]
+    given = {"log_probs": -token_rewards, "scores": scores, "values": values}
+    return behind_a_token(mask, **given, gamma=gamma, lam=lam)
 
 
 # --- DPO and finetuning -------------------------------------------------------------------------------------------
