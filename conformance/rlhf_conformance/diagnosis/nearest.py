@@ -525,11 +525,11 @@ def _agreeing_somewhere(evidence: Evidence, *, vary: bool) -> tuple[Evidence, li
     if not evidence.smallest.failed:  # it does not fail every time: there is nothing to compare
         return evidence, []
     impostors = Impostors(evidence.subject)
-    known = _suspects(evidence, impostors)
-    agreed = [suspect.candidate for suspect in known]
-    searches = [lambda: known, *(functools.partial(made, evidence, impostors) for made in (_VARIED if vary else ()))]
-    for search in searches:
-        suspects = _held(evidence, search(), impostors)
+    agreed: list[Candidate] = []
+    for search in (_suspects, *(_VARIED if vary else ())):
+        found = search(evidence, impostors)
+        agreed += [one.candidate for one in found if search is _suspects]
+        suspects = _held(evidence, found, impostors)
         if suspects:
             return evidence, suspects
     for confined in _confined(evidence) if vary else ():
