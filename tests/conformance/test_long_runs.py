@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from rlhf_conformance import UsageError, check, conformance_suite
+from rlhf_conformance.faults import faults
 from rlhf_conformance.reporting import progress, read
 from rlhf_conformance.results import FAIL, LOST, NOT_PROVIDED, PASS, Result
 from rlhf_conformance.run.loading import load_adapter
@@ -226,3 +227,31 @@ def test_a_suite_takes_a_budget(hostile):
     suite = conformance_suite(load_adapter(hostile("processes.py:Survivor")), budget=50)
     assert suite.run("positions.pads").verdict == PASS
     suite.close()
+
+
+# --- a look that takes long -----------------------------------------------------------------------------------------
+
+LOOK = """
+import sys, time
+from types import SimpleNamespace
+from rlhf_conformance.run.plugin import _time_limit
+with _time_limit(SimpleNamespace(folder=sys.argv[1]), "kl.value", 1.0, "gw0") as begin_again:
+    for _ in range(20):
+        time.sleep(0.1)
+        {step}
+"""
+
+
+@pytest.mark.parametrize(("step", "status"), [("begin_again()", 0), ("pass", 1)])
+def test_the_limit_of_a_clause_begins_anew_with_each_step(step, status, tmp_path):
+    done = run("-c", LOOK.format(step=step), str(tmp_path), cwd=tmp_path, PYTHONPATH=FLOORS)
+    assert done.status == status
+
+
+def test_a_suite_says_of_each_step_of_a_look_that_it_is_taken():
+    adapter, steps = faults()["half-dropped"].adapter(), []
+    suite = conformance_suite(adapter)
+    result = suite.run("value-loss.half", alive=lambda: steps.append(time.monotonic()))
+    suite.close()
+    assert result.verdict == FAIL
+    assert len(steps) > 10

@@ -125,7 +125,7 @@ class Evidence:
         key = check.slug, repr(case)
         if key not in self._observed:
             self._observed[key] = observe(check, self.subject, case)
-            self.work.calls -= max(1, len(self._observed[key].calls))
+            self.work.spend(calls=max(1, len(self._observed[key].calls)))
         return self._observed[key]
 
     def counts(self, check: Check, seen: Observed) -> bool:

@@ -8,12 +8,13 @@ from typing import Any
 
 from rlhf_conformance.diagnosis import exchange, legs, nearest, pictures, places, provenance, repeating, steps
 from rlhf_conformance.diagnosis.evidence import Evidence, Observed, observe
+from rlhf_conformance.diagnosis.work import Work
 from rlhf_conformance.judging.checks import Check, checks
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.results import ERROR, FAIL, Diagnosis, Result
 
 
-def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
+def diagnosed(result: Result, case: Any, subject: Subject, seed: int, work: Work | None = None) -> Result:
     """The result of a failure with what can be said about it: nothing where no case shows it each time. Whatever goes
     wrong here, the failure itself stays."""
     failure = result.failure
@@ -34,7 +35,7 @@ def diagnosed(result: Result, case: Any, subject: Subject, seed: int) -> Result:
     if changing is not None:
         kept = _seen("exchange", heard, None, "").get("exchange")
         return replace(result, failure=replace(failure, diagnoses=(changing,), exchange=kept))
-    evidence = Evidence(check, subject, smallest, seed)
+    evidence = Evidence(check, subject, smallest, seed, work or Work())
     for part, look in (
         ("picture", pictures.picture),
         ("steps", steps.steps),

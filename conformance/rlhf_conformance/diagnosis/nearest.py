@@ -442,12 +442,12 @@ def _agrees_on(
 ) -> bool:
     """Ask a suspect, whose errors are its own affair; `heard` may end it where it does not agree."""
     price = OF_A_MODEL if check.loads else 1
-    evidence.work.asked -= price
+    evidence.work.spend(asked=price)
     try:
         other = observe(check, impostors.of(suspect.candidate.adapter), seen.case, heard)
     except Exception:
         return False
-    evidence.work.asked -= price * len(other.calls)
+    evidence.work.spend(asked=price * len(other.calls))
     if not agrees(seen, other, evidence.subject.dtype):
         suspect.wrong = other.failed
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 CALLS = 96
@@ -11,6 +12,10 @@ ASKED, OF_A_MODEL = 4000, 5
 are loaded."""
 
 
+def _nobody() -> None:
+    pass
+
+
 @dataclass
 class Work:
     """What is left of it.
@@ -18,12 +23,20 @@ class Work:
     calls       of the adapter
     asked       calls of candidates
     tried, untried      candidates that were asked all that they had to be, and those that were not
+    alive       is told of each piece that is done: whoever limits the time can tell a long search from one that hangs
     """
 
     calls: int = CALLS
     asked: int = ASKED
     tried: int = 0
     untried: int = 0
+    alive: Callable[[], None] = _nobody
+
+    def spend(self, *, calls: int = 0, asked: int = 0) -> None:
+        """A piece of it is done."""
+        self.calls -= calls
+        self.asked -= asked
+        self.alive()
 
     @property
     def spent(self) -> bool:

@@ -10,10 +10,11 @@ import atexit
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,8 @@ class ClauseItem(pytest.Item):
                 self.suite.prepare()
                 if self.suite.plan.folder:
                     _say_what_is_run(self.suite)
-            with self._time_limit(self.suite.plan.limit):
-                result = self.suite.run(self.slug, self._keep, self._count)
+            with self._time_limit(self.suite.plan.limit) as again:
+                result = self.suite.run(self.slug, self._keep, self._count, again)
         except (LoadError, UsageError) as error:
             self.user_properties.append((UNUSABLE, str(error)))
             raise
@@ -203,7 +204,7 @@ class ClauseItem(pytest.Item):
             self._counted = time.monotonic()
             _write_at_once(count_file(self.suite.plan, self.slug), str(tried))
 
-    def _time_limit(self, seconds: float) -> contextlib.AbstractContextManager[None]:
+    def _time_limit(self, seconds: float) -> contextlib.AbstractContextManager[Callable[[], None] | None]:
         if not self.suite.plan.folder:
             return contextlib.nullcontext()
         worker = getattr(self.config, "workerinput", {}).get("workerid", "")
@@ -225,20 +226,29 @@ class ClauseItem(pytest.Item):
 
 
 @contextlib.contextmanager
-def _time_limit(plan: Plan, slug: str, seconds: float, worker: str) -> Iterator[None]:
+def _time_limit(plan: Plan, slug: str, seconds: float, worker: str) -> Iterator[Callable[[], None]]:
     """In a worker of the command: end the process where a clause hangs, and leave the stack where the command finds it.
+    The time begins anew whenever what is yielded is called.
 
     faulthandler's timer needs no cooperation of what hangs, not even the interpreter's lock. Should the adapter stop
     it, the command ends the process a little later.
     """
     workers.silence()
     stack, running = stack_file(plan, slug), stack_file(plan, slug).with_suffix(".running")
+    begun = -math.inf
     with stack.open("w") as file:
+
+        def begin() -> None:
+            nonlocal begun
+            if time.monotonic() > begun + min(COUNTING, seconds / 4):
+                begun = time.monotonic()
+                faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+                _write_at_once(running, f"{worker} {time.time() + seconds}")
+
         faulthandler.enable(file)
-        faulthandler.dump_traceback_later(seconds, exit=True, file=file)
-        _write_at_once(running, f"{worker} {time.time() + seconds}")
+        begin()
         try:
-            yield
+            yield begin
         finally:
             faulthandler.cancel_dump_traceback_later()
             faulthandler.disable()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Found = Callable[[Result], None]
 Count = Callable[[int], None]
+Alive = Callable[[], None]
 
 
 class Suite:
@@ -83,12 +84,16 @@ class Suite:
         """Import what is needed and construct the adapter, unless that is done."""
         assert self.subject is not None
 
-    def run(self, slug: str, found: Found | None = None, count: Count | None = None) -> Result:
-        """Try one clause. `found` is told of a failure before it is looked into, `count` of how many cases were tried.
+    def run(
+        self, slug: str, found: Found | None = None, count: Count | None = None, alive: Alive | None = None
+    ) -> Result:
+        """Try one clause. `found` is told of a failure before it is looked into, `count` of how many cases were tried,
+        and `alive` of each step that is taken to look into a failure.
 
         In the caller's own process it ends with the budget, which runs from the first clause on; a worker is ended.
         """
         from rlhf_conformance.diagnosis.looking import diagnosed
+        from rlhf_conformance.diagnosis.work import Work
 
         until = self._end_of_budget()
         if time.monotonic() > until and slug not in self.not_provided():
@@ -107,7 +112,9 @@ class Suite:
         result = with_known_failures(tried.result, self.plan, stale)
         if time.monotonic() > until:
             return result
-        return diagnosed(result, tried.case, self.subject, self.plan.seed)
+        work = Work() if alive is None else Work(alive=alive)
+        work.alive()
+        return diagnosed(result, tried.case, self.subject, self.plan.seed, work)
 
     def _end_of_budget(self) -> float:
         """Of `time.monotonic()`."""
