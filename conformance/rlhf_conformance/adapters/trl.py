@@ -31,7 +31,7 @@ class TRL(Adapter):
         self.trainer, self.loss_type, self.attention, self.config = trainer, loss_type, attn_implementation, config
         self.aggregations = ("sequence-mean" if loss_type == "grpo" else "token-mean",)
         self.global_count, self.takes_attention_mask = loss_type == "dapo", not get_reward
-        vars(self).update(RLOO if trainer == "rloo" else GRPO)
+        self.__dict__.update(RLOO if trainer == "rloo" else GRPO)
 
     def token_entropy(self, logits, temperature):
         return utils.selective_log_softmax_and_entropy(logits, logits.argmax(-1), temperature=temperature)[1]
