@@ -702,11 +702,11 @@ class OnlyK1(Reference):
 
 def test_a_case_of_an_estimator_that_is_not_declared_is_no_question():
     case = KlCase(((-0.5,),), ((-1.5,),), ((1,),), KlOptions("k3"))
-    row = KnownFailure("kl.mask", "of another mode", fails="fail: x", counterexample=storing.to_json(case))
-    assert suite_of(OnlyK1(), row, profile="smoke").run("kl.mask").verdict == UNEXPECTED_PASS
+    row = KnownFailure("kl.agreement", "of another mode", fails="fail: x", counterexample=storing.to_json(case))
+    assert suite_of(OnlyK1(), row, profile="smoke").run("kl.agreement").verdict == UNEXPECTED_PASS
     adapter = OnlyK1()
     adapter.kl_estimators = ("k1", "k3")
-    assert suite_of(adapter, row, profile="smoke").run("kl.mask").verdict == FAIL
+    assert suite_of(adapter, row, profile="smoke").run("kl.agreement").verdict == FAIL
 
 
 @pytest.mark.parametrize(
