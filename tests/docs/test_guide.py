@@ -93,10 +93,12 @@ def test_the_adapter_from_scores_to_advantages_is_green(python, examples, monkey
 
 
 def test_the_options_of_credit_are_those_of_the_code(text):
-    named = set(re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (?:KL|token rewards|advantages)", text(GUIDE), re.M))
-    options = {f.name for kind in (KlOptions, TokenRewardOptions, AdvantageOptions) for f in fields(kind)}
-    assert {name for cell in named for name in re.findall(r"\w+", cell)} == options
-    assert options == {f.name for f in fields(CreditOptions)}
+    named = set(re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (?:KL|token rewards|advantages|credit)", text(GUIDE), re.M))
+    parts = {f.name for kind in (KlOptions, TokenRewardOptions, AdvantageOptions) for f in fields(kind)}
+    whole = {f.name for f in fields(CreditOptions)}
+    assert {name for cell in named for name in re.findall(r"\w+", cell)} == parts | whole
+    assert parts - whole == {"stop_penalty"}  # the scores of the whole path are penalized already
+    assert whole - parts == {"whiten"}
 
 
 def test_the_log_prob_adapter_is_green(python):
