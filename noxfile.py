@@ -129,7 +129,9 @@ def judge(session: nox.Session, trainer: Trainer) -> None:
 
 
 def install_trainer(session: nox.Session, trainer: Trainer) -> None:
-    """The project and the trainer, in an environment of the trainer's own."""
+    """The project and the trainer, in an environment of the trainer's own. Modules are compiled where they are imported,
+    which is few of them: otherwise that takes half of the time."""
+    session.env["PIP_NO_COMPILE"] = "1"
     install(session, ".")
     if trainer.built_with:
         session.install(*trainer.built_with)
