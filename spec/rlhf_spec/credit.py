@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_spec import whitening
 from rlhf_spec.advantages import advantages, critic_returns
 from rlhf_spec.aggregation import Masks, Rows
 from rlhf_spec.kl import kl
 from rlhf_spec.token_rewards import token_rewards
+from rlhf_spec.whitening import whiten
 
 
 def path_rewards(
@@ -40,6 +40,11 @@ def path_rewards(
     return token_rewards(
         scores, estimates, action_mask, kl_coef=kl_coef, score_clip=score_clip, score_position=score_position
     )
+
+
+def _whitened(found: list[list[float]], action_mask: Masks, ddof: int, eps: float, eps_place: str) -> list[list[float]]:
+    """By its own name where `whiten` is an option."""
+    return whiten(found, action_mask, ddof=ddof, eps=eps, eps_place=eps_place)
 
 
 def path_advantages(
@@ -88,7 +93,7 @@ def path_advantages(
     found = advantages(
         rewards, values, action_mask, gamma=gamma, lam=lam, observations=observations, after_last=after_last
     )
-    return whitening.whiten(found, action_mask, ddof=ddof, eps=eps, eps_place=eps_place) if whiten else found
+    return _whitened(found, action_mask, ddof, eps, eps_place) if whiten else found
 
 
 def path_returns(
