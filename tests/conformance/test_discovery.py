@@ -19,7 +19,7 @@ import pytest
 
 from rlhf_conformance.chapters._losses.cases import LossCase
 from rlhf_conformance.chapters._models.cases import ModelCase
-from rlhf_conformance.chapters._models.interface import LAYOUTS
+from rlhf_conformance.chapters._models.interface import ARCHITECTURES, LAYOUTS
 from rlhf_conformance.chapters.group_advantages.cases import GroupCase
 from rlhf_conformance.chapters.sequences.cases import GeneratedCase
 from rlhf_conformance.diagnosis import evidence
@@ -457,7 +457,7 @@ OTHER_MODEL_CLAUSES = [
         lambda c: any(s.prompt[0] == c.probe.eos_token_id for s in c.samples),
         0.1,
     ),
-    ("one backbone", "actor.backbones", lambda c: len({p.architecture for p in c.probes}) == 7, 0.9),
+    ("one backbone", "actor.backbones", lambda c: len({p.architecture for p in c.probes}) == len(ARCHITECTURES), 0.9),
     ("outputs of their own", "actor.backbones", lambda c: any(p.tied for p in c.probes), 0.9),
     (
         "padded rows without a pack",
