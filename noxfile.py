@@ -129,8 +129,8 @@ def judge(session: nox.Session, trainer: Trainer) -> None:
 
 
 def install_trainer(session: nox.Session, trainer: Trainer) -> None:
-    """The project and the trainer, in an environment of the trainer's own. Modules are compiled where they are imported,
-    which is few of them: otherwise that takes half of the time."""
+    """The project and the trainer, in an environment of the trainer's own. Only the modules that are imported are
+    compiled."""
     session.env["PIP_NO_COMPILE"] = "1"
     install(session, ".")
     if trainer.built_with:

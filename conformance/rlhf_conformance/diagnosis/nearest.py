@@ -543,7 +543,9 @@ def _agreeing_somewhere(evidence: Evidence, *, vary: bool) -> tuple[Evidence, li
 
 def _confined(evidence: Evidence) -> Iterator[Evidence]:
     """What counts less where an adapter has a second slip: neighboring clauses that it fails, too, and the cases in
-    which an option is not what it is in the smallest one."""
+    which an option is not what it is in the smallest one. Not where a gradient is wrong, which several slips share."""
+    if any("gradient" in comparison.what for comparison in evidence.smallest.broken):
+        return
     yield replace(evidence, alone=True)
     if not evidence.check.loads:
         for where, holds in conditions(evidence.smallest):

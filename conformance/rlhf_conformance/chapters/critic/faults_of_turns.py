@@ -34,8 +34,7 @@ class StatesWithoutObservations(Reference):
 
 @fault("critic.turns")
 class TurnIsWorthTheLastAction(Reference):
-    """The first action of a turn gets the value of the state after the last action before it, not after the
-    observation."""
+    "The first action of a turn gets the value of the state before the observation, not after it."
 
     def action_values(self, critic, batch):
         found = []
