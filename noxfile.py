@@ -42,7 +42,7 @@ class Trainer:
 
 ROWS = nox.project.load_toml(ROOT / "requirements" / "trainers.toml")
 TRAINERS = [Trainer(name, **row) for name, row in ROWS.items()]
-OLDER = [replace(trainer, modes={}, version=trainer.before) for trainer in TRAINERS if trainer.before]
+OLDER = [replace(trainer, version=trainer.before) for trainer in TRAINERS if trainer.before]
 
 
 def install(session: nox.Session, *arguments: str) -> None:

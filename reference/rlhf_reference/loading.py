@@ -77,11 +77,15 @@ def load(auto_class: Any, path: str | Path, options: LoadOptions) -> Any:
 
 def _attention(path: str | Path, options: LoadOptions) -> str | None:
     """Not left to transformers where attention scores are capped: several of its versions drop the cap silently."""
+    if options.attn_implementation not in (None, "sdpa"):
+        return options.attn_implementation
     config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=options.trust_remote_code)
     cap = getattr(config, "attn_logit_softcapping", None)
-    if cap is not None and options.attn_implementation == "sdpa":
+    if cap is None:
+        return options.attn_implementation
+    if options.attn_implementation == "sdpa":
         raise ValueError(f"{path} caps attention scores at {cap}, which sdpa leaves out; ask for eager attention")
-    return "eager" if cap is not None and options.attn_implementation is None else options.attn_implementation
+    return "eager"
 
 
 def _nf4(path: str | Path, options: LoadOptions) -> Any:
