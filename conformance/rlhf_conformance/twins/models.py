@@ -12,6 +12,7 @@ from itertools import pairwise
 from rlhf_conformance._lazy import torch, transformers
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.chapters._models.bending import marks
 from rlhf_conformance.oracle.batch import PACKS
 from rlhf_conformance.oracle.layouts import Presentation, Sample, present
 from rlhf_conformance.oracle.probes import in_dtype, read_weights
@@ -481,8 +482,8 @@ class TurnsAsSamples(_Models):
 
     def _by_turn(self, ask, batch):
         found = []
-        masks = batch.response_masks or [(1,) * count for count in batch.response_lengths]
-        for ids, prompt, mask in zip(batch.sequences, batch.prompt_lengths, masks, strict=True):
+        for ids, prompt, acts in zip(batch.sequences, batch.prompt_lengths, marks(batch), strict=True):
+            mask = acts.tolist()
             row = torch.full((len(mask),), torch.nan, dtype=torch.float32, device=ids.device)
             edges = [0, *(t for t in range(1, len(mask)) if mask[t] != mask[t - 1]), len(mask)]
             for first, end in pairwise(edges):
