@@ -56,17 +56,19 @@ def load(auto_class: Any, path: str | Path, options: LoadOptions) -> Any:
             model has (transformers would draw them at random), needs code of its own that is not trusted, or caps
             attention scores where "sdpa" is asked for, which has no cap
     """
+    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=options.trust_remote_code)
     device_map = options.device_map
     if options.load_in_4bit and device_map is None:
         device_map = {"": options.device or "cpu"}
     keywords: dict[str, Any] = {
+        "config": config,
         DTYPE: options.dtype,
-        "attn_implementation": _attention(path, options),
+        "attn_implementation": _attention(config, options),
         "trust_remote_code": options.trust_remote_code,
         "device_map": device_map,
     }
     if options.load_in_4bit:
-        keywords["quantization_config"] = _nf4(path, options)
+        keywords["quantization_config"] = _nf4(config, options)
     model, report = auto_class.from_pretrained(path, output_loading_info=True, **keywords)
     if report["missing_keys"]:
         raise ValueError(f"the checkpoint {path} lacks weights: {sorted(report['missing_keys'])}")
@@ -75,26 +77,20 @@ def load(auto_class: Any, path: str | Path, options: LoadOptions) -> Any:
     return model if device_map is not None or options.device is None else model.to(options.device)
 
 
-def _attention(path: str | Path, options: LoadOptions) -> str | None:
+def _attention(config: Any, options: LoadOptions) -> str | None:
     """Not left to transformers where attention scores are capped: several of its versions drop the cap silently."""
-    if options.attn_implementation not in (None, "sdpa"):
-        return options.attn_implementation
-    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=options.trust_remote_code)
     cap = getattr(config, "attn_logit_softcapping", None)
-    if cap is None:
+    if cap is None or options.attn_implementation not in (None, "sdpa"):
         return options.attn_implementation
     if options.attn_implementation == "sdpa":
-        raise ValueError(f"{path} caps attention scores at {cap}, which sdpa leaves out; ask for eager attention")
+        raise ValueError(f"the model caps attention scores at {cap}, which sdpa leaves out; ask for eager attention")
     return "eager"
 
 
-def _nf4(path: str | Path, options: LoadOptions) -> Any:
+def _nf4(config: Any, options: LoadOptions) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError("load_in_4bit=True needs bitsandbytes, which is not installed: pip install bitsandbytes")
-    dtype = options.dtype
-    if dtype == "auto":
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=options.trust_remote_code)
-        dtype = getattr(config, DTYPE) or torch.float32
+    dtype = options.dtype if options.dtype != "auto" else getattr(config, DTYPE) or torch.float32
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

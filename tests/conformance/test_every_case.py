@@ -54,10 +54,10 @@ def fault_of(slug: str) -> Any:
 
 
 @pytest.mark.parametrize("slug", SLUGS)
-def test_what_broke_it_is_kept_with_every_argument_and_written_as_a_script(slug: str, store: Any):
+def test_what_broke_it_is_kept_with_every_argument_written_as_a_script_and_tried_again(slug: str, store: Any):
     fault = fault_of(slug)
     liar = Subject.make(fault.adapter(), device="cpu", dtype="float32", store=store)
-    tried = try_clause(slug, liar, PROFILES["gate"], 0, to_the_end=False)
+    tried = try_clause(slug, liar, replace(PROFILES["gate"], shrinking=0.0), 0, to_the_end=False)
     result, failure = tried.result, tried.result.failure
     assert result.verdict in (FAIL, "error"), result.reason
     assert failure is not None
@@ -76,6 +76,10 @@ def test_what_broke_it_is_kept_with_every_argument_and_written_as_a_script(slug:
         for name in wanted:
             for argument in _flat(name, call.arguments[name]):
                 assert re.search(rf"\b{argument}\b", text), f"{argument} of {call.method} is not in the script"
+    again = try_clause(slug, liar, PROFILES["gate"], 0, replayed=storing.from_json(failure.stored)).result
+    assert again.verdict == result.verdict
+    assert again.failure is not None
+    assert failure.what in {failure.what for failure in (again.failure, *again.others)}
 
 
 def _flat(name: str, value: Any) -> list[str]:
@@ -83,17 +87,6 @@ def _flat(name: str, value: Any) -> list[str]:
     if isinstance(value, dict) and storing.TYPE in value:
         return [key for key in value if key != storing.TYPE]
     return [name]
-
-
-@pytest.mark.parametrize("slug", SLUGS)
-def test_it_is_tried_again_on_its_stored_case(slug: str, store: Any):
-    liar = Subject.make(fault_of(slug).adapter(), device="cpu", dtype="float32", store=store)
-    tried = try_clause(slug, liar, PROFILES["gate"], 0, to_the_end=False)
-    case = storing.from_json(json.loads(json.dumps(storing.to_json(tried.case))))
-    again = try_clause(slug, liar, PROFILES["gate"], 0, replayed=case).result
-    assert again.verdict == tried.result.verdict
-    assert again.failure is not None
-    assert tried.result.failure.what in {failure.what for failure in (again.failure, *again.others)}
 
 
 def test_there_are_no_kinds_of_cases_that_no_check_draws(subject: Subject):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -132,3 +135,30 @@ def test_a_variable_is_passed_on_that_is_asked_for(command, tmp_path):
     assert refused.status == 2
     assert "TRAINER_KEY looks like a secret and was not passed on: --pass-env TRAINER_KEY does" in refused.said
     assert command(*arguments, "--pass-env", "TRAINER_KEY", **environment).status == 0
+
+
+def test_a_worker_collects_no_garbage_of_imports(tmp_path: Path):
+    """What was imported is out of the collector's sight, which is on as before."""
+    adapter = tmp_path / "adapter.py"
+    adapter.write_text(
+        "import gc\n"
+        "from rlhf_conformance.adapter import Adapter\n\n\n"
+        "class Telling(Adapter):\n"
+        "    def kl(self, *given):\n"
+        "        raise RuntimeError(f'on: {gc.isenabled()}, kept: {gc.get_freeze_count() > 10_000}')\n"
+    )
+    report = run_plan(Plan(f"{adapter}:Telling", profile="smoke", only=("kl.k1",)), 1)
+    assert "on: True, kept: True" in report.results[0].reason
+
+
+def test_the_collector_of_the_callers_process_is_left_alone():
+    code = (
+        "import gc\n"
+        "from rlhf_conformance.run.command import check\n"
+        "from rlhf_conformance.adapters.reference import Reference\n"
+        "before = gc.get_freeze_count()\n"
+        "report = check(Reference(), profile='smoke', only=['kl.k1'])\n"
+        "print(report.results[0].verdict, gc.isenabled(), gc.get_freeze_count() == before)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["pass", "True", "True"]

@@ -20,6 +20,7 @@ from rlhf_conformance.judging.trying import PROFILES, Tried, try_clause
 from rlhf_conformance.results import ERROR, FAIL, NOT_PROVIDED, PASS
 from rlhf_conformance.run.folders import OwnFolder, own_folder
 from rlhf_conformance.run.keeper import PR_SET_PDEATHSIG, prctl
+from rlhf_conformance.run.suite import uncollected
 
 Answer = TypeVar("Answer")
 RED = (FAIL, ERROR)
@@ -155,8 +156,10 @@ def settle() -> None:
     """Make a process of a pool one thread wide, quiet, and mortal."""
     import warnings
 
-    import torch
-    from transformers.utils import logging
+    with uncollected():
+        import torch
+        from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
+        from transformers.utils import logging
 
     die_with_parent()
     warnings.simplefilter("ignore")
