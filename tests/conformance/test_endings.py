@@ -87,13 +87,14 @@ class Run:
 
     @property
     def left(self) -> list[str]:
-        """The processes that have come of it, and what lies in its temporary folder."""
+        """The processes that have come of it, and what lies in its temporary folder, but for torch's own cache."""
         mark, found = f"HOSTILE_NOTES={self.notes}".encode(), []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if mark in (path / "environ").read_bytes().split(b"\0"):
                     found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        return found + sorted(path.name for path in self.temporary.iterdir())
+        names = sorted(path.name for path in self.temporary.iterdir())
+        return found + [name for name in names if not name.startswith("torchinductor_")]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
