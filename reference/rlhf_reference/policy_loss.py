@@ -1,21 +1,25 @@
-"""PPO's clipped policy loss (Schulman et al. 2017, equation 7), with asymmetric and dual clip."""
+"""PPO's clipped policy loss (Schulman et al. 2017, equation 7), with asymmetric and dual clip; GSPO's, which clips the
+ratio of a sequence; CISPO's and REINFORCE's, which follow the log-prob."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_reference.aggregation import Aggregation, aggregate, masked_mean
 
+Surrogate = Literal["ppo", "gspo", "cispo", "reinforce"]
+CispoBounds = Literal["both", "upper", "cap"]
+
 
 class PolicyLossOutput(NamedTuple):
     """What `PolicyLoss` returns; scalars all.
 
     loss           with a graph
-    clip_fraction  share of the action tokens whose gradient the clip takes away
+    clip_fraction  share of the action tokens whose gradient the clip takes away; 0 where there is no such clip
     approx_kl      mean of old_log_prob - log_prob over the action tokens, in nats: KL(old || new), estimated (k1)
     """
 
@@ -29,8 +33,15 @@ class PolicyLoss(nn.Module):
 
     clip_eps_low, clip_eps_high  the band of the ratio; a higher upper side is DAPO's clip-higher (Yu et al. 2025)
     dual_clip                    c > 1: the objective of a token with A < 0 is at least c A (Ye et al. 2020, equation 5)
-    aggregation                  "token-mean" or "sequence-mean", see `rlhf_reference.aggregation`
-    raises                       ValueError if a band is negative or c is not above 1
+    aggregation                  see `rlhf_reference.aggregation`
+    surrogate                    "ppo": the above; "gspo": the same with one r for each sequence, the exponential of the
+                                 mean log-ratio of its actions (Zheng et al. 2025); "cispo": `-w A log_prob` a token,
+                                 where w is the ratio within its bounds, a constant (MiniMax 2025); "reinforce":
+                                 `-A log_prob` (Williams 1992)
+    cispo_bounds                 of w: "both", 1 - clip_eps_low to 1 + clip_eps_high; "upper", below the latter;
+                                 "cap", below clip_eps_high itself
+    constant_length              of the aggregation "constant-length"
+    raises                       ValueError if a band is negative, c is not above 1, or there is no such surrogate
 
     How it is computed. Taking A out of the minimum shows that the clip bounds the ratio on one side only:
 
@@ -49,8 +60,14 @@ class PolicyLoss(nn.Module):
         clip_eps_high: float = 0.2,
         dual_clip: float | None = None,
         aggregation: Aggregation = "token-mean",
+        *,
+        surrogate: Surrogate = "ppo",
+        cispo_bounds: CispoBounds = "both",
+        constant_length: float | None = None,
     ) -> None:
         super().__init__()
+        if surrogate not in get_args(Surrogate) or cispo_bounds not in get_args(CispoBounds):
+            raise ValueError(f"there is no surrogate {surrogate!r} with the bounds {cispo_bounds!r}")
         if clip_eps_low < 0 or clip_eps_high < 0:
             raise ValueError(f"the clip band ({clip_eps_low}, {clip_eps_high}) must not be negative")
         if dual_clip is not None and not dual_clip > 1:
@@ -58,6 +75,9 @@ class PolicyLoss(nn.Module):
         self.clip_eps_low, self.clip_eps_high = clip_eps_low, clip_eps_high
         self.dual_clip = dual_clip
         self.aggregation: Aggregation = aggregation
+        self.surrogate: Surrogate = surrogate
+        self.cispo_bounds: CispoBounds = cispo_bounds
+        self.constant_length = constant_length
 
     def forward(
         self,
@@ -81,13 +101,33 @@ class PolicyLoss(nn.Module):
         if len(shapes) > 1:
             raise ValueError(f"the arguments differ in shape: {sorted(shapes)}")
         mask = action_mask.bool()
-        log_ratio = _select(log_probs, mask) - _select(old_log_probs.detach(), mask)
+        log_probs = _select(log_probs, mask)
+        log_ratio = log_probs - _select(old_log_probs.detach(), mask)
         advantages = _select(advantages.detach(), mask)
+        kl = masked_mean(-log_ratio, mask)
+        if self.surrogate == "gspo":
+            log_ratio = _mean_of_sequence(log_ratio, mask)
 
-        lower, upper = self._bounds(log_ratio, advantages < 0)
-        ratio = log_ratio.clamp(lower, upper).exp()
-        loss = aggregate(-ratio * advantages, mask, self.aggregation, global_count=global_count)
-        return PolicyLossOutput(loss, self._clip_fraction(log_ratio, advantages, mask), masked_mean(-log_ratio, mask))
+        losses = -self._followed(log_probs, log_ratio, advantages < 0) * advantages
+        loss = aggregate(
+            losses, mask, self.aggregation, global_count=global_count, constant_length=self.constant_length
+        )
+        return PolicyLossOutput(loss, self._clip_fraction(log_ratio, advantages, mask), kl)
+
+    def _followed(self, log_probs: Tensor, log_ratio: Tensor, negative: Tensor) -> Tensor:
+        """(B, T) what the advantages weigh: a ratio, or log-probs."""
+        if self.surrogate == "reinforce":
+            return log_probs
+        if self.surrogate == "cispo":
+            return log_ratio.detach().clamp(*self._cispo_bounds()).exp() * log_probs
+        lower, upper = self._bounds(log_ratio, negative)
+        return log_ratio.clamp(lower, upper).exp()
+
+    def _cispo_bounds(self) -> tuple[float, float]:
+        """Of the log-ratio."""
+        highest = self.clip_eps_high if self.cispo_bounds == "cap" else 1 + self.clip_eps_high
+        lowest = 1 - self.clip_eps_low if self.cispo_bounds == "both" else 0.0
+        return math.log(lowest) if lowest > 0 else -math.inf, math.log(highest) if highest > 0 else -math.inf
 
     def _bounds(self, log_ratio: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) each: between what log r counts. `negative` is where A < 0."""
@@ -101,6 +141,8 @@ class PolicyLoss(nn.Module):
     @torch.no_grad()
     def _clip_fraction(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         """Tokens whose gradient the clip takes away; the dual clip is not counted."""
+        if self.surrogate not in ("ppo", "gspo"):
+            return log_ratio.new_zeros(())
         ratio = log_ratio.exp()
         above = (ratio > 1 + self.clip_eps_high) & (advantages > 0)
         below = (ratio < 1 - self.clip_eps_low) & (advantages < 0)
@@ -110,3 +152,8 @@ class PolicyLoss(nn.Module):
 def _select(x: Tensor, mask: Tensor) -> Tensor:
     """Upcast, and 0 outside the mask before any arithmetic: neither value nor gradient sees what lies there."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).where(mask, 0.0)
+
+
+def _mean_of_sequence(x: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) for each token the mean over its row's actions; what lies outside the mask is 0."""
+    return (x.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(x).where(mask, 0.0)

@@ -1,8 +1,10 @@
 """Aggregation: how the losses of single tokens become one number. Both losses use it; it has no chapter of its own.
 
 ``token-mean`` gives every action of the batch the same weight, ``sequence-mean`` every sequence. On sequences of equal
-length they agree. A batch is split into micro-batches without changing the loss when each divides by the count of the
-whole batch, the ``global_count``. What stands under the mask is never read.
+length they agree. Two more are sums: ``constant-length`` divides the sum over a sequence by one length for all, that of
+the longest response that may be (Dr. GRPO, Liu et al. 2025, arXiv:2503.20783), and ``token-sum`` divides by nothing. A
+batch is split into micro-batches without changing the loss when each divides by the count of the whole batch, the
+``global_count``; sums over tokens add up by themselves. What stands under the mask is never read.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ Masks = Sequence[Sequence[int]]
 Steps = list[tuple[str, float]]
 """The numbers on the way to a result, each with its name."""
 
-AGGREGATIONS = ("token-mean", "sequence-mean")
+MEANS = ("token-mean", "sequence-mean")
+AGGREGATIONS = (*MEANS, "constant-length", "token-sum")
 
 
 def token_mean(rows: Rows, masks: Masks, num_tokens: float | None = None) -> float:
@@ -67,44 +70,69 @@ def aggregate(
     *,
     global_count: float | None = None,
     count_empty_rows: bool = False,
+    constant_length: float | None = None,
 ) -> float:
-    """The mean with this name. Raises ValueError for another name, and as ``token_mean`` does.
+    """The mean or sum with this name. Raises ValueError for another name, for a ``constant-length`` without a positive
+    ``constant_length``, and as ``token_mean`` does.
 
-    ``global_count`` replaces the denominator: actions for ``token-mean``, sequences for ``sequence-mean``.
+    ``global_count`` replaces the denominator: actions for ``token-mean``, sequences for ``sequence-mean`` and
+    ``constant-length``. A ``token-sum`` has none.
 
     >>> halves = [([[1.0, 2.0, 3.0]], [[1, 1, 1]]), ([[6.0]], [[1]])]
     >>> sum(aggregate(rows, masks, "token-mean", global_count=4) for rows, masks in halves)  # as the batch above
     3.0
+    >>> rows, masks = [[1.0, 2.0, 3.0], [6.0, 99.0, 99.0]], [[1, 1, 1], [1, 0, 0]]
+    >>> aggregate(rows, masks, "token-sum")
+    12.0
+    >>> aggregate(rows, masks, "constant-length", constant_length=8)  # 12 / (2 * 8)
+    0.75
     """
     _check_name(aggregation)
     if aggregation == "token-mean":
         return token_mean(rows, masks, global_count)
-    return sequence_mean(rows, masks, global_count, count_empty_rows)
+    if aggregation == "sequence-mean":
+        return sequence_mean(rows, masks, global_count, count_empty_rows)
+    summed = token_mean(rows, masks, 1.0)
+    if aggregation == "token-sum" or not _any_action(masks):
+        return summed
+    return summed / (_sequences(masks, global_count, count_empty_rows) * _length(constant_length))
 
 
 def weights(
-    masks: Masks, aggregation: str, *, global_count: float | None = None, count_empty_rows: bool = False
+    masks: Masks,
+    aggregation: str,
+    *,
+    global_count: float | None = None,
+    count_empty_rows: bool = False,
+    constant_length: float | None = None,
 ) -> list[list[float]]:
     """What each token's loss counts for, the gradient of the aggregate with respect to it: ``B rows of (T,)``.
 
-    One over the number of actions, or one over the number of sequences and the actions of its own. Raises ValueError as
-    ``aggregate`` does.
+    One over the number of actions, or over the number of sequences and the actions of its own, or over the number of
+    sequences and the constant length, or 1. Raises ValueError as ``aggregate`` does.
 
     >>> weights([[1, 1], [1, 0]], "sequence-mean")
     [[0.25, 0.25], [0.5, 0.0]]
     >>> weights([[1, 1, 1], [1, 0, 0]], "token-mean")
     [[0.25, 0.25, 0.25], [0.25, 0.0, 0.0]]
+    >>> weights([[1, 1, 1], [1, 0, 0]], "constant-length", constant_length=4)
+    [[0.125, 0.125, 0.125], [0.125, 0.0, 0.0]]
     """
     _check_name(aggregation)
     check_shapes(masks)
     if not _any_action(masks):
         return [[0.0] * len(mask) for mask in masks]
+    if aggregation == "token-sum":
+        return [[float(cell) for cell in mask] for mask in masks]
     if aggregation == "token-mean":
         tokens = _denominator(sum(sum(mask) for mask in masks), global_count)
         return [[1 / tokens if cell else 0.0 for cell in mask] for mask in masks]
-    counted = sum(1 for mask in masks if any(mask) or count_empty_rows)
-    sequences = _denominator(counted, global_count)
-    return [[1 / (sequences * sum(mask)) if cell else 0.0 for cell in mask] for mask in masks]
+    sequences = _sequences(masks, global_count, count_empty_rows)
+    lengths = [_length(constant_length) if aggregation == "constant-length" else sum(mask) for mask in masks]
+    return [
+        [1 / (sequences * length) if cell else 0.0 for cell in mask]
+        for mask, length in zip(masks, lengths, strict=True)
+    ]
 
 
 def scale(rows: Rows, token_weights: Rows) -> list[list[float]]:
@@ -162,6 +190,16 @@ def _denominator(count: float, global_count: float | None) -> float:
     if not denominator > 0:
         raise ValueError(f"the count that a batch with actions is divided by must be positive, not {denominator}")
     return denominator
+
+
+def _sequences(masks: Masks, global_count: float | None, count_empty_rows: bool) -> float:
+    return _denominator(sum(1 for mask in masks if any(mask) or count_empty_rows), global_count)
+
+
+def _length(constant_length: float | None) -> float:
+    if constant_length is None or not constant_length > 0:
+        raise ValueError(f"constant-length needs a positive length in tokens, not {constant_length}")
+    return constant_length
 
 
 def _check_name(aggregation: str) -> None:

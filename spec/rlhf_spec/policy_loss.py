@@ -5,13 +5,21 @@
 that the advantage pushes it to, and is flat from there on. For ``A < 0`` the other side is without bound; the dual
 clip bounds it at ``-c A``. Sources: Schulman et al. 2017, arXiv:1707.06347, equation 7; Ye et al. 2020,
 arXiv:1912.09729, for the dual clip; Yu et al. 2025, arXiv:2503.14476, for two different bounds.
+
+Other surrogates are in use beside PPO's: GSPO takes one ratio for each sequence (Zheng et al. 2025, arXiv:2507.18071),
+CISPO the log-prob times a clipped ratio without a graph (MiniMax 2025, arXiv:2506.13585), and REINFORCE the log-prob
+without a ratio (Williams 1992).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from rlhf_spec.aggregation import Masks, Rows, Steps, aggregate, map_actions, scale, token_mean, weights
+from rlhf_spec.aggregation import Masks, Rows, Steps, aggregate, check_shapes, map_actions, scale, token_mean, weights
+
+SURROGATES = ("ppo", "gspo", "cispo", "reinforce")
+CISPO_BOUNDS = ("both", "upper", "cap")
 
 
 def ratio(log_prob: float, old_log_prob: float) -> float:
@@ -130,6 +138,103 @@ def token_policy_loss_gradient(
     return -r * advantage
 
 
+def sequence_log_ratio(log_probs: Sequence[float], old_log_probs: Sequence[float], mask: Sequence[int]) -> float:
+    """GSPO's log-ratio of a sequence in nats, ``(T,), (T,), (T,) -> ()``: the mean over its actions of ``lp - olp``.
+
+    Its exponential is the geometric mean of the tokens' ratios. Without any action it is 0.0. Cells under the mask are
+    never read. Source: Zheng et al. 2025, arXiv:2507.18071, equation 7.
+
+    >>> sequence_log_ratio([-1.0, -2.0, math.nan], [-1.5, -3.5, 0.0], [1, 1, 0])  # (0.5 + 1.5) / 2
+    1.0
+    """
+    differences = map_actions(lambda lp, olp: lp - olp, [mask], [log_probs], [old_log_probs])
+    return token_mean(differences, [mask])
+
+
+def cispo_weight(
+    log_prob: float, old_log_prob: float, clip_eps_low: float, clip_eps_high: float, cispo_bounds: str = "both"
+) -> float:
+    """The ratio of an action, held where ``cispo_bounds`` says, as the weight of its log-prob.
+
+    ``"both"``: within ``1 - clip_eps_low`` and ``1 + clip_eps_high``; ``"upper"``: below ``1 + clip_eps_high``;
+    ``"cap"``: below ``clip_eps_high`` itself. Raises ValueError for another name and for a negative bound.
+
+    >>> double, half = math.log(2.0), math.log(0.5)
+    >>> [cispo_weight(double, 0.0, 0.25, 0.5, bounds) for bounds in CISPO_BOUNDS]
+    [1.5, 1.5, 0.5]
+    >>> [round(cispo_weight(half, 0.0, 0.25, 4.0, bounds), 6) for bounds in CISPO_BOUNDS]
+    [0.75, 0.5, 0.5]
+    """
+    _check_bounds(clip_eps_low, clip_eps_high, None)
+    if cispo_bounds not in CISPO_BOUNDS:
+        raise ValueError(f"there are no bounds {cispo_bounds!r}; there are {', '.join(CISPO_BOUNDS)}")
+    lowest = 1 - clip_eps_low if cispo_bounds == "both" else 0.0
+    highest = clip_eps_high if cispo_bounds == "cap" else 1 + clip_eps_high
+    return clip(ratio(log_prob, old_log_prob), lowest, highest)
+
+
+def token_surrogate_loss(
+    log_prob: float,
+    old_log_prob: float,
+    advantage: float,
+    clip_eps_low: float,
+    clip_eps_high: float,
+    dual_clip: float | None = None,
+    surrogate: str = "ppo",
+    cispo_bounds: str = "both",
+    *,
+    steps: Steps | None = None,
+) -> float:
+    """The loss of one action by the name of the surrogate.
+
+    ``"ppo"``, and ``"gspo"`` for a log-ratio that is the sequence's: ``token_policy_loss``; ``"cispo"``: ``-w A lp``
+    with ``w = cispo_weight(...)``; ``"reinforce"``: ``-A lp``. Raises ValueError for another name.
+
+    >>> double = math.log(2.0)
+    >>> round(token_surrogate_loss(-1.0, -1.0 - double, 10.0, 0.25, 0.5, surrogate="cispo"), 6)  # -1.5 * 10 * -1
+    15.0
+    >>> token_surrogate_loss(-1.0, -5.0, 10.0, 0.25, 0.5, surrogate="reinforce")
+    10.0
+    """
+    _check_surrogate(surrogate)
+    if surrogate in ("ppo", "gspo"):
+        return token_policy_loss(log_prob, old_log_prob, advantage, clip_eps_low, clip_eps_high, dual_clip, steps=steps)
+    weight = 1.0
+    if surrogate == "cispo":
+        weight = cispo_weight(log_prob, old_log_prob, clip_eps_low, clip_eps_high, cispo_bounds)
+        if steps is not None:
+            steps.append((f"ratio exp({log_prob:.7g} - {old_log_prob:.7g})", ratio(log_prob, old_log_prob)))
+            steps.append((f"ratio held, bounds {cispo_bounds!r}", weight))
+    if steps is not None:
+        steps.append((f"that * advantage {advantage:.7g} * log-prob {log_prob:.7g}", weight * advantage * log_prob))
+    return -weight * advantage * log_prob
+
+
+def token_surrogate_gradient(
+    log_prob: float,
+    old_log_prob: float,
+    advantage: float,
+    clip_eps_low: float,
+    clip_eps_high: float,
+    dual_clip: float | None = None,
+    surrogate: str = "ppo",
+    cispo_bounds: str = "both",
+) -> float:
+    """The derivative of ``token_surrogate_loss`` with respect to ``log_prob``; CISPO's weight is a constant in it.
+
+    >>> token_surrogate_gradient(-1.0, -1.0 - math.log(8.0), 10.0, 0.25, 0.5, surrogate="cispo")  # beyond the band, too
+    -15.0
+    >>> token_surrogate_gradient(-1.0, -5.0, 10.0, 0.25, 0.5, surrogate="reinforce")
+    -10.0
+    """
+    _check_surrogate(surrogate)
+    if surrogate in ("ppo", "gspo"):
+        return token_policy_loss_gradient(log_prob, old_log_prob, advantage, clip_eps_low, clip_eps_high, dual_clip)
+    if surrogate == "reinforce":
+        return -advantage
+    return -cispo_weight(log_prob, old_log_prob, clip_eps_low, clip_eps_high, cispo_bounds) * advantage
+
+
 def policy_loss(
     log_probs: Rows,
     old_log_probs: Rows,
@@ -142,10 +247,13 @@ def policy_loss(
     aggregation: str = "token-mean",
     global_count: float | None = None,
     count_empty_rows: bool = False,
+    surrogate: str = "ppo",
+    cispo_bounds: str = "both",
+    constant_length: float | None = None,
 ) -> float:
     """The losses of all actions, aggregated: ``B rows of (T,) -> ()``. Cells under the mask are never read.
 
-    Raises ValueError where the shapes differ, and as ``token_policy_loss`` and ``aggregate`` do.
+    Raises ValueError where the shapes differ, and as ``token_surrogate_loss`` and ``aggregate`` do.
 
     >>> olp = [[0.0, 0.0], [0.0, math.nan]]
     >>> lp = [[math.log(2.0), math.log(0.5)], [0.0, math.nan]]
@@ -154,15 +262,26 @@ def policy_loss(
     -8.0
     >>> policy_loss(lp, olp, [[10.0, 10.0], [4.0, 0.0]], [[1, 1], [1, 0]], **options, aggregation="sequence-mean")
     -7.0
+    >>> lp[0][1] = 0.0  # GSPO: the ratio of the first sequence is the root of 2, inside the band
+    >>> round(policy_loss(lp, olp, [[10.0, 10.0], [4.0, 0.0]], [[1, 1], [1, 0]], **options, surrogate="gspo"), 4)
+    -10.7614
     """
     losses = map_actions(
-        lambda lp, olp, advantage: token_policy_loss(lp, olp, advantage, clip_eps_low, clip_eps_high, dual_clip),
+        lambda lp, olp, adv: token_surrogate_loss(
+            lp, olp, adv, clip_eps_low, clip_eps_high, dual_clip, surrogate, cispo_bounds
+        ),
         action_mask,
-        log_probs,
-        old_log_probs,
+        *_of_sequences(log_probs, old_log_probs, action_mask, surrogate),
         advantages,
     )
-    return aggregate(losses, action_mask, aggregation, global_count=global_count, count_empty_rows=count_empty_rows)
+    return aggregate(
+        losses,
+        action_mask,
+        aggregation,
+        global_count=global_count,
+        count_empty_rows=count_empty_rows,
+        constant_length=constant_length,
+    )
 
 
 def policy_loss_gradient(
@@ -177,21 +296,34 @@ def policy_loss_gradient(
     aggregation: str = "token-mean",
     global_count: float | None = None,
     count_empty_rows: bool = False,
+    surrogate: str = "ppo",
+    cispo_bounds: str = "both",
+    constant_length: float | None = None,
 ) -> list[list[float]]:
     """The gradient of ``policy_loss`` with respect to the new log-probs: rows shaped like them, 0 under the mask.
+
+    For GSPO the advantages of a sequence have to be equal, as they are in GRPO: through the mean every action then has
+    the same share of the sequence's gradient as if the ratio had been its own.
 
     >>> options = dict(clip_eps_low=0.25, clip_eps_high=0.5)
     >>> policy_loss_gradient([[0.0, 0.0]], [[0.0, 0.0]], [[3.0, -5.0]], [[1, 1]], **options)  # -A / n
     [[-1.5, 2.5]]
     """
     gradients = map_actions(
-        lambda lp, olp, adv: token_policy_loss_gradient(lp, olp, adv, clip_eps_low, clip_eps_high, dual_clip),
+        lambda lp, olp, adv: token_surrogate_gradient(
+            lp, olp, adv, clip_eps_low, clip_eps_high, dual_clip, surrogate, cispo_bounds
+        ),
         action_mask,
-        log_probs,
-        old_log_probs,
+        *_of_sequences(log_probs, old_log_probs, action_mask, surrogate),
         advantages,
     )
-    token_weights = weights(action_mask, aggregation, global_count=global_count, count_empty_rows=count_empty_rows)
+    token_weights = weights(
+        action_mask,
+        aggregation,
+        global_count=global_count,
+        count_empty_rows=count_empty_rows,
+        constant_length=constant_length,
+    )
     return scale(gradients, token_weights)
 
 
@@ -263,7 +395,22 @@ def _k3(log_prob: float, old_log_prob: float) -> float:
         return math.inf
 
 
+def _of_sequences(log_probs: Rows, old_log_probs: Rows, masks: Masks, surrogate: str) -> tuple[Rows, Rows]:
+    """New and old log-probs; for GSPO those of which every token's ratio is that of its sequence."""
+    if surrogate != "gspo":
+        return log_probs, old_log_probs
+    check_shapes(masks, log_probs, old_log_probs)
+    rows = zip(log_probs, old_log_probs, masks, strict=True)
+    log_ratios = [sequence_log_ratio(lp, olp, mask) for lp, olp, mask in rows]
+    return [[r] * len(mask) for r, mask in zip(log_ratios, masks, strict=True)], [[0.0] * len(mask) for mask in masks]
+
+
 _ESTIMATORS = {"k1": _k1, "k2": _k2, "k3": _k3}
+
+
+def _check_surrogate(surrogate: str) -> None:
+    if surrogate not in SURROGATES:
+        raise ValueError(f"there is no surrogate {surrogate!r}; the surrogates are {', '.join(SURROGATES)}")
 
 
 def _check_bounds(clip_eps_low: float, clip_eps_high: float, dual_clip: float | None) -> None:

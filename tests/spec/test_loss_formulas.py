@@ -8,14 +8,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rlhf_spec.aggregation import AGGREGATIONS, aggregate, map_actions, sequence_mean, token_mean, weights
+from rlhf_spec.aggregation import AGGREGATIONS, MEANS, aggregate, map_actions, sequence_mean, token_mean, weights
 from rlhf_spec.policy_loss import (
+    CISPO_BOUNDS,
+    SURROGATES,
     approx_kl,
     clip,
     clip_fraction,
     policy_loss,
     policy_loss_gradient,
     ratio,
+    sequence_log_ratio,
     token_policy_loss,
     token_policy_loss_gradient,
 )
@@ -26,7 +29,9 @@ log_ratios = st.floats(-3, 3)
 advantages = st.floats(-5, 5)
 bounds = st.floats(0.01, 0.9)
 dual_clips = st.none() | st.floats(1.5, 5)
+means = st.sampled_from(MEANS)
 aggregations = st.sampled_from(AGGREGATIONS)
+LENGTH = {"constant_length": 7}
 
 
 def masks(min_rows=1, max_rows=4):
@@ -64,7 +69,7 @@ def test_the_two_means_agree_on_sequences_of_equal_length(rows, actions, data):
     assert sequence_mean(table, mask) == pytest.approx(token_mean(table, mask), rel=1e-12, abs=1e-12)
 
 
-@given(batches(1), numbers, aggregations)
+@given(batches(1), numbers, means)
 def test_the_mean_of_a_constant_is_the_constant(batch, constant, aggregation):
     mask, table = batch
     expected = constant if any(map(any, mask)) else 0.0
@@ -75,7 +80,7 @@ def test_the_mean_of_a_constant_is_the_constant(batch, constant, aggregation):
 @given(batches(1), aggregations, st.none() | st.floats(0.5, 20), st.booleans())
 def test_the_aggregate_is_the_weighted_sum(batch, aggregation, global_count, count_empty_rows):
     mask, table = batch
-    options = {"global_count": global_count, "count_empty_rows": count_empty_rows}
+    options = {"global_count": global_count, "count_empty_rows": count_empty_rows, **LENGTH}
     token_weights = weights(mask, aggregation, **options)
     cells = zip(sum(table, []), sum(token_weights, []), strict=True)
     expected = math.fsum(cell * weight for cell, weight in cells)
@@ -85,7 +90,8 @@ def test_the_aggregate_is_the_weighted_sum(batch, aggregation, global_count, cou
 @given(batches(1), aggregations, st.sampled_from([math.nan, math.inf, -math.inf, 1e308]))
 def test_what_stands_under_the_mask_is_never_read(batch, aggregation, garbage):
     mask, table = batch
-    assert aggregate(spoil(table, mask, garbage), mask, aggregation) == aggregate(table, mask, aggregation)
+    spoilt = spoil(table, mask, garbage)
+    assert aggregate(spoilt, mask, aggregation, **LENGTH) == aggregate(table, mask, aggregation, **LENGTH)
 
 
 @given(batches(1), aggregations, st.data())
@@ -95,8 +101,8 @@ def test_micro_batches_with_the_global_count_add_up(batch, aggregation, data):
     count = sum(map(sum, mask)) if aggregation == "token-mean" else sum(map(any, mask))
     assume(count)
     pieces = [(table[:cut], mask[:cut]), (table[cut:], mask[cut:])]
-    total = sum(aggregate(rows, ms, aggregation, global_count=count) for rows, ms in pieces)
-    assert total == pytest.approx(aggregate(table, mask, aggregation), rel=1e-9, abs=1e-9)
+    total = sum(aggregate(rows, ms, aggregation, global_count=count, **LENGTH) for rows, ms in pieces)
+    assert total == pytest.approx(aggregate(table, mask, aggregation, **LENGTH), rel=1e-9, abs=1e-9)
 
 
 @given(batches(1, with_an_action=True))
@@ -116,6 +122,19 @@ def test_a_batch_without_actions_is_zero(aggregation, global_count, mask):
     assert weights(mask, aggregation, global_count=global_count) == [[0.0] * len(row) for row in mask]
 
 
+@given(batches(1))
+def test_the_sums_differ_from_the_means_by_counts_alone(batch):
+    mask, table = batch
+    tokens, rows = sum(map(sum, mask)), sum(map(any, mask))
+    summed = aggregate(table, mask, "token-sum")
+    assert summed == pytest.approx(token_mean(table, mask) * tokens, rel=1e-9, abs=1e-9)
+    by_length = aggregate(table, mask, "constant-length", **LENGTH)
+    assert by_length * rows * 7 == pytest.approx(summed, rel=1e-9, abs=1e-9)
+    assert aggregate(table, mask, "constant-length", **LENGTH, count_empty_rows=True) * len(mask) * 7 == pytest.approx(
+        summed, rel=1e-9, abs=1e-9
+    )
+
+
 def test_booleans_and_floats_are_masks_too():
     for mask in ([[True, False]], [[1.0, 0.0]]):
         assert token_mean([[3.0, 9.0]], mask) == 3.0
@@ -126,6 +145,9 @@ def test_aggregation_refuses_what_has_no_mean():
         aggregate([[1.0]], [[1]], "mean")
     with pytest.raises(ValueError, match="there is no aggregation 'mean'"):
         weights([[1]], "mean")
+    for length in (None, 0, -1):
+        with pytest.raises(ValueError, match="needs a positive length in tokens"):
+            aggregate([[1.0]], [[1]], "constant-length", constant_length=length)
     with pytest.raises(ValueError, match="do not fit masks"):
         token_mean([[1.0, 2.0]], [[1]])
     with pytest.raises(ValueError, match="do not fit masks"):
@@ -175,7 +197,7 @@ def test_the_policy_gradient_is_that_of_finite_differences(lp, olp, advantage, l
     assert gradient == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-@given(batches(3), aggregations, dual_clips)
+@given(batches(3), means, dual_clips)
 def test_the_gradient_of_the_policy_loss_is_that_of_finite_differences(batch, aggregation, dual_clip):
     mask, lp, olp, adv = batch
     lp, olp = ([[x / 10 for x in row] for row in table] for table in (lp, olp))
@@ -195,7 +217,7 @@ def test_the_gradient_of_the_policy_loss_is_that_of_finite_differences(batch, ag
             assert gradient[i][t] == pytest.approx(slope(at, lp[i][t]), rel=1e-5, abs=1e-6)
 
 
-@given(batches(2, with_an_action=True), aggregations)
+@given(batches(2, with_an_action=True), means)
 def test_where_nothing_has_moved_the_loss_is_the_negative_mean_advantage(batch, aggregation):
     mask, lp, adv = batch
     options = {"clip_eps_low": 0.2, "clip_eps_high": 0.2, "aggregation": aggregation}
@@ -206,7 +228,72 @@ def test_where_nothing_has_moved_the_loss_is_the_negative_mean_advantage(batch, 
     assert policy_loss_gradient(lp, lp, adv, mask, **options) == expected
 
 
-@given(batches(3), aggregations)
+@given(batches(3), aggregations, st.sampled_from(SURROGATES))
+def test_garbage_under_the_mask_matters_to_no_surrogate(batch, aggregation, surrogate):
+    mask, one, two, three = batch
+    spoilt = [spoil(table, mask, math.nan) for table in (one, two, three)]
+    options = {"clip_eps_low": 0.2, "clip_eps_high": 0.2, "aggregation": aggregation, "surrogate": surrogate, **LENGTH}
+    for function in (policy_loss, policy_loss_gradient):
+        assert function(*spoilt, mask, **options) == function(one, two, three, mask, **options)
+
+
+@given(batches(2, with_an_action=True), st.lists(advantages, min_size=4, max_size=4), aggregations)
+def test_the_gradient_of_gspo_is_that_of_finite_differences(batch, of_rows, aggregation):
+    mask, lp, olp = batch
+    lp, olp = ([[x / 10 for x in row] for row in table] for table in (lp, olp))
+    adv = [[of_rows[i]] * len(row) for i, row in enumerate(mask)]
+    options = {"clip_eps_low": 0.2, "clip_eps_high": 0.3, "aggregation": aggregation, "surrogate": "gspo", **LENGTH}
+    gradient = policy_loss_gradient(lp, olp, adv, mask, **options)
+    for i, row in enumerate(lp):
+        log_ratio = sequence_log_ratio(lp[i], olp[i], mask[i])
+        if any(abs(log_ratio - math.log(corner)) < 1e-4 for corner in (0.8, 1.3)):
+            continue
+        for t in range(len(row)):
+
+            def at(x, i=i, t=t):
+                moved = [[*cells] for cells in lp]
+                moved[i][t] = x
+                return policy_loss(moved, olp, adv, mask, **options)
+
+            assert gradient[i][t] == pytest.approx(slope(at, lp[i][t]), rel=1e-5, abs=1e-6)
+
+
+@given(batches(3, with_an_action=True), aggregations)
+def test_where_nothing_has_moved_all_surrogates_have_one_gradient(batch, aggregation):
+    mask, lp, _, adv = batch
+    adv = [[row[0]] * len(row) for row in adv]
+    options = {"clip_eps_low": 0.2, "clip_eps_high": 0.2, "aggregation": aggregation, **LENGTH}
+    first, *others = [policy_loss_gradient(lp, lp, adv, mask, surrogate=name, **options) for name in SURROGATES]
+    assert all(other == first for other in others)
+
+
+@given(log_ratios, st.floats(-3, 0), advantages, bounds, bounds)
+def test_the_gradient_of_cispo_is_its_weight_whatever_the_ratio(log_ratio, lp, advantage, low, high):
+    for cispo_bounds in CISPO_BOUNDS:
+        options = {"clip_eps_low": low, "clip_eps_high": high, "surrogate": "cispo", "cispo_bounds": cispo_bounds}
+        value = policy_loss([[lp]], [[lp - log_ratio]], [[advantage]], [[1]], **options)
+        ((gradient,),) = policy_loss_gradient([[lp]], [[lp - log_ratio]], [[advantage]], [[1]], **options)
+        assert value == pytest.approx(gradient * lp)
+        assert abs(gradient) <= abs(advantage) * (high if cispo_bounds == "cap" else 1 + high) * (1 + 1e-12)
+
+
+def test_a_surrogate_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="there is no surrogate 'trpo'"):
+        policy_loss([[0.0]], [[0.0]], [[1.0]], [[1]], clip_eps_low=0.2, clip_eps_high=0.2, surrogate="trpo")
+    with pytest.raises(ValueError, match="there are no bounds 'lower'"):
+        policy_loss(
+            [[0.0]],
+            [[0.0]],
+            [[1.0]],
+            [[1]],
+            clip_eps_low=0.2,
+            clip_eps_high=0.2,
+            surrogate="cispo",
+            cispo_bounds="lower",
+        )
+
+
+@given(batches(3), means)
 def test_garbage_under_the_mask_matters_to_no_loss_and_no_gradient(batch, aggregation):
     mask, one, two, three = batch
     spoilt = [spoil(table, mask, math.nan) for table in (one, two, three)]
@@ -337,7 +424,7 @@ def test_the_value_gradient_is_that_of_finite_differences(value, old, return_, c
     assert token_value_loss_gradient(value, old, return_, clip_eps) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-@given(batches(3), aggregations)
+@given(batches(3), means)
 def test_the_gradient_of_the_value_loss_is_that_of_finite_differences(batch, aggregation):
     mask, values, old_values, returns = batch
     options = {"aggregation": aggregation}
@@ -353,7 +440,7 @@ def test_the_gradient_of_the_value_loss_is_that_of_finite_differences(batch, agg
             assert gradient[i][t] == pytest.approx(slope(at, row[t]), rel=1e-5, abs=1e-6)
 
 
-@given(batches(3), aggregations, st.data())
+@given(batches(3), means, st.data())
 def test_both_losses_of_micro_batches_add_up_and_do_not_depend_on_the_order(batch, aggregation, data):
     mask, one, two, three = batch
     count = sum(map(sum, mask)) if aggregation == "token-mean" else sum(map(any, mask))

@@ -20,7 +20,8 @@ class Reference(Adapter):
     reward_normalization = critic_normalization = True
     reward_new_head = critic_new_head = "asked"
     aggregations = ("token-mean", "sequence-mean")
-    dual_clip = global_count = True
+    dual_clip = global_count = constant_length = token_sum = True
+    surrogates = ("ppo", "gspo", "cispo", "reinforce")
     count_empty_rows = False
     packed_labels = "shifted"
     kl_estimators = ("k1", "k2", "k3", "abs")
@@ -182,7 +183,15 @@ class Reference(Adapter):
         return model.named_checkpoint_parameters() if regression else super().parameters(model)
 
     def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
-        loss = ref.PolicyLoss(options.clip_eps_low, options.clip_eps_high, options.dual_clip, options.aggregation)
+        loss = ref.PolicyLoss(
+            options.clip_eps_low,
+            options.clip_eps_high,
+            options.dual_clip,
+            options.aggregation,
+            surrogate=options.surrogate,
+            cispo_bounds=self.cispo_bounds,
+            constant_length=options.constant_length,
+        )
         out = loss(log_probs, old_log_probs, advantages, action_mask, global_count=options.global_count)
         return PolicyLossResult(out.loss, out.clip_fraction, out.approx_kl)
 

@@ -10,17 +10,19 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
+import rlhf_spec.policy_loss
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.chapters._masked import DressedCase, MaskedCase, Masks, Rows, dressed, exactly
-from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions
+from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions, aggregations_of_policy
 from rlhf_conformance.chapters.value_loss.interface import ValueLossOptions
 from rlhf_conformance.judging.picks import Picked, Picks, outward
 from rlhf_conformance.judging.storing import formerly, stored
 from rlhf_conformance.oracle import budgets
+from rlhf_spec.aggregation import MEANS
 
 CLIP_EPS = (0.1, 0.2, 0.3)
 DUAL_CLIP = (1.5, 3.0, 1.05, 10.0)
@@ -28,6 +30,13 @@ EDGES_LOW = (0.0, 1.0, 1.5)
 """Nothing below is left; everything is, since no ratio is negative."""
 EDGES_HIGH = (0.0, 4.0)
 EDGES_OF_VALUES = (0.0, 3.0)
+CAPS = (1.5, 3.0, 5.0)
+"""What holds a ratio from above by itself."""
+CONSTANT_LENGTHS = (12, 16, 21, 40)
+"""Longer than any row."""
+
+
+Token = tuple[float, float, float]
 
 
 class LossCase(MaskedCase):
@@ -43,7 +52,7 @@ class LossCase(MaskedCase):
         new, old, measure = (getattr(self, name) for name in self.TABLES)
         return new, old, measure
 
-    def token(self, i: int, j: int) -> tuple[float, float, float]:
+    def token(self, i: int, j: int) -> Token:
         """The three numbers of one token."""
         new, old, measure = self.tables
         return new[i][j], old[i][j], measure[i][j]
@@ -61,6 +70,18 @@ class PolicyLossCase(LossCase):
     advantages: Rows
     action_mask: Masks
     options: PolicyLossOptions
+
+    @cached_property
+    def sequence_log_ratios(self) -> list[float]:
+        """Of each row, the mean over its actions."""
+        rows = zip(self.log_probs, self.old_log_probs, self.action_mask, strict=True)
+        return [rlhf_spec.policy_loss.sequence_log_ratio(*row) for row in rows]
+
+    def token(self, i: int, j: int) -> Token:
+        """With GSPO every token has the log-ratio of its row."""
+        if self.options.surrogate == "gspo":
+            return self.sequence_log_ratios[i], 0.0, self.advantages[i][j]
+        return super().token(i, j)
 
 
 @stored
@@ -96,16 +117,14 @@ class LossShape:
     advantage_signs: Sequence[int] = (-1, 1)
     unequal_eps: bool | None = False  # None: either, where the adapter knows two bounds
     clipped: bool = True  # value loss: with a clip
-    aggregations: Sequence[str] | None = None
+    aggregations: Sequence[str] | None = None  # None: the usual ones
+    surrogates: Sequence[str] | None = None  # None: the usual one
     empty_row: bool = False
     unequal_rows: bool = False
     min_rows: int = 1
     single_row: bool = False
     square: bool = False  # in one case of four, since only a square lets a wrong axis pass
     edges: bool = False  # a bound of 0, or of more than anything that is usual
-
-
-Token = tuple[float, float, float]
 
 
 Builder = Callable[[Picks], LossCase]
@@ -117,9 +136,10 @@ MASK_PICKS = 3 + WIDTH
 ROW_PICKS = MASK_PICKS + WIDTH * TOKEN_PICKS
 HEAD_PICKS = 19
 TAIL_PICKS = 5
-CASE_PICKS = HEAD_PICKS + ROWS * ROW_PICKS + TAIL_PICKS
+SPECIAL_PICKS = 3
+CASE_PICKS = HEAD_PICKS + ROWS * ROW_PICKS + TAIL_PICKS + SPECIAL_PICKS
 """How many choices are read, at most: for a token, for a row's mask, for a row, for what rows share, for what is
-special about a case, for a case."""
+special about a case, for a loss that is not the usual one, for a case."""
 
 
 def loss_builder(adapter: Adapter, dtype: torch.dtype, loss: str, shape: LossShape) -> Builder:
@@ -131,12 +151,13 @@ def loss_builder(adapter: Adapter, dtype: torch.dtype, loss: str, shape: LossSha
 
     def build(picks: Picks) -> LossCase:
         head = picks.part(HEAD_PICKS)
-        options = _OPTIONS[loss](head, adapter, shape)
+        slots = [picks.part(ROW_PICKS) for _ in range(ROWS)]
+        zero, everywhere, many = _zeros(picks.part(2)), picks.chance(3, 4), picks.of(MANY_ROWS)
+        has_many = picks.chance(1, 9)
+        options = _OPTIONS[loss](head, adapter, shape, picks.part(SPECIAL_PICKS))
         width = 2 + head.below(WIDTH - 1) if shape.unequal_rows else 1 + head.below(WIDTH)
         least = 2 if shape.empty_row or shape.unequal_rows else shape.min_rows
         empty = head.below(ROWS)
-        slots = [picks.part(ROW_PICKS) for _ in range(ROWS)]
-        zero, everywhere, many = _zeros(picks.part(2)), picks.chance(3, 4), picks.of(MANY_ROWS)
         rows = slots[:1] if shape.single_row else [slots[i] for i in head.some(ROWS, least)]
         if shape.square and head.chance(1, 4):
             width = len(rows)
@@ -150,7 +171,10 @@ def loss_builder(adapter: Adapter, dtype: torch.dtype, loss: str, shape: LossSha
             ]
             for i, (row, marks) in enumerate(zip(rows, action_mask, strict=True))
         ]
-        if picks.chance(1, 9) and not shape.single_row:
+        if getattr(options, "surrogate", "") == "gspo":
+            rows_of_tokens = zip(tokens, action_mask, strict=True)
+            tokens = [_of_one_sequence(row, marks, options, dtype) for row, marks in rows_of_tokens]
+        if has_many and not shape.single_row:
             action_mask, tokens = (action_mask * many)[:many], (tokens * many)[:many]
         kind = _KINDS[loss]
         tables = (tuple(tuple(t[i] for t in row) for row in tokens) for i in range(3))
@@ -188,11 +212,21 @@ def _masks(rows: list[list[int]], shape: LossShape, empty: int) -> tuple[tuple[i
     return tuple(tuple(row) for row in rows)
 
 
-def _aggregation(picks: Picks, adapter: Adapter, shape: LossShape) -> str:
-    return picks.of([a for a in shape.aggregations or adapter.aggregations if a in adapter.aggregations])
+def aggregations_of(loss: str, adapter: Adapter) -> Sequence[str]:
+    """The aggregations that an adapter declares for a loss."""
+    return aggregations_of_policy(adapter) if loss == "policy-loss" else adapter.aggregations
 
 
-def _policy_options(picks: Picks, adapter: Adapter, shape: LossShape) -> PolicyLossOptions:
+def _aggregation(picks: Picks, loss: str, adapter: Adapter, shape: LossShape) -> str:
+    """One of those asked for; means, unless an adapter has none."""
+    offered = aggregations_of(loss, adapter)
+    usual = [name for name in offered if name in MEANS] or offered
+    return picks.of([name for name in shape.aggregations or usual if name in offered])
+
+
+def _policy_options(picks: Picks, adapter: Adapter, shape: LossShape, special: Picks) -> PolicyLossOptions:
+    surrogate = special.of([name for name in shape.surrogates or adapter.surrogates[:1] if name in adapter.surrogates])
+    cap, constant_length = special.of(CAPS), special.of(CONSTANT_LENGTHS)
     low, either, other = picks.of(CLIP_EPS), picks.chance(2, 3), picks.below(len(CLIP_EPS) - 1)
     unequal = either and adapter.asymmetric_clip if shape.unequal_eps is None else shape.unequal_eps
     high = [eps for eps in CLIP_EPS if eps != low][other] if unequal else low
@@ -207,13 +241,25 @@ def _policy_options(picks: Picks, adapter: Adapter, shape: LossShape) -> PolicyL
     dual = has_dual and bool(adapter.dual_clip) if shape.dual is None else shape.dual
     if adapter.dual_clip == "always":
         dual = True
-    return PolicyLossOptions(low, high, bound if dual else None, _aggregation(picks, adapter, shape))
+    if surrogate == "cispo" and adapter.cispo_bounds == "cap":
+        low, high = (low if unequal else cap), cap
+    aggregation = _aggregation(picks, "policy-loss", adapter, shape)
+    return PolicyLossOptions(
+        low,
+        high,
+        bound if dual and surrogate == "ppo" else None,
+        aggregation,
+        surrogate=surrogate,
+        cispo_bounds=adapter.cispo_bounds,
+        constant_length=constant_length if aggregation == "constant-length" else None,
+    )
 
 
-def _value_options(picks: Picks, adapter: Adapter, shape: LossShape) -> ValueLossOptions:
+def _value_options(picks: Picks, adapter: Adapter, shape: LossShape, special: Picks) -> ValueLossOptions:
     eps, edge = picks.of(CLIP_EPS), picks.of(EDGES_OF_VALUES)
     eps = edge if shape.edges else eps
-    return ValueLossOptions(eps if shape.clipped and adapter.value_clip else None, _aggregation(picks, adapter, shape))
+    aggregation = _aggregation(picks, "value-loss", adapter, shape)
+    return ValueLossOptions(eps if shape.clipped and adapter.value_clip else None, aggregation)
 
 
 def _policy_token(
@@ -240,6 +286,31 @@ def _policy_token(
     raise AssertionError(f"no token away from the kinks near log-ratio {log_ratio} with {options}")
 
 
+def _of_one_sequence(
+    tokens: list[Token], marks: Sequence[int], options: PolicyLossOptions, dtype: torch.dtype
+) -> list[Token]:
+    """The tokens with one advantage, that of the first action, and with log-ratios that differ from the first one's by
+    up to 0.3 either way and have a mean that is away from the kinks."""
+    places = [j for j, mark in enumerate(marks) if mark]
+    if not places:
+        return tokens
+    new, old, advantage = tokens[places[0]]
+    centre, count = new - old, len(places)
+    apart = [0.1 * ((5 * k + 2) % 7 - 3) if centre else 0.0 for k in range(count)]
+    apart = [x - math.fsum(apart) / count for x in apart]
+    step = math.copysign(0.02, centre)
+    for attempt in range(40):
+        found = list(tokens)
+        for j, x in zip(places, apart, strict=True):
+            log_ratio = centre + attempt * step + x
+            base = exactly(min(tokens[j][1], -0.11) - max(0.0, log_ratio), dtype) if centre else tokens[j][1]
+            found[j] = (exactly(base + log_ratio, dtype), base, advantage) if centre else (base, base, advantage)
+        mean = math.fsum(found[j][0] - found[j][1] for j in places) / count
+        if not centre or _far_from_kinks(mean, 0.0, advantage, options, dtype):
+            return found
+    raise AssertionError(f"no sequence away from the kinks near log-ratio {centre} with {options}")
+
+
 USUAL_ADVANTAGES = tuple(0.13 * k for k in range(1, 21))
 RARE_ADVANTAGES = (6.3, 17.0, 40.0)
 
@@ -248,6 +319,8 @@ RARE_ADVANTAGES = (6.3, 17.0, 40.0)
 def _log_ratios(zone: str, options: PolicyLossOptions) -> tuple[float, ...]:
     """What the log-ratio may be in a zone, the simplest first."""
     lowest, highest = 1 - options.clip_eps_low, 1 + options.clip_eps_high
+    if options.surrogate == "cispo" and options.cispo_bounds == "cap":
+        lowest, highest = 0.0, options.clip_eps_high
     low, high = math.log(lowest) if lowest > 0 else -3.0, math.log(highest)
     # Between the two bounds' distances from 1, on either side: where one bound holds and the other would not.
     between = (options.clip_eps_low + options.clip_eps_high) / 2

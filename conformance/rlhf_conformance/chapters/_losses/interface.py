@@ -20,5 +20,6 @@ class Losses:
     count_empty_rows: Annotated[
         bool | None,
         OneOf((None, True, False)),
-        "whether a row without actions counts in the sequence-mean's denominator; None: not promised",
+        "whether a row without actions counts in the denominator of sequence-mean and constant-length; None: not "
+        "promised",
     ] = None

@@ -16,6 +16,7 @@ from rlhf_conformance.chapters._losses.cases import (
     LossCase,
     LossShape,
     SplitCase,
+    aggregations_of,
     loss_builder,
     loss_cases,
     split,
@@ -111,10 +112,12 @@ class Loss:
             options.aggregation,
             global_count=options.global_count,
             count_empty_rows=count_empty_rows,
+            constant_length=getattr(options, "constant_length", None),
         )
 
     def count(self, case: LossCase) -> float:
-        """The denominator of the case's aggregate, as the global count of a step that is this batch alone."""
+        """The denominator of the case's aggregate, as the global count of a step that is this batch alone. Sums over
+        tokens have none, and are asked with that of the sequences."""
         is_of_tokens = case.options.aggregation == "token-mean"
         return float(sum(case.counts) if is_of_tokens else len(case.action_mask))
 
@@ -216,14 +219,20 @@ def _garbage(subject: Subject) -> tuple[float, ...]:
 # --- what may be required -------------------------------------------------------------------------------------------
 
 
-def aggregates(aggregation: str) -> Requirement:
-    return lambda adapter: None if aggregation in adapter.aggregations else f"{aggregation} is not declared"
+def aggregates(loss: Loss, *aggregations: str) -> Requirement:
+    """One of these is declared for the loss."""
+
+    def missing(adapter: Adapter) -> str | None:
+        offered = aggregations_of(loss.kind, adapter)
+        return None if any(name in offered for name in aggregations) else f"{aggregations[0]} is not declared"
+
+    return missing
 
 
 def counts_empty_rows(adapter: Adapter) -> str | None:
     if adapter.count_empty_rows is None:
         return "count_empty_rows is not declared: nothing is promised for a row without actions"
-    return aggregates("sequence-mean")(adapter)
+    return None
 
 
 has_global_count = declares("global_count", "global_count is not declared")
@@ -273,10 +282,10 @@ def mean(loss: Loss, aggregation: str) -> Template:
         yield loss.asks_value(subject, long, loss.call(subject, long, recipes=recipes))
 
     cases = loss.cases(unequal_rows=True, square=True, aggregations=(aggregation,))
-    return loss.template(check, cases, aggregates(aggregation), effort=2)
+    return loss.template(check, cases, aggregates(loss, aggregation), effort=2)
 
 
-def micro_batches(loss: Loss) -> Template:
+def micro_batches(loss: Loss, *requires: Requirement, **shape: Any) -> Template:
     def check(subject: Subject, case: SplitCase) -> Questions:
         counts = (loss.count(case.case), int(loss.count(case.case)), 1)
         for count in counts:  # as a float, as a whole number, and the least that there is
@@ -293,23 +302,24 @@ def micro_batches(loss: Loss) -> Template:
             )
             yield loss.asks_gradient(subject, whole, calls, reading=GRADIENTS)
 
-    cases = lambda s: split(loss.builder(s, unequal_rows=True, min_rows=2))  # noqa: E731
-    return loss.template(check, cases, has_global_count, effort=3)
+    cases = lambda s: split(loss.builder(s, unequal_rows=True, min_rows=2, **shape))  # noqa: E731
+    return loss.template(check, cases, has_global_count, *requires, effort=3)
 
 
 def empty_rows_counted(loss: Loss) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
         counted = bool(subject.adapter.count_empty_rows)
-        yield loss.asks_value(subject, case, counted=counted, what="sequence-mean with an empty row")
+        yield loss.asks_value(subject, case, counted=counted, what=f"{case.options.aggregation} with an empty row")
 
-    cases = loss.cases(empty_row=True, aggregations=("sequence-mean",))
-    return loss.template(check, cases, counts_empty_rows)
+    of_sequences = ("sequence-mean", "constant-length")
+    cases = loss.cases(empty_row=True, aggregations=of_sequences)
+    return loss.template(check, cases, counts_empty_rows, aggregates(loss, *of_sequences))
 
 
 # --- templates: the mask --------------------------------------------------------------------------------------------
 
 
-def mask(loss: Loss) -> Template:
+def mask(loss: Loss, *requires: Requirement, **shape: Any) -> Template:
     def check(subject: Subject, case: DressedCase) -> Questions:
         cases = [case]
         if subject.adapter.global_count:  # with another denominator, as trainers ask in micro-batches
@@ -318,11 +328,12 @@ def mask(loss: Loss) -> Template:
             yield from _dressed(loss, subject, one.tamed(max(_garbage(subject))), USUAL)
             yield from _dressed(loss, subject, one)
 
-    return loss.template(check, lambda s: loss.of_any_size(s, dual=None))
+    return loss.template(check, lambda s: loss.of_any_size(s, dual=None, **shape), *requires)
 
 
-def nan_under_mask(loss: Loss) -> Template:
-    return loss.template(lambda s, case: _dressed(loss, s, case), lambda s: loss.dressed(s, POISON, dual=None))
+def nan_under_mask(loss: Loss, *requires: Requirement, **shape: Any) -> Template:
+    cases = lambda s: loss.dressed(s, POISON, dual=None, **shape)  # noqa: E731
+    return loss.template(lambda s, case: _dressed(loss, s, case), cases, *requires)
 
 
 def _dressed(loss: Loss, subject: Subject, case: DressedCase, how: str = "") -> Questions:
@@ -332,7 +343,7 @@ def _dressed(loss: Loss, subject: Subject, case: DressedCase, how: str = "") -> 
     yield replace(gradient, what=f"{gradient.what}{how}")
 
 
-def empty_row(loss: Loss) -> Template:
+def empty_row(loss: Loss, *requires: Requirement, **shape: Any) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
         """Whether the row counts in a sequence-mean is a convention: either is right here."""
         call = loss.call(subject, case)
@@ -342,7 +353,7 @@ def empty_row(loss: Loss) -> Template:
         what = "gradient with a row that has no action"
         yield loss.asks_gradient(subject, case, call, counted=counted, what=what)
 
-    return loss.template(check, loss.cases(empty_row=True))
+    return loss.template(check, loss.cases(empty_row=True, **shape), *requires)
 
 
 def _counted_like(loss: Loss, subject: Subject, case: LossCase, answered: Any) -> bool:

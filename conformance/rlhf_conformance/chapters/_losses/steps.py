@@ -130,7 +130,7 @@ class _Shown:
             only = tuple(int(column == j) for column in range(len(self.case.action_mask[i])))
             case = self.case.rows([i]).changed(action_mask=(only,)).with_options(global_count=None)
             on_the_way: list[tuple[str, float]] = []
-            self.loss.token(self.case.token(i, j), self.case.options, on_the_way)
+            self.loss.token(case.token(0, j), case.options, on_the_way)
             ending = f"{self.loss.ending}, the loss of the token (asked for alone)"
             if self.metric is not None:
                 on_the_way, ending = on_the_way[:1], f"{self.name} of the token (asked for alone)"
@@ -151,7 +151,7 @@ class _Shown:
         else:
             summed = math.fsum(self.loss.token(case.token(i, j), case.options) for i, j in case.actions)
             lines.append(Line(f"{where}sum of the losses of the action tokens", summed))
-        name = f"{where}loss, the {case.options.aggregation}: divided by {_denominator(case, self.counted)}"
+        name = f"{where}loss, the {case.options.aggregation}: {_denominator(case, self.counted)}"
         mask = str(self.call.argument("action_mask").dtype).removeprefix("torch.")
         name += f", the mask in {mask}" if mask != "int64" else ""
         return [*lines, Line(name, self.expected(case), actual, self.allowed(case))]
@@ -187,11 +187,17 @@ def _gradients(loss: Loss, comparison: Comparison, counted: bool) -> list[Line]:
 
 def _denominator(case: LossCase, counted: bool) -> str:
     options = case.options
+    if options.aggregation == "token-sum":
+        return "divided by nothing"
     if options.global_count is not None:
-        return f"the global count {number(options.global_count)}"
-    if options.aggregation == "token-mean":
-        return f"their number, {sum(case.counts)}"
-    return f"the number of rows, {sum(1 for count in case.counts if count or counted)}"
+        divisor = f"the global count {number(options.global_count)}"
+    elif options.aggregation == "token-mean":
+        divisor = f"their number, {sum(case.counts)}"
+    else:
+        divisor = f"the number of rows, {sum(1 for count in case.counts if count or counted)}"
+    if options.aggregation == "constant-length":
+        divisor += f", times the constant length, {options.constant_length}"
+    return f"divided by {divisor}"
 
 
 def _mask_lines(case: LossCase, where: str) -> list[Line]:
