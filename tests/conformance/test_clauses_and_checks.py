@@ -115,6 +115,13 @@ def test_an_adapter_that_lacks_one_method_is_told_so(method):
 MODELS = ("actor", "reward", "critic")
 PACKS_WITHOUT_A_MODEL = {"packing.tokens", "packing.boundary", "packing.empty-sequence"}
 # What each declaration rules out when it says no.
+OF_PPO = ("ratio", "clip", "asymmetric-clip", "bounds-as-given", "dual-clip", "dual-clip-sign", "overflow")
+OF_PPO += ("clipped-gradient", "clip-fraction")
+OF_GSPO = tuple(f"sequence-ratio{what}" for what in ("", "-clip", "-gradient", "-mask", "-empty-row"))
+OF_CISPO = tuple(f"cispo{what}" for what in ("", "-bounds", "-gradient", "-overflow"))
+OF_REINFORCE = ("reinforce", "reinforce-old")
+OF_OTHERS = ("surrogate-mask", "surrogate-nan-under-mask")
+OF_CONSTANTS = ("constant-length", "constant-length-micro-batches")
 RULED_OUT = [
     ("temperature", False, {f"{chapter}.temperature" for chapter in ("log-probs", *MODELS)}),
     (
@@ -130,7 +137,26 @@ RULED_OUT = [
     ("asymmetric_clip", False, {"policy-loss.asymmetric-clip"}),
     ("value_clip", False, {"value-loss.bounds-as-given", "value-loss.clip", "value-loss.clipped-gradient"}),
     ("unclipped_value", False, {"value-loss.unclipped"}),
-    ("global_count", False, {"policy-loss.micro-batches", "value-loss.micro-batches"}),
+    (
+        "global_count",
+        False,
+        {"policy-loss.micro-batches", "value-loss.micro-batches", "policy-loss.constant-length-micro-batches"},
+    ),
+    ("surrogates", ("ppo",), {f"policy-loss.{name}" for name in (*OF_GSPO, *OF_CISPO, *OF_REINFORCE, *OF_OTHERS)}),
+    (
+        "surrogates",
+        ("gspo",),
+        {f"policy-loss.{name}" for name in (*OF_PPO, *OF_CISPO, *OF_REINFORCE, "surrogate-mask")},
+    ),
+    ("surrogates", ("cispo", "ppo"), {f"policy-loss.{name}" for name in (*OF_GSPO, *OF_REINFORCE)}),
+    ("surrogates", ("reinforce",), {f"policy-loss.{name}" for name in (*OF_PPO, *OF_GSPO, *OF_CISPO)}),
+    ("constant_length", False, {f"policy-loss.{name}" for name in OF_CONSTANTS}),
+    (
+        "constant_length",
+        "always",
+        {"policy-loss.token-mean", "policy-loss.sequence-mean", "policy-loss.token-sum"},
+    ),
+    ("token_sum", False, {"policy-loss.token-sum"}),
     ("count_empty_rows", None, {"policy-loss.empty-rows-counted"}),
     ("kl_estimators", ("k1",), {"kl.k2", "kl.k3", "kl.abs", "kl.not-negative", "kl.clamped-gradient"}),
     ("kl_estimators", ("k2",), {"kl.k1", "kl.k3", "kl.abs", "kl.expectation", "kl.clamped-gradient"}),
@@ -150,7 +176,7 @@ RULED_OUT = [
     (
         "aggregations",
         ("token-mean",),
-        {"policy-loss.sequence-mean", "value-loss.sequence-mean", "policy-loss.empty-rows-counted"},
+        {"policy-loss.sequence-mean", "value-loss.sequence-mean"},
     ),
     ("packed_labels", "unmarked", {"packing.boundary"}),
     ("layouts", ("padded",), {s for s in SLUGS if s.startswith("packing.")} - PACKS_WITHOUT_A_MODEL),

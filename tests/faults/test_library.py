@@ -17,7 +17,7 @@ from rlhf_conformance.twins import twins
 CLAUSES = {clause.slug: clause for clause in rlhf_spec.clauses.clauses()}
 
 
-LATER = {"double-world-size", "reward-before-precedence", "kl-mean-unmasked", "cispo-without-log-prob"}
+LATER = {"double-world-size", "reward-before-precedence", "kl-mean-unmasked"}
 """Known bugs of chapters to come that a fault re-enacts on a formula of ours."""
 
 

@@ -15,6 +15,7 @@ SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\.[a-z0-9]+(-[a-z0-9]+)*")
 # Bugs of the chapters that exist. Those of later chapters (importance sampling, world size) are named when their
 # chapters are written.
 KNOWN_BUGS = [
+    "cispo-without-log-prob",
     "entropy-without-gradient",
     "no-grad-path-by-column",
     "checkpointing-over-frozen-embeddings",

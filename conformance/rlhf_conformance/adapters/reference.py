@@ -189,7 +189,7 @@ class Reference(Adapter):
             options.dual_clip,
             options.aggregation,
             surrogate=options.surrogate,
-            cispo_bounds=self.cispo_bounds,
+            cispo_bounds=options.cispo_bounds,
             constant_length=options.constant_length,
         )
         out = loss(log_probs, old_log_probs, advantages, action_mask, global_count=options.global_count)

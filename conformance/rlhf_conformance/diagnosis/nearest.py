@@ -11,6 +11,7 @@ agree, the adapter and the candidates are examined once more on cases of the nei
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
 import math
@@ -564,7 +565,38 @@ def _held(evidence: Evidence, suspects: list[Suspect], impostors: Impostors) -> 
     if not enough:
         suspects = [s for s in suspects if not s.parted and s.agreed >= LEAST_FURTHER]
     least = min((s.against for s in suspects), default=(0, 0))
-    return sorted((s for s in suspects if s.against == least), key=lambda s: s.order)
+    return _explained_first(evidence, sorted((s for s in suspects if s.against == least), key=lambda s: s.order))
+
+
+def _explained_first(evidence: Evidence, suspects: list[Suspect]) -> list[Suspect]:
+    """Of conventions that answer alike, the one comes first of which the failing case would pass if it were declared:
+    a call or two, which are made however much work has been done."""
+    declared = [s for s in suspects if s.candidate.kind == "convention"]
+    if len(declared) < 2:
+        return suspects
+    first = next((s for s in declared if _would_pass(evidence, s.candidate.name)), None)
+    return suspects if first is None else [first, *(s for s in suspects if s is not first)]
+
+
+def _would_pass(evidence: Evidence, convention: str) -> bool:
+    """Whether the smallest failing case passes where the adapter declares this, "attribute = value"."""
+    attribute, _, value = convention.partition(" = ")
+    adapter = evidence.subject.adapter
+    if attribute not in DECLARATIONS:
+        return False
+    before = dict(vars(adapter))
+    try:
+        setattr(adapter, attribute, ast.literal_eval(value))
+        seen = observe(evidence.check, evidence.subject, evidence.smallest.case)
+    except AttributeError:  # which cannot be set
+        return False
+    finally:
+        if attribute in before:
+            setattr(adapter, attribute, before[attribute])
+        else:
+            adapter.__dict__.pop(attribute, None)
+    evidence.work.spend(calls=max(1, len(seen.calls)))
+    return not seen.failed
 
 
 def _said(suspects: Sequence[Suspect], seen: Sequence[Observed], where: str = "") -> tuple[Diagnosis, ...]:

@@ -49,6 +49,8 @@ class LossesInFloat32(_Converted):
 class LossesInOwnDtype(Reference):
     "Everything in the dtype that comes in, bfloat16 included, but for the mean, which is taken in float32."
 
+    surrogates = ("ppo",)
+
     def policy_loss(self, new, old, advantages, mask, options):
         new, old, advantages = (x.where(mask.bool(), 0.0) for x in (new, old, advantages))
         ratio = (new - old).clamp(-20.0, 20.0).exp()
@@ -102,6 +104,9 @@ class LossesInMicroBatches(_MicroBatches):
 class PackedLosses(Reference):
     "Actions are picked out of the rectangle first, then weighted one by one, so that the loss is a weighted sum."
 
+    surrogates = ("ppo",)
+    constant_length = token_sum = False
+
     def policy_loss(self, new, old, advantages, mask, options):
         picked = mask.bool()
         new, old, advantages = (upcast(x)[picked] for x in (new, old, advantages))
@@ -151,6 +156,8 @@ class SmallNumberInTheCount(Reference):
 @twin
 class Compiled(Reference):
     "Log-probs and losses traced by torch.compile and run by its eager backend."
+
+    surrogates = ("ppo",)
 
     def token_log_probs(self, logits, labels, temperature):
         return _compiled(_scaled_log_softmax)(logits, labels, temperature)

@@ -44,23 +44,64 @@ def sequence_mean(losses: Tensor, mask: Tensor, options: Any) -> Tensor:
     return (chosen(losses, mask).sum(-1) / lengths.clamp(min=1)).sum() / count
 
 
+def token_sum(losses: Tensor, mask: Tensor, options: Any) -> Tensor:
+    return chosen(losses, mask).sum()
+
+
+def constant_length(losses: Tensor, mask: Tensor, options: Any) -> Tensor:
+    rows = mask.bool().any(-1).sum().clamp(min=1) if options.global_count is None else options.global_count
+    return chosen(losses, mask).sum() / (rows * options.constant_length)
+
+
+_AGGREGATIONS = {
+    "token-mean": token_mean,
+    "sequence-mean": sequence_mean,
+    "token-sum": token_sum,
+    "constant-length": constant_length,
+}
+
+
 def mean(losses: Tensor, mask: Tensor, options: Any) -> Tensor:
     """The aggregation that is asked for."""
-    return (token_mean if options.aggregation == "token-mean" else sequence_mean)(losses, mask, options)
+    return _AGGREGATIONS[options.aggregation](losses, mask, options)
+
+
+def mean_of_rows(x: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) of x, 0 under the mask, the mean over the actions of each row, at all of its actions."""
+    return chosen((x.sum(-1, keepdim=True) / mask.bool().sum(-1, keepdim=True).clamp(min=1)).expand_as(x), mask)
 
 
 def multiplied(losses: Tensor, mask: Tensor, options: Any) -> Tensor:
     """The same by multiplication with the mask, right as long as everything under it is finite."""
     kept, lengths = losses * mask.bool(), mask.bool().sum(-1)
+    if options.aggregation not in ("token-mean", "sequence-mean"):
+        return mean(kept, torch.ones_like(mask), options)
     if options.aggregation == "token-mean":
         return kept.sum() / (options.global_count or lengths.sum().clamp(min=1))
     rows = kept.sum(-1) / lengths.clamp(min=1)
     return rows.sum() / (options.global_count or (lengths > 0).sum().clamp(min=1))
 
 
-def policy_losses(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, options: Any) -> Tensor:
-    """(B, T) losses, not aggregated."""
-    return surrogate_loss(log_ratio(new, old, mask).exp(), chosen(advantages, mask), options)
+def policy_losses(
+    new: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    options: Any,
+    token: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
+) -> Tensor:
+    """(B, T) losses, not aggregated, with another token(ratio, advantages, options) where there is a clip."""
+    d, advantages = log_ratio(new, old, mask), chosen(advantages, mask)
+    if options.surrogate in ("ppo", "gspo"):
+        ratio = (mean_of_rows(d, mask) if options.surrogate == "gspo" else d).exp()
+        return (token or surrogate_loss)(ratio, advantages, options)
+    weight = cispo_weight(d.detach().exp(), options) if options.surrogate == "cispo" else 1.0
+    return -weight * advantages * chosen(new, mask)
+
+
+def cispo_weight(ratio: Tensor, options: Any) -> Tensor:
+    lowest = 1 - options.clip_eps_low if options.cispo_bounds == "both" else 0.0
+    return ratio.clamp(lowest, options.clip_eps_high + (options.cispo_bounds != "cap"))
 
 
 def value_losses(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, options: Any) -> Tensor:
@@ -75,13 +116,13 @@ def value_losses(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, opt
 
 def policy_loss(
     arguments: tuple[Any, ...],
-    token: Callable[[Tensor, Tensor, Any], Tensor] = surrogate_loss,
+    token: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
     aggregate: Callable[[Tensor, Tensor, Any], Tensor] = mean,
 ) -> Tensor:
     """The policy loss of the adapter's five arguments, with another loss of a token, token(ratio, advantages, options),
     or another aggregate(losses, mask, options)."""
-    new, old, advantages, mask, options = arguments
-    return aggregate(token(log_ratio(new, old, mask).exp(), chosen(advantages, mask), options), mask, options)
+    *_, mask, options = arguments
+    return aggregate(policy_losses(*arguments, token), mask, options)
 
 
 def value_loss(

@@ -45,6 +45,19 @@ def _masked_mean(per_token: Any, mask: Any) -> Any:
     return per_token.sum() / mask.bool().sum().clamp(min=1)
 
 
+def _holding(bounds: str) -> type[Adapter]:
+    """The reference that holds CISPO's weight within these bounds, whatever is declared."""
+
+    class Holding(Reference):
+        def policy_loss(self, new, old, advantages, mask, options):
+            return super().policy_loss(new, old, advantages, mask, replace(options, cispo_bounds=bounds))
+
+    return Holding
+
+
+_HOLDING = {bounds: _holding(bounds) for bounds in ("both", "upper", "cap")}
+
+
 class _OneClipRange(Reference):
     def policy_loss(self, new, old, advantages, mask, options):
         same = replace(options, clip_eps_high=options.clip_eps_low)
@@ -74,6 +87,12 @@ CONVENTIONS = (
         for estimator, kind in ESTIMATORS.items()
         for declared in ESTIMATORS
         if declared != estimator
+    ),
+    *(
+        Convention(f"cispo_bounds = {bounds!r}", instead_of("cispo_bounds", declared), kind)
+        for bounds, kind in _HOLDING.items()
+        for declared in _HOLDING
+        if declared != bounds
     ),
     flag("asymmetric_clip", _OneClipRange),
     flag("dual_clip", _NoDualClip),

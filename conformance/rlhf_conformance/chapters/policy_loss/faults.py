@@ -43,6 +43,8 @@ class RatioOfSequence(Reference):
     "Every token gets the ratio of its whole sequence, the exponential of the mean log-ratio."
 
     def policy_loss(self, new, old, advantages, mask, options):
+        if options.surrogate != "ppo":
+            return super().policy_loss(new, old, advantages, mask, options)
         log_r = log_ratio(new, old, mask)
         mean = log_r.sum(-1, keepdim=True) / mask.bool().sum(-1, keepdim=True).clamp(min=1)
         losses = surrogate_loss(mean.expand_as(log_r).exp(), chosen(advantages, mask), options)
@@ -94,6 +96,8 @@ class ClipAfterMaskMean(Reference):
     "The mean ratio is clipped, not the ratio of each token."
 
     def policy_loss(self, new, old, advantages, mask, options):
+        if options.surrogate != "ppo":
+            return super().policy_loss(new, old, advantages, mask, options)
         ratio = log_ratio(new, old, mask).exp()
         mean = chosen(ratio, mask).sum() / mask.bool().sum().clamp(min=1)
         factor = clip(mean, options) / mean
@@ -317,7 +321,12 @@ class TokenMeanIsMeanOfRows(Reference):
     "The token mean is the mean of the rows' means."
 
     def policy_loss(self, *arguments):
-        return plain.policy_loss(arguments, aggregate=plain.sequence_mean)
+        def aggregate(losses, mask, options):
+            if options.aggregation != "token-mean":
+                return plain.mean(losses, mask, options)
+            return plain.sequence_mean(losses, mask, options)
+
+        return plain.policy_loss(arguments, aggregate=aggregate)
 
 
 @fault("policy-loss.token-mean")
@@ -363,8 +372,8 @@ class SequenceMeanOverWidth(Reference):
 
     def policy_loss(self, *arguments):
         def aggregate(losses, mask, options):
-            if options.aggregation == "token-mean":
-                return plain.token_mean(losses, mask, options)
+            if options.aggregation != "sequence-mean":
+                return plain.mean(losses, mask, options)
             count = (mask.any(-1)).sum().clamp(min=1) if options.global_count is None else options.global_count
             return losses.mean(-1).sum() / count
 
@@ -377,7 +386,7 @@ class SequenceMeanSquareAxis(Reference):
 
     def policy_loss(self, *arguments):
         def aggregate(losses, mask, options):
-            if options.aggregation == "token-mean" or mask.shape[0] != mask.shape[1]:
+            if options.aggregation != "sequence-mean" or mask.shape[0] != mask.shape[1]:
                 return plain.mean(losses, mask, options)
             count = (mask.any(-1)).sum().clamp(min=1) if options.global_count is None else options.global_count
             return (losses.sum(-1) / mask.bool().sum(0).clamp(min=1)).sum() / count
@@ -390,7 +399,12 @@ class SequenceMeanOfTokens(Reference):
     "The sequence mean is the mean over the tokens, as if the rows had been packed into one."
 
     def policy_loss(self, *arguments):
-        return plain.policy_loss(arguments, aggregate=plain.token_mean)
+        def aggregate(losses, mask, options):
+            if options.aggregation != "sequence-mean":
+                return plain.mean(losses, mask, options)
+            return plain.token_mean(losses, mask, options)
+
+        return plain.policy_loss(arguments, aggregate=aggregate)
 
 
 @fault("policy-loss.empty-rows-counted", bug="masked-rows-in-denominator")
@@ -399,7 +413,7 @@ class MaskedRowsInDenominator(Reference):
 
     def policy_loss(self, *arguments):
         def aggregate(losses, mask, options):
-            if options.aggregation == "token-mean" or options.global_count is not None:
+            if options.aggregation != "sequence-mean" or options.global_count is not None:
                 return plain.mean(losses, mask, options)
             return plain.sequence_mean(losses, mask, replace(options, global_count=len(mask)))
 
@@ -485,6 +499,8 @@ class RatioBeforeTheMask(Reference):
     "The mask selects the losses, after the exponential: right value, NaN in the gradient of a ratio that overflows."
 
     def policy_loss(self, new, old, advantages, mask, options):
+        if options.surrogate != "ppo":
+            return super().policy_loss(new, old, advantages, mask, options)
         ratio = (new - old).to(torch.promote_types(new.dtype, torch.float32)).exp()
         return plain.mean(chosen(surrogate_loss(ratio, advantages, options), mask), mask, options)
 
@@ -494,6 +510,8 @@ class ProductBeforeTheMask(Reference):
     "The ratio is held, but its product with a huge advantage overflows, and inf * 0 is NaN."
 
     def policy_loss(self, new, old, advantages, mask, options):
+        if options.surrogate != "ppo":
+            return super().policy_loss(new, old, advantages, mask, options)
         ratio = (new - old).to(torch.promote_types(new.dtype, torch.float32)).clamp(-20.0, 20.0).exp()
         return plain.multiplied(surrogate_loss(ratio, advantages, options), mask, options)
 
@@ -503,6 +521,8 @@ class MaskMultiplied(Reference):
     "Losses are multiplied by the mask, and NaN * 0 is NaN."
 
     def policy_loss(self, new, old, advantages, mask, options):
+        if options.surrogate != "ppo":
+            return super().policy_loss(new, old, advantages, mask, options)
         return plain.multiplied(surrogate_loss((new - old).exp(), advantages, options), mask, options)
 
 
@@ -511,6 +531,8 @@ class NanReplacedInValue(Reference):
     "NaN is replaced in the losses, after the exponential: right value, NaN in the gradient."
 
     def policy_loss(self, new, old, advantages, mask, options):
+        if options.surrogate != "ppo":
+            return super().policy_loss(new, old, advantages, mask, options)
         ratio = (new - old).exp()
         losses = surrogate_loss(ratio, advantages, options).nan_to_num(0.0, 0.0, 0.0)
         return plain.mean(losses, mask, options)
@@ -522,8 +544,8 @@ class EmptyRowNan(Reference):
 
     def policy_loss(self, *arguments):
         def aggregate(losses, mask, options):
-            if options.aggregation == "token-mean":
-                return plain.token_mean(losses, mask, options)
+            if options.aggregation != "sequence-mean":
+                return plain.mean(losses, mask, options)
             rows = losses.sum(-1) / mask.bool().sum(-1)
             return rows.mean() if options.global_count is None else rows.sum() / options.global_count
 
@@ -535,7 +557,7 @@ class EmptyRowNanGradient(Reference):
     "Losses are divided by the row's count before they are masked: right value, NaN in an empty row's gradient."
 
     def policy_loss(self, new, old, advantages, mask, options):
-        if options.aggregation == "token-mean":
+        if options.aggregation != "sequence-mean":
             return super().policy_loss(new, old, advantages, mask, options)
         lengths = mask.bool().sum(-1, keepdim=True)
         shares = plain.policy_losses(new, old, advantages, torch.ones_like(mask), options) / lengths
@@ -668,6 +690,8 @@ class OverflowRatio(Reference):
     "exp(lp - olp) without a bound: the value is the clip's, the gradient is 0 * inf."
 
     def policy_loss(self, new, old, advantages, mask, options):
+        if options.surrogate != "ppo":
+            return super().policy_loss(new, old, advantages, mask, options)
         ratio = (chosen(new, mask) - chosen(old, mask)).exp()
         return plain.mean(surrogate_loss(ratio, chosen(advantages, mask), options), mask, options)
 

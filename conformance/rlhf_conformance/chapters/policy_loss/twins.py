@@ -16,6 +16,8 @@ from rlhf_conformance.twins import twin
 class TextbookPolicyLoss(Reference):
     "max(-r A, -clip(r) A) as in CleanRL, on inputs selected by the mask and a log-ratio held below 20."
 
+    surrogates = ("ppo",)
+
     def policy_loss(self, new, old, advantages, mask, options):
         new, old, advantages = (upcast(x).where(mask.bool(), 0.0) for x in (new, old, advantages))
         ratio = (new - old).clamp(-20.0, 20.0).exp()
@@ -41,6 +43,8 @@ class DualClipAlways(TextbookPolicyLoss):
 class BranchFreePolicyLoss(Reference):
     "The band is chosen by the sign of the advantage; the ratio comes from expm1, with its metrics in Python numbers."
 
+    surrogates = ("ppo",)
+
     def policy_loss(self, new, old, advantages, mask, options):
         new, old, advantages = (upcast(x).where(mask.bool(), 0.0) for x in (new, old, advantages))
         ceiling = math.exp(20.0) if options.dual_clip is None else options.dual_clip
@@ -57,6 +61,9 @@ class BranchFreePolicyLoss(Reference):
 @twin
 class PolicyLossByLoop(Reference):
     "Token by token and row by row, from the last to the first, in plain loops over scalars."
+
+    surrogates = ("ppo",)
+    constant_length = token_sum = False
 
     def policy_loss(self, new, old, advantages, mask, options):
         rows = []
@@ -82,3 +89,51 @@ class PolicyLossByLoop(Reference):
         elif advantage < 0 and options.dual_clip is not None and ratio > options.dual_clip:
             bound = options.dual_clip
         return -advantage * (log_ratio.exp() if bound is None else 0 * log_ratio.detach() + bound)
+
+
+@twin
+class GspoByToken(Reference):
+    "The ratio of a sequence reaches each of its tokens by that token's own log-prob, the rest being a constant."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        if options.surrogate != "gspo":
+            return super().policy_loss(new, old, advantages, mask, options)
+        new, old, advantages = (upcast(x).where(mask.bool(), 0.0) for x in (new, old, advantages))
+        count = mask.bool().sum(-1, keepdim=True).clamp(min=1)
+        of_sequence = ((new - old).sum(-1, keepdim=True) / count).detach()
+        ratio = (of_sequence + new - new.detach()).clamp(max=20.0).exp()
+        held = ratio.clamp(1 - options.clip_eps_low, 1 + options.clip_eps_high)
+        return averaged(torch.max(-advantages * ratio, -advantages * held), mask, options)
+
+
+@twin
+class LogProbsFollowedByRow(Reference):
+    "CISPO with its weight from a held log-ratio, and REINFORCE, row by row; sums of sums of rows."
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        if options.surrogate not in ("cispo", "reinforce"):
+            return super().policy_loss(new, old, advantages, mask, options)
+        rows = []
+        for lp, olp, advantage, marks in zip(new, old, advantages, mask.bool(), strict=True):
+            lp, olp, advantage = (upcast(x)[marks] for x in (lp, olp, advantage))
+            weight = torch.ones_like(lp)
+            if options.surrogate == "cispo":
+                highest = math.log(1 + options.clip_eps_high)
+                weight = (lp - olp).detach().clamp(math.log(1 - options.clip_eps_low), highest).exp()
+            losses = upcast(torch.zeros_like(marks, dtype=new.dtype))
+            losses[marks] = -(advantage * weight) * lp
+            rows.append(losses)
+        return averaged(torch.stack(rows) + 0.0 * new.where(mask.bool(), 0.0), mask, options)
+
+
+@twin
+class DrGrpoAlone(Reference):
+    "GRPO without lengths: a sum over a constant is the only mean there is, and sequences with one ratio the only loss."
+
+    surrogates = ("gspo",)
+    constant_length = "always"
+    dual_clip = token_sum = False
+
+    def policy_loss(self, new, old, advantages, mask, options):
+        assert (options.surrogate, options.aggregation, options.dual_clip) == ("gspo", "constant-length", None)
+        return super().policy_loss(new, old, advantages, mask, options)
