@@ -364,6 +364,7 @@ def test_two_answers_are_alike_within_the_budget(user, other, alike):
     [
         ("f raised ValueError: 3 (a.py:1 in g)", "f raised ValueError: 4 (b.py:2 in h)", True),
         ("f raised ValueError: 3", "f raised TypeError: 3", False),
+        ("f raised TypeError: takes 3 but 5 were given", "f raised TypeError: bad operand for /: NoneType", False),
         ("largest: expected at most 0, got 0.25", "largest: expected at most 0, got 1e-3", True),
         ("inputs: expected as before, got written: new", "inputs: expected as before, got written: old", False),
     ],

@@ -288,10 +288,10 @@ def quantity(what: str) -> str:
 
 
 def kind_of(ended: str) -> str:
-    """What ended a check, without measured numbers, and without the text and the place of an exception."""
-    method, raised, rest = ended.partition(" raised ")
-    text = f"{method}{raised}{rest.split(':')[0]}" if raised else ended
-    return re.sub(r"-?\d+(\.\d+)?e[+-]?\d+|-?\d+\.\d+", "#", text)
+    """What ended a check, without numbers and without the place of an exception. Its text counts: two adapters that
+    raise a TypeError each may well have nothing else in common."""
+    text = re.sub(r" \([^()]*:\d+ in [^()]*\)", "", ended)
+    return re.sub(r"-?\d+(\.\d+)?(e[+-]?\d+)?", "#", text)
 
 
 def _alike(a: Comparison, b: Comparison, dtype: torch.dtype) -> bool:

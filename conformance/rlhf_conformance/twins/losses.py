@@ -201,10 +201,10 @@ class LossesOnly(Adapter):
             ratio * advantages,
             ratio.clamp(1 - options.clip_eps_low, 1 + options.clip_eps_high) * advantages,
         )
-        kl = self.kl(log_ratio, ratio)
-        return PolicyLossResult(averaged(-surrogate, mask, options), approx_kl=averaged(kl, mask, options))
+        estimate = self.estimate(log_ratio, ratio)
+        return PolicyLossResult(averaged(-surrogate, mask, options), approx_kl=averaged(estimate, mask, options))
 
-    def kl(self, log_ratio, ratio):
+    def estimate(self, log_ratio, ratio):
         return ratio - log_ratio - 1
 
     def value_loss(self, values, old_values, returns, action_mask, options):
@@ -217,5 +217,5 @@ class SquaredKL(LossesOnly):
 
     kl_metric = "k2"
 
-    def kl(self, log_ratio, ratio):
+    def estimate(self, log_ratio, ratio):
         return 0.5 * log_ratio**2
