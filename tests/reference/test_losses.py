@@ -17,6 +17,8 @@ from rlhf_spec import policy_loss as spec_policy
 from rlhf_spec import value_loss as spec_value
 
 AGGREGATIONS = ("token-mean", "sequence-mean")
+ALL = (*AGGREGATIONS, "constant-length", "token-sum")
+LENGTH = {"constant_length": 7}
 Table = list[list[float]]
 
 numbers = st.floats(-3.0, 3.0).map(lambda x: round(x, 2))
@@ -53,11 +55,11 @@ def approximately(tables: Table) -> list[Any]:
     return [pytest.approx(row, abs=1e-12) for row in tables]
 
 
-@given(cases(), st.sampled_from(AGGREGATIONS), st.sampled_from([None, 5.0]))
+@given(cases(), st.sampled_from(ALL), st.sampled_from([None, 5.0]))
 def test_aggregate_is_that_of_the_spec(case: dict[str, Any], aggregation: str, count: float | None) -> None:
     (values,) = float64(case["tables"][:1])
-    actual = ref.aggregate(values, torch.tensor(case["mask"]), aggregation, global_count=count)
-    expected = spec_aggregation.aggregate(case["tables"][0], case["mask"], aggregation, global_count=count)
+    actual = ref.aggregate(values, torch.tensor(case["mask"]), aggregation, global_count=count, **LENGTH)
+    expected = spec_aggregation.aggregate(case["tables"][0], case["mask"], aggregation, global_count=count, **LENGTH)
     assert actual.item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -70,6 +72,56 @@ def test_policy_loss_and_its_gradient_are_those_of_the_spec(
     arguments = (*case["tables"], case["mask"])
     assert loss == pytest.approx(spec_policy.policy_loss(*arguments, **bands, global_count=count), abs=1e-12)
     assert gradient == approximately(spec_policy.policy_loss_gradient(*arguments, **bands, global_count=count))
+
+
+# Bands that no difference of the drawn numbers, and no mean of a few, hits: on an edge either gradient would be right.
+@given(
+    cases(),
+    st.sampled_from(spec_policy.SURROGATES),
+    st.sampled_from(spec_policy.CISPO_BOUNDS),
+    st.sampled_from(ALL),
+    st.sampled_from([None, 7.0]),
+)
+def test_every_surrogate_and_its_gradient_are_those_of_the_spec(
+    case: dict[str, Any], surrogate: str, bounds: str, aggregation: str, count: float | None
+) -> None:
+    options = {"clip_eps_low": 0.2137, "clip_eps_high": 0.3137, "aggregation": aggregation, "surrogate": surrogate}
+    options |= {"cispo_bounds": bounds, **LENGTH}
+    log_probs, old_log_probs, advantages = case["tables"]
+    advantages = [[row[0]] * len(row) for row in advantages]  # those of a sequence are alike
+    tables = [log_probs, old_log_probs, advantages]
+    loss, gradient = value_and_gradient(ref.PolicyLoss(**options), tables, case["mask"], global_count=count)
+    arguments = (*tables, case["mask"])
+    assert loss == pytest.approx(spec_policy.policy_loss(*arguments, **options, global_count=count), abs=1e-12)
+    assert gradient == approximately(spec_policy.policy_loss_gradient(*arguments, **options, global_count=count))
+
+
+def test_the_clip_fraction_of_gspo_is_that_of_sequences_and_without_a_clip_it_is_0() -> None:
+    log_ratio = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
+    fractions = {
+        name: ref.PolicyLoss(surrogate=name)(
+            log_ratio, 0 * log_ratio, 0 * log_ratio + 1, torch.ones(2, 2)
+        ).clip_fraction
+        for name in spec_policy.SURROGATES
+    }
+    assert {name: fraction.item() for name, fraction in fractions.items()} == {
+        "ppo": 0.75,
+        "gspo": 0.5,
+        "cispo": 0.0,
+        "reinforce": 0.0,
+    }
+
+
+@pytest.mark.parametrize("options", [{"surrogate": "trpo"}, {"surrogate": "cispo", "cispo_bounds": "lower"}])
+def test_a_surrogate_that_there_is_not_is_refused(options: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="there is no surrogate"):
+        ref.PolicyLoss(**options)
+
+
+@pytest.mark.parametrize("length", [None, 0, -3])
+def test_a_constant_length_that_is_none_is_refused(length: int | None) -> None:
+    with pytest.raises(ValueError, match="positive number of tokens"):
+        ref.aggregate(torch.ones(1, 1), torch.ones(1, 1), "constant-length", constant_length=length)
 
 
 @given(cases())
@@ -175,6 +227,9 @@ def test_a_large_ratio_that_does_not_bind_is_exact() -> None:
 LOSSES = (
     ref.PolicyLoss(),
     ref.PolicyLoss(dual_clip=3.0, aggregation="sequence-mean"),
+    ref.PolicyLoss(surrogate="gspo", aggregation="constant-length", constant_length=9),
+    ref.PolicyLoss(surrogate="cispo"),
+    ref.PolicyLoss(surrogate="reinforce", aggregation="token-sum"),
     ref.ValueLoss(),
     ref.ValueLoss(0.2, "sequence-mean"),
 )
@@ -191,7 +246,9 @@ def tensors(rows: int = 3, columns: int = 4) -> list[torch.Tensor]:
 
 
 UNEVEN = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
-each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: f"{type(loss).__name__}-{loss.aggregation}")
+each_loss = pytest.mark.parametrize(
+    "loss", LOSSES, ids=lambda loss: f"{getattr(loss, 'surrogate', 'value')}-{loss.aggregation}"
+)
 
 
 @each_loss

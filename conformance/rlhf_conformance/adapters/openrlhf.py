@@ -34,8 +34,10 @@ class OpenRLHF(Adapter):
     token_log_probs = staticmethod(utils.log_probs_from_logits)
     save = staticmethod(standins.save_model)
 
-    def __init__(self, packing=False, attn_implementation="sdpa"):
-        self.packs_internally = packing
+    def __init__(self, packing=False, attn_implementation="sdpa", policy_loss="ppo"):
+        self.packs_internally, self.surrogates = packing, (policy_loss,)
+        if policy_loss == "gspo":  # which takes the mean of each sequence, whatever it is asked for
+            self.aggregations = ("sequence-mean",)
         self.mode = {"packing_samples": packing, "attn_implementation": attn_implementation}
 
     def token_entropy(self, logits, temperature):
@@ -79,7 +81,8 @@ class OpenRLHF(Adapter):
 
     def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
         eps, token_mean = (options.clip_eps_low, options.clip_eps_high), options.aggregation == "token-mean"
-        loss_fn = PolicyLoss(*eps, options.dual_clip, token_mean)
+        kind = {} if options.surrogate == "ppo" else {"policy_loss_type": options.surrogate}
+        loss_fn = PolicyLoss(*eps, options.dual_clip, token_mean, **kind)
         rows = (log_probs, old_log_probs, advantages, action_mask)
         return PolicyLossResult(*loss_fn(*rows, **standins.counts(options))[:3])
 

@@ -2,7 +2,7 @@
 called as RewardTrainer does.
 
 Modes: `trainer`; `attn_implementation`; the fields of the trainer's config, as `loss_type` ("dapo", "bnpo": token mean,
-"grpo": sequence mean) and `disable_dropout`; `get_reward`: rewards as trl.experimental reads them. No critic: PPO left
+"grpo": sequence mean, "dr_grpo": constant length, "cispo": CISPO with a token mean) and `disable_dropout`; `get_reward`: rewards as trl.experimental reads them. No critic: PPO left
 TRL after 1.12, so that nothing has token rewards, returns or whitening. RLOO's loss clips the ratio of whole responses.
 """
 
@@ -30,7 +30,9 @@ class TRL(Adapter):
     def __init__(self, trainer="grpo", loss_type="dapo", attn_implementation="sdpa", get_reward=False, **config):
         self.trainer, self.loss_type, self.attention, self.config = trainer, loss_type, attn_implementation, config
         self.aggregations = ("sequence-mean" if loss_type == "grpo" else "token-mean",)
-        self.global_count, self.takes_attention_mask = loss_type == "dapo", not get_reward
+        self.constant_length = "always" if loss_type == "dr_grpo" else False
+        self.surrogates, self.cispo_bounds = ("cispo",) if loss_type == "cispo" else ("ppo", "gspo"), "cap"
+        self.global_count, self.takes_attention_mask = loss_type in ("dapo", "cispo"), not get_reward
         self.__dict__.update(RLOO if trainer == "rloo" else GRPO)
 
     def token_entropy(self, logits, temperature):
@@ -78,7 +80,7 @@ class TRL(Adapter):
     def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
         trainer = standins.loss_trainer(action_mask.device, self.loss_type, options)
         loss = standins.policy_loss(trainer, log_probs, old_log_probs, advantages, action_mask, options.global_count)
-        return PolicyLossResult(loss, trainer._metrics["train"]["clip_ratio/region_mean"][-1])
+        return PolicyLossResult(loss, trainer._metrics["train"].get("clip_ratio/region_mean", [None])[-1])
 
     def kl(self, log_probs, ref_log_probs, action_mask, options):
         return standins.kl(self.trainer, log_probs, ref_log_probs)

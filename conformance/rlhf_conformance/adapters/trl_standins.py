@@ -67,10 +67,12 @@ def bare_trainer(kind: str, device: Any, loss_type: str = "dapo") -> Any:
 
 
 def loss_trainer(device: Any, loss_type: str, options: Any) -> GRPOTrainer:
-    """A GRPOTrainer of which only the loss is of use, with the clips that are asked for."""
+    """A GRPOTrainer of which only the loss is of use, with the clips, the ratio and the length that are asked for."""
     trainer = bare_trainer("grpo", device, loss_type)
     trainer.epsilon_low, trainer.epsilon_high = options.clip_eps_low, options.clip_eps_high
     trainer.args.delta = options.dual_clip
+    trainer.importance_sampling_level = "sequence" if options.surrogate == "gspo" else "token"
+    trainer.max_completion_length = options.constant_length
     return trainer
 
 

@@ -26,11 +26,13 @@ from verl.utils.model import compute_position_id_with_mask
 from verl.workers.utils.padding import left_right_2_no_padding, no_padding_2_padding
 
 MODES = {"token-mean": "token-mean", "sequence-mean": "seq-mean-token-mean"}
+SUMS = {"constant-length": "seq-mean-token-sum-norm", "token-sum": "token-sum"}
+SURROGATES = {"ppo": "vanilla", "gspo": "gspo", "cispo": "cispo", "reinforce": "gpg"}
 
 
 class Verl(Adapter):
     architectures = ("llama", "qwen2", "mistral", "gemma3_text", "granite", "phi")  # it wants num_key_value_heads
-    aggregations = tuple(MODES)
+    aggregations, surrogates, constant_length, token_sum = tuple(MODES), tuple(SURROGATES), True, True
     dual_clip, global_count, count_empty_rows, unclipped_value = "always", True, False, False
     position_ids = staticmethod(compute_position_id_with_mask)
 
@@ -75,9 +77,9 @@ class Verl(Adapter):
 
     def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
         rows = (old_log_probs, log_probs, advantages, action_mask.bool())
-        config = standins.loss_config(options)
-        loss, metrics = core_algos.compute_policy_loss_vanilla(*rows, MODES[options.aggregation], config)
-        return PolicyLossResult(loss, metrics["actor/pg_clipfrac"], metrics["actor/ppo_kl"])
+        take, config = core_algos.get_policy_loss_fn(SURROGATES[options.surrogate]), standins.loss_config(options)
+        loss, metrics = take(*rows, {**MODES, **SUMS}[options.aggregation], config)
+        return PolicyLossResult(loss, metrics.get("actor/pg_clipfrac"), metrics.get("actor/ppo_kl"))
 
     def value_loss(self, values, old_values, returns, action_mask, options):
         rows = (values, returns, old_values, action_mask.bool(), options.clip_eps, MODES[options.aggregation])

@@ -43,6 +43,7 @@ import verl.experimental.reward_loop.reward_manager.base  # noqa: E402
 import verl.trainer.ppo.v1.utils  # noqa: E402, F401
 from verl.protocol import DataProto  # noqa: E402
 from verl.utils import tensordict_utils, torch_functional  # noqa: E402
+from verl.workers.config import ActorConfig  # noqa: E402
 from verl.workers.engine.fsdp import transformer_impl  # noqa: E402
 
 for name in absent:  # they are there for the imports alone: others look for packages, too
@@ -138,15 +139,18 @@ def counts(options: Any) -> dict[str, Any]:
 
 
 class Config(SimpleNamespace):
-    """What the policy loss reads of an ActorConfig."""
+    """What the advantages read of a config."""
 
     def get(self, name: str, default: Any) -> Any:
         return getattr(self, name, default)
 
 
-def loss_config(options: Any) -> Config:
-    bounds = {"clip_ratio_low": options.clip_eps_low, "clip_ratio_high": options.clip_eps_high}
-    return Config(clip_ratio=0.2, clip_ratio_c=options.dual_clip, global_batch_info=counts(options), **bounds)
+def loss_config(options: Any) -> ActorConfig:
+    """The trainer's own, with the clips, the counts and the length that are asked for."""
+    info = {**counts(options), "loss_scale_factor": options.constant_length}
+    clips = {"clip_ratio_low": options.clip_eps_low, "clip_ratio_high": options.clip_eps_high}
+    clips |= {} if options.dual_clip is None else {"clip_ratio_c": options.dual_clip}
+    return ActorConfig(strategy="fsdp", rollout_n=1, use_dynamic_bsz=True, global_batch_info=info, **clips)
 
 
 def rollout(action_mask: torch.Tensor, group_ids: torch.Tensor | None = None, **tables: torch.Tensor) -> DataProto:

@@ -274,7 +274,8 @@ def _policy_token(
     base = 0.0 if zero in (0, 1) else base
     log_ratio = picks.of(_log_ratios(zone, options))
     if zone == "far":  # where no bound holds the ratio: up for A < 0, down for A > 0
-        log_ratio = math.copysign(min(log_ratio, 7.0 if dtype == torch.float16 else 18.0), -sign)
+        farthest = 7.0 if dtype == torch.float16 or options.surrogate == "gspo" else 18.0
+        log_ratio = math.copysign(min(log_ratio, farthest), -sign)
     old = -base - max(0.0, log_ratio)
     step = 0.02 if zone != "overflow" else 0.0
     for attempt in range(40):

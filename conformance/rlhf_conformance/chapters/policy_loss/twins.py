@@ -93,7 +93,7 @@ class PolicyLossByLoop(Reference):
 
 @twin
 class GspoByToken(Reference):
-    "The ratio of a sequence reaches each of its tokens by that token's own log-prob, the rest being a constant."
+    "The ratio of a sequence reaches each of its tokens by that token's own log-prob; its log is held below 10."
 
     def policy_loss(self, new, old, advantages, mask, options):
         if options.surrogate != "gspo":
@@ -101,7 +101,7 @@ class GspoByToken(Reference):
         new, old, advantages = (upcast(x).where(mask.bool(), 0.0) for x in (new, old, advantages))
         count = mask.bool().sum(-1, keepdim=True).clamp(min=1)
         of_sequence = ((new - old).sum(-1, keepdim=True) / count).detach()
-        ratio = (of_sequence + new - new.detach()).clamp(max=20.0).exp()
+        ratio = (of_sequence + new - new.detach()).clamp(max=10.0).exp()
         held = ratio.clamp(1 - options.clip_eps_low, 1 + options.clip_eps_high)
         return averaged(torch.max(-advantages * ratio, -advantages * held), mask, options)
 
