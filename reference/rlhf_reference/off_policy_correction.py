@@ -63,7 +63,8 @@ def off_policy_weights(
         total = own.double().sum(1, keepdim=True)
         if sequence_weight == "geometric":
             total = total / chosen.sum(1, keepdim=True).clamp(min=1)
-        weight = _held(total, log_clamp).exp().to(wide).expand_as(d)
+        held = total if log_clamped == "actions" else _held(total, log_clamp)
+        weight = held.exp().to(wide).expand_as(d)
         lost = lost.any(1, keepdim=True)
     if mode == "truncate":
         weight = weight.clamp(lower, upper)

@@ -1,10 +1,10 @@
 """Weights that correct for the engine that sampled: how much likelier the trainer finds what another program drew.
 
 ``d = old_log_prob - rollout_log_prob`` compares the trainer's own log-prob of an action, taken with the weights that
-sampled, with that of the engine. ``exp(d)`` is the importance weight of the action; that of a sequence is the exponential
-of the sum of its actions' ``d`` (the product of their weights), or of the mean (the geometric mean). A weight is
-truncated (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"), or is 0 outside of
-a band (IcePop, 2025).
+sampled, with that of the engine. ``exp(d)`` is the importance weight of the action; that of a sequence is the
+exponential of the sum of its actions' ``d`` (the product of their weights), or of the mean (the geometric mean). A
+weight is truncated (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"), or is 0
+outside of a band (IcePop, 2025).
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def exponents(
 
     At the level "token" each action's ``d``; at "sequence" one number for all of them, the sum of their ``d`` for the
     "product" of their weights, and the mean for the "geometric" mean. ``log_clamp`` holds it within so much of 0, or,
-    where ``log_clamped`` is "actions", each ``d`` before they are summed. The numbers on the way of a sequence are added
-    to ``steps``. Raises ValueError for a level, or another name, that there is not, and for a clamp that is not positive.
+    where ``log_clamped`` is "actions", each ``d`` before they are summed. The numbers on the way of a sequence are
+    added to ``steps``. Raises ValueError for a level, or another name, that there is not, and for a clamp that is not
+    positive.
 
     >>> exponents([0.5, -0.2, 0.3], "token")
     [0.5, -0.2, 0.3]
@@ -55,10 +56,10 @@ def exponents(
     bound = math.inf if log_clamp is None else log_clamp
     if level == "token":
         return [_held(d, bound) for d in log_ratios]
-    own = [_held(d, bound) for d in log_ratios] if log_clamped == "actions" else list(log_ratios)
+    own = [_held(d, bound) for d in log_ratios] if log_clamped == "actions" else log_ratios
     total = math.fsum(own)
     number = total / max(1, len(own)) if sequence_weight == "geometric" else total
-    held = _held(number, bound)
+    held = _held(number, bound) if log_clamped == "exponent" else number
     if steps is not None:
         steps.append((f"sum of d of the {len(own)} actions of the sequence", total))
         if sequence_weight == "geometric":
@@ -113,10 +114,10 @@ def sequence_weights(
 ) -> list[float]:
     """The weight of each action of one sequence, of their ``d``: ``(N,) -> (N,)``.
 
-    In the mode "mask" what lies within the band has its own "weight"; or, as ``kept`` says, that of the action by itself,
-    "token-weight", whatever the level; or "one". A ``d`` that is NaN, where the engine gave no log-prob, counts as 0
-    where ``of_nan`` is "one"; where it is "zero", the action has the weight 0, and so has the whole sequence at the level
-    "sequence". Raises ValueError as ``exponents`` and ``bounded`` do.
+    In the mode "mask" what lies within the band has its own "weight"; or, as ``kept`` says, that of the action by
+    itself, "token-weight", whatever the level; or "one". A ``d`` that is NaN, where the engine gave no log-prob, counts
+    as 0 where ``of_nan`` is "one"; where it is "zero", the action has the weight 0, and so has the whole sequence at
+    the level "sequence". Raises ValueError as ``exponents`` and ``bounded`` do.
 
     >>> [round(w, 4) for w in sequence_weights([0.5, -0.2, 0.3], level="token", mode="truncate", upper=1.5)]
     [1.5, 0.8187, 1.3499]
@@ -128,8 +129,8 @@ def sequence_weights(
     [1.2214, 1.2214, 1.2214]
     >>> [round(w, 4) for w in sequence_weights([0.5, -0.2, 0.3], **band, kept="token-weight")]
     [1.6487, 0.8187, 1.3499]
-    >>> sequence_weights([math.nan, 0.0], **band, of_nan="one"), sequence_weights([math.nan, 0.0], **band, of_nan="zero")
-    ([1.0, 1.0], [0.0, 0.0])
+    >>> [sequence_weights([math.nan, 0.0], **band, of_nan=rule) for rule in NAN]
+    [[1.0, 1.0], [0.0, 0.0]]
     """
     _named(kept=(kept, KEPT), of_nan=(of_nan, (None, *NAN)))
     lost = [math.isnan(d) and of_nan == "zero" for d in log_ratios]
@@ -162,8 +163,8 @@ def off_policy_weights(
 ) -> list[list[float]]:
     """``sequence_weights`` of the actions of each row, 0.0 elsewhere: ``B rows of (T,) -> B rows of (T,)``.
 
-    Masked cells are not read, and are no part of a sequence. Raises ValueError for shapes that differ, for a mask not of
-    0 and 1, and as ``sequence_weights`` does.
+    Masked cells are not read, and are no part of a sequence. Raises ValueError for shapes that differ, for a mask not
+    of 0 and 1, and as ``sequence_weights`` does.
 
     >>> off_policy_weights([[-1.0, 5.0, -2.0]], [[-1.0, 9.0, -2.0]], [[1, 0, 1]], level="token", mode="mask", upper=1.0)
     [[1.0, 0.0, 1.0]]

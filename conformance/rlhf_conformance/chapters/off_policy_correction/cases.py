@@ -32,10 +32,8 @@ class OffPolicyCase(MaskedCase):
 
     def log_ratios(self, i: int) -> list[float]:
         """Those of the actions of a row; 0 where the engine gave no log-prob."""
-        found = [
-            self.old_log_probs[i][j] - self.rollout_log_probs[i][j] for j, m in enumerate(self.action_mask[i]) if m
-        ]
-        return [0.0 if math.isnan(d) else d for d in found]
+        rows = zip(self.old_log_probs[i], self.rollout_log_probs[i], self.action_mask[i], strict=True)
+        return [0.0 if math.isnan(rollout) else old - rollout for old, rollout, m in rows if m]
 
 
 Kind = tuple[str, str, str]
@@ -170,13 +168,19 @@ def _beyond(adapter: Adapter, dtype: Any) -> Sequence[float]:
 
 
 def exponents(adapter: Adapter, log_ratios: Sequence[float], kind: Kind, dtype: Any) -> list[tuple[float, float]]:
-    """For each action of a row what the exponential is taken of, and by how much that may be off."""
+    """For each action of a row what the exponential is taken of, and by how much that may be off: nothing where a clamp
+    holds it, if that is beyond doubt."""
     level, _, sequence_weight = kind
+    clamp, by_action = clamps(adapter)["log_clamp"], adapter.correction_log_clamped == "actions"
     found = spec.exponents(log_ratios, level, sequence_weight, **clamps(adapter))
+    free = spec.exponents(log_ratios, level, sequence_weight)
     if level == "token":
         errors = [budgets.correction_exponent([d], False, dtype) for d in log_ratios]
     else:
-        errors = [budgets.correction_exponent(log_ratios, sequence_weight == "geometric", dtype)] * len(found)
+        summed = spec.exponents(log_ratios, "token", log_clamp=clamp) if by_action else log_ratios
+        errors = [budgets.correction_exponent(summed, sequence_weight == "geometric", dtype)] * len(found)
+    if clamp and not (by_action and level == "sequence"):
+        errors = [0.0 if abs(x) - error > clamp else error for x, error in zip(free, errors, strict=True)]
     return list(zip(found, errors, strict=True))
 
 

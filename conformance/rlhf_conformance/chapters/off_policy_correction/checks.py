@@ -175,8 +175,8 @@ use("off-policy-correction.overflow", WEIGHTS.definition(zone="huge"))
 
 @check("off-policy-correction.overflow-finite", needs=WEIGHTS.needs, cases=WEIGHTS.cases(zone="huge"))
 def overflow_finite(subject: Subject, case: OffPolicyCase) -> Questions:
-    """Whatever an adapter makes of a weight that is too large, it lies between 0 and the upper bound; or is finite, where
-    the weight that was compared with the bound is not the one that is kept."""
+    """Whatever an adapter makes of a weight that is too large, it lies between 0 and the upper bound; or is finite,
+    where the weight that was compared with the bound is not the one that is kept."""
     o, nothing = case.options, [[0.0] * len(mask) for mask in case.action_mask]
     own = subject.adapter.correction_kept == "weight" or o.mode == "truncate"
     most = o.upper + budgets.correction_bound(o.upper, subject.dtype) if own else math.inf
@@ -205,10 +205,7 @@ def options(subject: Subject, case: OffPolicyCase) -> Questions:
     that binds."""
     for level, mode, sequence_weight in kinds(subject.adapter):
         other = case.changed(options=asked(case.options, (level, mode, sequence_weight)))
-        if level == "token":
-            word = "weight of an action"
-        else:
-            word = f"weight of a sequence, {sequence_weight}"
+        word = "weight of an action" if level == "token" else f"{sequence_weight} weight of a sequence"
         yield WEIGHTS.asks(subject, other, what=f"{word}, mode {mode}")
     free = case.changed(options=replace(case.options, upper=math.exp(VAST), lower=None))
     yield WEIGHTS.asks(subject, free, what="weight with other bounds than before")
@@ -248,7 +245,11 @@ use("off-policy-correction.mask", WEIGHTS.dressed(FINITE))
 use("off-policy-correction.nan-under-mask", WEIGHTS.dressed(POISON))
 
 
-@check("off-policy-correction.holes", needs=WEIGHTS.needs, cases=lambda s: WEIGHTS.dressed_cases(s, FINITE, holes=True, columns=3))  # fmt: skip
+@check(
+    "off-policy-correction.holes",
+    needs=WEIGHTS.needs,
+    cases=lambda s: WEIGHTS.dressed_cases(s, FINITE, holes=True, columns=3),
+)
 def holes(subject: Subject, case: DressedCase) -> Questions:
     call = WEIGHTS.call(subject, case.dressed, about=case.case)
     yield WEIGHTS.asks(subject, case.case, call, "weight of several turns")

@@ -16,13 +16,8 @@ def _way(adapter: Any, case: OffPolicyCase, i: int, j: int) -> list[tuple[str, f
     o, found = case.options, list[tuple[str, float]]()
     old, rollout = case.old_log_probs[i][j], case.rollout_log_probs[i][j]
     found.append((f"d = log-prob {old:.7g} - the engine's {rollout:.7g}", old - rollout))
-    of_row = spec.exponents(
-        case.log_ratios(i),
-        o.level,
-        o.sequence_weight,
-        **clamps(adapter),
-        steps=found if o.level == "sequence" else None,
-    )
+    steps = found if o.level == "sequence" else None
+    of_row = spec.exponents(case.log_ratios(i), o.level, o.sequence_weight, **clamps(adapter), steps=steps)
     exponent = of_row[sum(case.action_mask[i][:j])]
     if o.level == "token" and exponent != old - rollout and not math.isnan(rollout):
         found.append((f"d held within {adapter.correction_log_clamp:.7g} of 0", exponent))
