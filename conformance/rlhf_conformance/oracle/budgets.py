@@ -372,10 +372,12 @@ NOISE = 1e-2
 
 def correction_exponent(log_ratios: Sequence[float], mean: bool, dtype: torch.dtype) -> float:
     """Of the number that a correction's exponential is taken of: each log-ratio has the rounding of its subtraction,
-    their sum that of a sum, and their `mean` that of a division."""
+    their sum that of a sum, and their `mean` that of a division. Whoever multiplies the weights instead rounds each of
+    them, and each product. Nothing where all are 0: sums of 0 and products of 1 are exact."""
     count = max(1, len(log_ratios))
-    size = math.fsum(map(abs, log_ratios)) / (count if mean else 1)
-    return 2 * unit(dtype) * (count + 1 + mean) * size
+    size = math.fsum(map(abs, log_ratios))
+    roundings = (count + 1 + mean) * size + 2 * count
+    return 2 * unit(dtype) * roundings / (count if mean else 1) if size else 0.0
 
 
 def correction_weight(weight: float, of_exponent: float, dtype: torch.dtype) -> float:

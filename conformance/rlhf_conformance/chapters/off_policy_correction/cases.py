@@ -60,6 +60,7 @@ class OffPolicyShape:
     equal       many a row has equal log-probs throughout, and so have single actions
     uppers, lowers      the bounds that are tried; the next ones, where a weight lies too near
     everything  the bounds are clear of the weights of every kind that is declared
+    shown       only kinds whose weights are seen where no bound binds: others are 1, or those of each action alone
     square      as many rows as columns
     """
 
@@ -71,6 +72,7 @@ class OffPolicyShape:
     uppers: Sequence[float] = (2.0, 1.3, 3.0, 1.7, 1.1)
     lowers: Sequence[float | None] = (None, 0.5, 0.8, 0.25)
     everything: bool = False
+    shown: bool = False
     square: bool = False
     min_rows: int = 1
     columns: int = 1
@@ -78,7 +80,7 @@ class OffPolicyShape:
     holes: bool = False
 
 
-LOOSE: dict[str, Any] = {"uppers": (2000.0, 1e4), "lowers": (None,)}
+LOOSE: dict[str, Any] = {"uppers": (2000.0, 1e4), "lowers": (None,), "shown": True}
 """Bounds that no usual weight reaches."""
 
 
@@ -91,9 +93,16 @@ def kinds(adapter: Adapter, shape: OffPolicyShape | None = None) -> list[Kind]:
             weights = wanted.sequence_weights if level == "sequence" else spec.SEQUENCE_WEIGHTS
             for sequence_weight in weights:
                 options = OffPolicyOptions(level, mode, sequence_weight=sequence_weight)
-                if options.offered_by(adapter) and (level == "sequence" or sequence_weight == "product"):
+                shown = not wanted.shown or shows_weight(adapter, level, mode)
+                if options.offered_by(adapter) and shown and (level == "sequence" or sequence_weight == "product"):
                     found.append((level, mode, sequence_weight))
     return found
+
+
+def shows_weight(adapter: Adapter, level: str, mode: str) -> bool:
+    """Whether a weight comes out as it was made, where it lies within its bounds."""
+    kept = "weight" if mode == "truncate" else adapter.correction_kept
+    return kept == "weight" or (level == "token" and kept == "token-weight")
 
 
 def asked(options: OffPolicyOptions, kind: Kind) -> OffPolicyOptions:

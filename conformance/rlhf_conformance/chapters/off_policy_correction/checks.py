@@ -95,7 +95,7 @@ WEIGHTS = Quantity(
 
 def offers(what: str, **shape: Any) -> Requirement:
     """A kind of this shape is declared."""
-    said = f"correction_levels, correction_modes or sequence_weights do not say {what}"
+    said = f"no kind of weight that is declared shows {what}"
     return lambda adapter: None if kinds(adapter, OffPolicyShape(**shape)) else said
 
 
@@ -118,7 +118,7 @@ def says_of_masked(adapter: Adapter) -> str | None:
 
 def of(what: str, *requires: Requirement, zone: str = "usual", **shape: Any) -> Any:
     """The definition on cases of kinds that have to be declared."""
-    of_kind = {name: shape[name] for name in ("levels", "modes", "sequence_weights") if name in shape}
+    of_kind = {name: shape[name] for name in ("levels", "modes", "sequence_weights", "shown") if name in shape}
     return WEIGHTS.definition(offers(what, **of_kind), *requires, zone=zone, **shape)
 
 
@@ -127,14 +127,14 @@ def of(what: str, *requires: Requirement, zone: str = "usual", **shape: Any) -> 
 TOKEN: dict[str, Any] = {"levels": ("token",)}
 SEQUENCE: dict[str, Any] = {"levels": ("sequence",)}
 
-use("off-policy-correction.token", of("token", **TOKEN, **LOOSE))
+use("off-policy-correction.token", of("that of a token by itself", **TOKEN, **LOOSE))
 use(
     "off-policy-correction.sequence-product",
-    of("product of a sequence", **SEQUENCE, sequence_weights=("product",), columns=2, **LOOSE),
+    of("the product of a sequence", **SEQUENCE, sequence_weights=("product",), columns=2, **LOOSE),
 )
 use(
     "off-policy-correction.sequence-geometric",
-    of("geometric mean of a sequence", **SEQUENCE, sequence_weights=("geometric",), columns=2, **LOOSE),
+    of("the geometric mean of a sequence", **SEQUENCE, sequence_weights=("geometric",), columns=2, **LOOSE),
 )
 
 
@@ -146,17 +146,17 @@ def agreement(subject: Subject, case: OffPolicyCase) -> Questions:
 
 # --- bounds ---------------------------------------------------------------------------------------------------------
 
-use("off-policy-correction.truncation", of("truncate", modes=("truncate",)))
+use("off-policy-correction.truncation", of("how it is truncated", modes=("truncate",)))
 use(
     "off-policy-correction.truncation-below",
-    of("truncate", holds_from_below, modes=("truncate",), lowers=(0.5, 0.8, 0.65, 0.9)),
+    of("how it is truncated", holds_from_below, modes=("truncate",), lowers=(0.5, 0.8, 0.65, 0.9)),
 )
-use("off-policy-correction.band", of("mask", modes=("mask",)))
+use("off-policy-correction.band", of("a band", modes=("mask",)))
 use(
     "off-policy-correction.bounds",
     WEIGHTS.definition(equal=True, uppers=(1.0, 0.75, 1.0, 45.0, 0.4), lowers=(None, 1.0, None, 0.3)),
 )
-use("off-policy-correction.kept", of("mask", modes=("mask",), equal=True, uppers=(1.0, 2.5, 6.0), min_rows=2))
+use("off-policy-correction.kept", of("a band", modes=("mask",), equal=True, uppers=(1.0, 2.5, 6.0), min_rows=2))
 use(
     "off-policy-correction.log-clamp",
     WEIGHTS.definition(zone="beyond", uppers=(math.exp(VAST),), lowers=(None,)),
@@ -216,7 +216,9 @@ def options(subject: Subject, case: OffPolicyCase) -> Questions:
 use("off-policy-correction.square", WEIGHTS.definition(square=True))
 use(
     "off-policy-correction.own-token",
-    unmoved(WEIGHTS, own_token, "others at other actions", offers("token", **TOKEN), numbers=LOG_PROBS, **TOKEN),
+    unmoved(
+        WEIGHTS, own_token, "others at other actions", offers("that of a token", **TOKEN), numbers=LOG_PROBS, **TOKEN
+    ),
 )
 use(
     "off-policy-correction.own-row",
