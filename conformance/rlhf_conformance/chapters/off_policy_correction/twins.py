@@ -11,6 +11,10 @@ from rlhf_conformance.chapters.off_policy_correction import bending as plain
 from rlhf_conformance.twins import twin
 
 
+def _difference(old, rollout, mask):
+    return plain.log_ratio(old.detach(), rollout.detach(), mask)
+
+
 @twin
 class WeightsInFloat64(Reference):
     "float64 inside and outside."
@@ -28,10 +32,10 @@ class WeightsOfRows(Reference):
     def off_policy_weights(self, old, rollout, mask, options):
         if options.level == "token":
             return super().off_policy_weights(old, rollout, mask, options)
-        with torch.no_grad():
-            d = plain.log_ratio(old, rollout, mask).mT
-            total = plain.held(self, plain.of_sequence(d.mT, mask, options))[:, 0]
-            return plain.bounded(total.exp(), options).float()
+        total = _difference(old, rollout, mask).mT.double().sum(0)
+        if options.sequence_weight == "geometric":
+            total = total / plain.counts(mask)[:, 0]
+        return plain.bounded(plain.held(self, total).exp(), options).float()
 
 
 @twin
@@ -41,7 +45,7 @@ class WeightsMultiplied(Reference):
     correction_log_clamp = correction_nan = correction_masked = None
 
     def off_policy_weights(self, old, rollout, mask, options):
-        weight = plain.log_ratio(old.detach(), rollout, mask).exp()
+        weight = _difference(old, rollout, mask).exp()
         if options.level == "sequence":
             weight = weight.double().prod(1, keepdim=True)
             if options.sequence_weight == "geometric":
@@ -57,7 +61,7 @@ class WeightsAsInVerl(Reference):
     correction_nan = None
 
     def off_policy_weights(self, old, rollout, mask, options):
-        d = plain.log_ratio(old.detach(), rollout, mask)
+        d = _difference(old, rollout, mask)
         exponent = d.sum(-1).unsqueeze(-1) if options.level == "sequence" else d
         weight = exponent.clamp(-20.0, 20.0).exp().expand_as(d) * mask.bool()
         if options.mode == "truncate":
@@ -74,7 +78,7 @@ class WeightsAsInTrl(Reference):
     sequence_weights = ("product",)
 
     def off_policy_weights(self, old, rollout, mask, options):
-        difference = ((wide(old.detach()) - wide(rollout)) * mask).nan_to_num(nan=0.0)
+        difference = ((wide(old.detach()) - wide(rollout.detach())) * mask).nan_to_num(nan=0.0)
         if options.level == "sequence":
             difference = difference.sum(dim=-1, keepdim=True)
         weight = difference.exp()
@@ -93,7 +97,7 @@ class WeightsAsInOpenrlhf(Reference):
     correction_log_clamp = correction_nan = correction_masked = None
 
     def off_policy_weights(self, old, rollout, mask, options):
-        d = plain.log_ratio(old.detach(), rollout, mask)
+        d = _difference(old, rollout, mask)
         statistic = (d.sum(1, keepdim=True) / plain.counts(mask) if options.level == "sequence" else d).exp()
         if options.mode == "truncate":
             return statistic.clamp(min=options.lower, max=options.upper)
@@ -109,7 +113,7 @@ class WeightsAsInOpenInstruct(Reference):
     correction_nan = None
 
     def off_policy_weights(self, old, rollout, mask, options):
-        difference = plain.log_ratio(old.detach(), rollout, mask).clamp(-10.0, 10.0)
+        difference = _difference(old, rollout, mask).clamp(-10.0, 10.0)
         if options.level == "sequence":
             mean = difference.sum(-1, keepdim=True) / mask.bool().float().sum(-1, keepdim=True).clamp_min(1.0)
             difference = mean.expand_as(difference)
@@ -137,5 +141,5 @@ class TokensTruncated(Reference):
     correction_log_clamp, correction_nan = None, "zero"
 
     def off_policy_weights(self, old, rollout, mask, options):
-        weight = torch.exp(chosen(old.detach(), mask) - chosen(rollout, mask))
+        weight = torch.exp(chosen(old, mask) - chosen(rollout, mask)).detach()
         return weight.clamp(max=options.upper).nan_to_num(nan=0.0) * mask.bool()
