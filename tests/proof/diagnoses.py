@@ -52,8 +52,13 @@ SHRINKING = 0.3
 """Seconds; what has not been shrunk by then is looked into as it is."""
 
 ALIASES = {
+    "actions-clamped-for-the-exponent": ("correction_log_clamped = 'actions'",),
     "actor-temperature-ignored": ("temperature = False",),
+    "band-keeps-one": ("correction_kept = 'one'",),
+    "band-keeps-token-weights": ("correction_kept = 'token-weight'",),
     "clip-around-return": ("value_clip = False", "value-clip-ignored"),
+    "correction-always-clamped": ("correction_log_clamp = 10.0",),
+    "correction-never-clamped": ("correction_log_clamp = None",),
     "critic-statistics-unset": ("critic_normalization = False",),
     "dual-clip-ignored": ("dual_clip = False",),
     "gae-over-observations": ("observations = 'value-steps'",),
@@ -67,14 +72,17 @@ ALIASES = {
     "kl-of-pads-left": ("kl_masked = None",),
     "mean-of-means": ("global_count = False",),
     "mean-removed-anyway": ("whitening_keeps_mean = False",),
+    "nan-weighs-nothing": ("correction_nan = 'zero'",),
     "norm-statistics-unset": ("reward_normalization = False",),
     "one-eos-id": ("stop_ids = 'one'",),
     "one-eps-for-both-sides": ("asymmetric_clip = False",),
     "recursion-left-in-other-cells": ("advantages_masked = None",),
     "returns-over-observations": ("observations = 'zero-steps'", "observations = 'value-steps'"),
     "reward-mask-from-pad-id": ("takes_attention_mask = False",),
+    "truncation-from-above-alone": ("correction_lower = 'mask'",),
     "value-clip-ignored": ("value_clip = False",),
     "value-loss-per-micro-batch": ("global_count = False",),
+    "weights-of-pads-left": ("correction_masked = 'one'",),
     "values-behind-the-end": ("after_last_action = 'value'",),
 }
 """Faults that do to the letter what a convention, or another fault, does: the same code, or, as for
@@ -98,8 +106,10 @@ REASONS: dict[str, str] = {
     "scores-scaled-by-history": HISTORY,
     "values-scaled-by-history": HISTORY,
     "baseline-grows-with-calls": HISTORY,
+    "bounds-of-the-first-call": HISTORY,
     "mean-grows-with-calls": HISTORY,
     "rewards-normalise-as-they-go": HISTORY,
+    "weights-run-along": HISTORY,
     "critic-head-bias-drawn": DRAWN,
     "reward-head-bias-drawn": DRAWN,
     "entropy-leaves-eval-mode": SAID,

@@ -61,7 +61,7 @@ def weights(
     of_sequence(d, mask, options) what is made of a row's, held(adapter, x) the clamp, weigh(x) the weight of it, and
     bounded(weight, options) what the bounds leave; `graph` keeps the graph."""
     old, rollout, mask, options = arguments
-    x = d(old if graph else old.detach(), rollout, mask)
+    x = d(*((old, rollout) if graph else (old.detach(), rollout.detach())), mask)
     if options.level == "sequence":
         x = of_sequence(x, mask, options)
     return spread(bounded(weigh(held(adapter, x)), options), mask)

@@ -56,8 +56,9 @@ def truth(adapter: Adapter, case: OffPolicyCase) -> list[list[float]]:
     )
 
 
-def allowed(adapter: Adapter, case: OffPolicyCase, dtype: Any) -> list[list[float]]:
-    """Nothing where a weight is 0, or 1 as such; that of a bound where it is held there."""
+def allowed(adapter: Adapter, case: OffPolicyCase, dtype: Any, *, exact: bool = False) -> list[list[float]]:
+    """Nothing where a weight is 0, or 1 as such; that of a bound where it is held there. `exact`: nothing either where
+    all log-ratios that a weight is made of are 0."""
     o = case.options
     kind: Kind = (o.level, o.mode, o.sequence_weight)
     single: Kind = ("token", o.mode, o.sequence_weight)
@@ -71,7 +72,7 @@ def allowed(adapter: Adapter, case: OffPolicyCase, dtype: Any) -> list[list[floa
         for j, (exponent, error) in zip(actions, errors, strict=True):
             if o.mode == "truncate" and weights[j] in (o.upper, o.lower):
                 row[j] = budgets.correction_bound(weights[j], dtype)
-            elif weights[j] and kept != "one" and (exponent or error):
+            elif weights[j] and kept != "one" and (exponent or error or not exact):
                 row[j] = budgets.correction_weight(weights[j], error, dtype)
         rows.append(row)
     return rows
@@ -140,8 +141,7 @@ use(
 
 @check("off-policy-correction.agreement", needs=WEIGHTS.needs, cases=WEIGHTS.cases(equal=True))
 def agreement(subject: Subject, case: OffPolicyCase) -> Questions:
-    """The weight of equal log-probs is exact: nothing is allowed where the exponent is 0 and has no roundings."""
-    yield WEIGHTS.asks(subject, case)
+    yield replace(WEIGHTS.asks(subject, case), allowed=allowed(subject.adapter, case, subject.dtype, exact=True))
 
 
 # --- bounds ---------------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ use(
     "off-policy-correction.bounds",
     WEIGHTS.definition(equal=True, uppers=(1.0, 0.75, 1.0, 45.0, 0.4), lowers=(None, 1.0, None, 0.3)),
 )
-use("off-policy-correction.kept", of("a band", modes=("mask",), equal=True, uppers=(1.0, 2.5, 6.0), min_rows=2))
+use("off-policy-correction.kept", of("a band", modes=("mask",), uppers=(2.5, 6.0, 1.4), min_rows=2))
 use(
     "off-policy-correction.log-clamp",
     WEIGHTS.definition(zone="beyond", uppers=(math.exp(VAST),), lowers=(None,)),
