@@ -37,12 +37,11 @@ class _NoLowerBound(Reference):
         return super().off_policy_weights(old, rollout, mask, replace(options, lower=lower))
 
 
-def _masked(value: float) -> type[Adapter]:
-    class Masked(Reference):
-        def off_policy_weights(self, old, rollout, mask, options):
-            return super().off_policy_weights(old, rollout, mask, options).where(mask.bool(), value)
+class _MaskedOne(Reference):
+    """Cells that are no actions have the weight 1."""
 
-    return Masked
+    def off_policy_weights(self, old, rollout, mask, options):
+        return super().off_policy_weights(old, rollout, mask, options).where(mask.bool(), 1.0)
 
 
 class _MaskedLeft(Reference):
@@ -75,8 +74,7 @@ CONVENTIONS = (
     *(_row("correction_kept", kept, _with(kept=kept)) for kept in ("weight", "token-weight", "one")),
     *(_row("correction_nan", rule, _with(of_nan=rule)) for rule in ("one", "zero")),
     Convention("correction_lower = 'mask'", instead_of("correction_lower", "both"), _NoLowerBound),
-    _row("correction_masked", "zero", _masked(0.0)),
-    _row("correction_masked", "one", _masked(1.0)),
+    _row("correction_masked", "one", _MaskedOne),
     _row("correction_masked", None, _MaskedLeft),
     *(
         Convention(f"sequence_weights = {(weight,)!r}", _only(weight), _with(sequence_weight=weight))
