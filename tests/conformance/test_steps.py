@@ -38,7 +38,7 @@ PARTED = {
     "rewards-clamped": "reward, the score at position",
     "divided-by-variance": "- mean) / divisor",
     "sorted-and-not-back": "from token",
-    "truncation-of-the-log-ratio": "weight",
+    "weight-upside-down": "weight",
     "observations-in-the-sum": "weight",
     "first-response-token-lost": "log-prob of the action",
     "actor-entropy-before-temperature": "entropy, minus the sum of p log p",

@@ -21,9 +21,9 @@ def _way(adapter: Any, case: OffPolicyCase, i: int, j: int) -> list[tuple[str, f
     exponent = of_row[sum(case.action_mask[i][:j])]
     if o.level == "token" and exponent != old - rollout and not math.isnan(rollout):
         found.append((f"d held within {adapter.correction_log_clamp:.7g} of 0", exponent))
-    band = f"at most {o.upper:.7g}" if o.lower is None else f"from {o.lower:.7g} to {o.upper:.7g}"
+    band = f"at most {o.upper:.7g}" if o.lower is None else f"{o.lower:.7g} to {o.upper:.7g}"
     weight = math.exp(exponent) if exponent < 700 else math.inf
-    found.append((f"its exponential, to be {'held' if o.mode == 'truncate' else 'kept where it is'} {band}", weight))
+    found.append((f"its exponential, {'to be held to' if o.mode == 'truncate' else 'to be kept if'} {band}", weight))
     return found
 
 
