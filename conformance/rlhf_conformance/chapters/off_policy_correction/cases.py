@@ -39,7 +39,8 @@ class OffPolicyCase(MaskedCase):
 Kind = tuple[str, str, str]
 """Level, mode, and what the weight of a sequence is of those of its actions."""
 
-LOG_PROBS = tuple(-0.11 * k for k in range(1, 31))
+LOG_PROBS = (*(-0.11 * k for k in range(1, 31)), 0.0, 0.0, 0.0)
+"""Of either of the two; now and then one is certain."""
 USUAL = tuple(0.13 * k + 0.033 for k in outward(8))
 HUGE = (95.0, -95.0, 150.0, 400.0, -400.0, 2000.0, -2000.0)
 """The exponential of most of them is more than float32 can hold, also where they are spread over six actions."""

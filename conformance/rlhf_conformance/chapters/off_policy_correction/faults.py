@@ -47,6 +47,14 @@ class WeightOfFirstOrder(Reference):
         return plain.weights(self, arguments, weigh=lambda x: (1 + x).clamp(min=0.0))
 
 
+@fault("off-policy-correction.token")
+class CertainTakenForMissing(Reference):
+    "A log-prob of 0 of the engine, a certain token, is taken for one that it did not give, and weighs 1."
+
+    def off_policy_weights(self, old, rollout, mask, options):
+        return super().off_policy_weights(old.where(rollout != 0, 0.0), rollout, mask, options)
+
+
 @fault("off-policy-correction.sequence-product")
 class MeanOfWeightsForProduct(Reference):
     "A sequence's weight is the mean of those of its actions, where their product is asked for."
@@ -126,10 +134,10 @@ class SmallNumberUnderTheWeight(Reference):
 
 @fault("off-policy-correction.agreement")
 class TemperaturesApart(Reference):
-    "The two log-probs are of temperatures that are not quite the same: one is larger by a hundred thousandth."
+    "The two log-probs are of temperatures that are not quite the same: one is larger by a thousandth."
 
     def off_policy_weights(self, *arguments):
-        return plain.weights(self, arguments, d=lambda old, *rest: plain.log_ratio(wide(old) * (1 + 1e-5), *rest))
+        return plain.weights(self, arguments, d=lambda old, *rest: plain.log_ratio(wide(old) * (1 + 1e-3), *rest))
 
 
 # --- bounds ---------------------------------------------------------------------------------------------------------
