@@ -98,6 +98,7 @@ REASONS: dict[str, str] = {
     "batch-with-empty-row-detached": ROUGH,
     "penalties-by-suffix-sums": ROUGH,
     "small-number-in-the-logarithm": ROUGH,
+    "temperatures-apart": ROUGH,
     "weight-of-the-largest-square": ROUGH,
     "advantages-scaled-by-history": HISTORY,
     "answers-drift": HISTORY,
