@@ -21,6 +21,7 @@ from rlhf_conformance.chapters._losses.cases import LossCase
 from rlhf_conformance.chapters._models.cases import ModelCase
 from rlhf_conformance.chapters._models.interface import ARCHITECTURES, LAYOUTS
 from rlhf_conformance.chapters.group_advantages.cases import GroupCase
+from rlhf_conformance.chapters.off_policy_correction.checks import truth as off_policy_weights
 from rlhf_conformance.chapters.sequences.cases import GeneratedCase
 from rlhf_conformance.diagnosis import evidence
 from rlhf_conformance.judging.checks import checks
@@ -229,6 +230,28 @@ def ends_with_the_row(case: Any) -> bool:
     return any(row[-1] for row in getattr(case, "case", case).action_mask)
 
 
+def weights(case: Any) -> list[float]:
+    """The weights of the actions of a case, as they are right for the reference."""
+    from rlhf_conformance.adapters.reference import Reference
+
+    table = off_policy_weights(Reference(), case)
+    return [table[i][j] for i, j in case.actions]
+
+
+def at_its_bound(case: Any) -> bool:
+    """A weight is equal to a bound without being held there."""
+    free = weights(case.with_options(mode="truncate", upper=1e30, lower=None))
+    return any(w in (case.options.upper, case.options.lower) for w in free)
+
+
+def beyond(case: Any, size: float) -> bool:
+    return any(abs(d) > size for i in range(case.shape[0]) for d in case.log_ratios(i))
+
+
+def own(case: Any) -> Any:
+    return getattr(case, "case", case)
+
+
 CREDIT = [
     ("one sample", "whitening.definition", lambda c: c.shape[0] > 1, 0.5),
     ("one sample", "whitening.whole-batch", lambda c: c.shape[0] > 1, 1.0),
@@ -307,6 +330,49 @@ CREDIT = [
     ("single actions", "advantages.definition", lambda c: max(c.counts) > 1, 0.6),
     ("something behind the last action", "advantages.last-action", ends_with_the_row, 0.1),
     ("the score alone", "credit.penalty", lambda c: not any(c.scores), 1.0),
+    *(
+        row
+        for slug in ("off-policy-correction.band", "off-policy-correction.options", "off-policy-correction.own-row")
+        for row in (
+            ("few rows", slug, lambda c: own(c).shape[0] > 8, 0.05),
+            ("a square batch", slug, lambda c: own(c).shape[0] != own(c).shape[1], 0.5),
+            ("masks without holes", slug, lambda c: any(map(has_hole, own(c).action_mask)), 0.2),
+            ("full rows", slug, lambda c: not full(own(c)), 0.4),
+            ("rows of equal length", slug, lambda c: len(set(own(c).counts)) > 1, 0.35),
+            ("tokens alone", slug, lambda c: own(c).options.level == "sequence", 0.4),
+            ("sequences alone", slug, lambda c: own(c).options.level == "token", 0.2),
+            ("products alone", slug, lambda c: own(c).options.sequence_weight == "geometric", 0.2),
+            ("no lower bound", slug, lambda c: own(c).options.lower is not None, 0.5),
+            ("log-ratios of 0", slug, lambda c: any(own(c).log_ratios(0)), 0.8),
+        )
+    ),
+    ("a batch that is not square", "off-policy-correction.square", lambda c: c.shape[0] == c.shape[1], 1.0),
+    (
+        "bounds that do not bind",
+        "off-policy-correction.truncation",
+        lambda c: any(w == c.options.upper for w in weights(c)),
+        0.4,
+    ),
+    (
+        "bounds that do not bind",
+        "off-policy-correction.truncation-below",
+        lambda c: any(w == c.options.lower for w in weights(c)),
+        0.4,
+    ),
+    ("bands that hold everything", "off-policy-correction.band", lambda c: not all(weights(c)), 0.5),
+    ("bands that hold nothing", "off-policy-correction.band", lambda c: any(weights(c)), 0.5),
+    ("bounds that no weight equals", "off-policy-correction.bounds", at_its_bound, 0.15),
+    ("bounds above 1", "off-policy-correction.bounds", lambda c: c.options.upper < 1, 0.2),
+    ("log-ratios within a clamp", "off-policy-correction.log-clamp", lambda c: beyond(c, 20.0), 0.5),
+    ("log-ratios of a usual size", "off-policy-correction.overflow", lambda c: beyond(c, 89.0), 0.6),
+    ("masks without holes", "off-policy-correction.holes", lambda c: any(map(has_hole, c.case.action_mask)), 1.0),
+    (
+        "a hole in the middle alone",
+        "off-policy-correction.holes",
+        lambda c: any(map(ends_in_observation, c.case.action_mask)),
+        0.4,
+    ),
+    ("an engine that differs", "off-policy-correction.agreement", lambda c: 1.0 in weights(c), 0.6),
     (
         "one baseline and one scale",
         "group-advantages.batch-order",

@@ -17,6 +17,7 @@ from rlhf_conformance.chapters.credit.interface import CreditOptions
 from rlhf_conformance.chapters.group_advantages.interface import GroupAdvantageOptions
 from rlhf_conformance.chapters.kl.cases import KlCase
 from rlhf_conformance.chapters.kl.interface import KlOptions
+from rlhf_conformance.chapters.off_policy_correction.interface import OffPolicyOptions
 from rlhf_conformance.judging import storing
 from rlhf_conformance.judging.declared import is_declared
 from rlhf_conformance.oracle.layouts import Presentation, Sample
@@ -722,6 +723,24 @@ def test_a_case_of_an_estimator_that_is_not_declared_is_no_question():
 )
 def test_options_are_those_that_an_adapter_declares(options, declared):
     assert is_declared(options, OnlyK1()) == declared
+
+
+@pytest.mark.parametrize(
+    ("options", "declared"),
+    [
+        (OffPolicyOptions(), True),
+        (OffPolicyOptions("sequence", "mask", sequence_weight="geometric"), True),
+        (OffPolicyOptions("sequence", "mask", sequence_weight="product"), False),
+        (OffPolicyOptions("sequence", "truncate", sequence_weight="geometric"), False),
+        (OffPolicyOptions("token", "truncate", sequence_weight="product", lower=0.5), False),
+        (OffPolicyOptions("token", "mask", lower=0.5), True),
+    ],
+)
+def test_weights_are_of_a_kind_that_an_adapter_declares(options, declared):
+    adapter = Reference()
+    adapter.sequence_correction_modes, adapter.sequence_weights = ("mask",), ("geometric",)
+    adapter.correction_lower = "mask"
+    assert is_declared(options, adapter) == declared
 
 
 def test_a_scale_is_one_that_an_adapter_declares():

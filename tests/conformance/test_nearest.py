@@ -163,6 +163,30 @@ CONVENTIONS = {
     **{f"group_eps = {eps!r}": ("group-advantages.epsilon", {"group_eps": 1e-3}) for eps in EPSILONS},
     "group_of_one = 'zero'": ("group-advantages.group-of-one", {"group_of_one": "score"}),
     "group_of_one = 'score'": ("group-advantages.group-of-one", {"group_of_one": "zero"}),
+    "correction_log_clamp = None": ("off-policy-correction.log-clamp", {}),
+    "correction_log_clamp = 20.0": ("off-policy-correction.log-clamp", {"correction_log_clamp": 10.0}),
+    "correction_log_clamp = 10.0": ("off-policy-correction.log-clamp", {}),
+    "correction_log_clamped = 'exponent'": (
+        "off-policy-correction.log-clamp",
+        {"correction_log_clamped": "actions"},
+    ),
+    "correction_log_clamped = 'actions'": ("off-policy-correction.log-clamp", {}),
+    "correction_kept = 'weight'": ("off-policy-correction.kept", {"correction_kept": "one"}),
+    "correction_kept = 'token-weight'": ("off-policy-correction.kept", {}),
+    "correction_kept = 'one'": ("off-policy-correction.kept", {}),
+    "correction_nan = 'one'": ("off-policy-correction.nan-of-the-engine", {"correction_nan": "zero"}),
+    "correction_nan = 'zero'": ("off-policy-correction.nan-of-the-engine", {}),
+    "correction_lower = 'mask'": ("off-policy-correction.truncation-below", {}),
+    "correction_masked = 'one'": ("off-policy-correction.masked-cells", {}),
+    "correction_masked = None": ("off-policy-correction.masked-cells", {}),
+    "sequence_weights = ('product',)": (
+        "off-policy-correction.sequence-geometric",
+        {"sequence_weights": ("geometric",)},
+    ),
+    "sequence_weights = ('geometric',)": (
+        "off-policy-correction.sequence-product",
+        {"sequence_weights": ("product",)},
+    ),
 }
 
 

@@ -38,12 +38,14 @@ PARTED = {
     "rewards-clamped": "reward, the score at position",
     "divided-by-variance": "- mean) / divisor",
     "sorted-and-not-back": "from token",
+    "weight-upside-down": "weight",
+    "observations-in-the-sum": "weight",
     "first-response-token-lost": "log-prob of the action",
     "actor-entropy-before-temperature": "entropy, minus the sum of p log p",
 }
 """Part of the label of the line that is marked, by fault."""
 FORMULAS = (
-    *("policy-loss", "value-loss", "log-probs", "sequences", "whitening", "group-advantages"),
+    *("policy-loss", "value-loss", "log-probs", "sequences", "whitening", "group-advantages", "off-policy-correction"),
     *("positions.cumsum", "positions.pads", "positions.restart", "packing.boundary", "packing.tokens"),
 )
 """Clauses, or chapters of them, whose formula can be shown without a model."""

@@ -25,6 +25,7 @@ from rlhf_conformance import (
 )
 from rlhf_conformance.adapter import METHODS, Adapter, declarations, provided
 from rlhf_conformance.chapters.group_advantages.interface import GroupAdvantageOptions
+from rlhf_conformance.chapters.off_policy_correction.interface import OffPolicyOptions
 from rlhf_conformance.chapters.whitening.interface import WhiteningOptions
 
 GUIDE = "docs/writing-an-adapter.md"
@@ -90,6 +91,20 @@ def test_the_adapter_from_scores_to_advantages_is_green(python, examples, monkey
     assert {"kl.k3", "token-rewards.sum", "advantages.observations"} <= passed
     shown = code.partition("class MyTrainer(Adapter):")[2]
     assert (examples / "ppo_only.py").read_text(encoding="utf-8").endswith(f"class InHouse(Adapter):{shown}")
+
+
+def test_the_adapter_with_an_engine_that_samples_is_green(python, examples, monkeypatch, table):
+    import correction_only
+
+    monkeypatch.setitem(sys.modules, "my_trainer", types.ModuleType("my_trainer"))
+    monkeypatch.setitem(sys.modules, "my_trainer.correction", correction_only)
+    code = python("my_trainer.correction")
+    report = check(adapter_of(code)(), profile="smoke", only=["off-policy-correction."])
+    assert report.verdict == "CONFORMANT"
+    assert report.warnings == ()
+    shown = code.partition("class MyTrainer(Adapter):")[2]
+    assert (examples / "correction_only.py").read_text(encoding="utf-8").endswith(f"class InHouse(Adapter):{shown}")
+    assert {row[0].strip("`") for row in table(GUIDE, "asked for")} == {f.name for f in fields(OffPolicyOptions)}
 
 
 def test_the_options_of_credit_are_those_of_the_code(text):

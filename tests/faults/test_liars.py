@@ -42,6 +42,8 @@ LIARS = {
     "score-behind-the-last-action": "token-rewards.sum",
     "gae-over-observations": "advantages.observations",
     "path-penalty-added": "credit.penalty",
+    "sequence-weights-broadcast": "off-policy-correction.square",
+    "sentinel-in-the-correction": "off-policy-correction.mask",
 }
 
 

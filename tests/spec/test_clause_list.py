@@ -113,6 +113,9 @@ KNOWN_BUGS = [
     "values-behind-the-end",
     "gae-over-observations",
     "observations-unattended",
+    "correction-always-clamped",
+    "sequence-weights-broadcast",
+    "sentinel-in-the-correction",
 ]
 
 

@@ -36,6 +36,11 @@ class Reference(Adapter):
     whitening_masked = whitening_of_few = group_of_one = "zero"
     group_baselines = ("mean", "leave-one-out")
     group_scales = ("group-std", "batch-std", "none")
+    correction_levels, correction_modes = ("token", "sequence"), ("truncate", "mask")
+    sequence_weights = ("product", "geometric")
+    correction_lower = "both"
+    correction_log_clamp = 20.0
+    correction_nan, correction_masked = "one", "zero"
 
     def __init__(
         self, attention: str | None = None, lora: bool = False, checkpointing: bool = False, dora: bool = False
@@ -240,3 +245,14 @@ class Reference(Adapter):
         asked = {"baseline": options.baseline, "scale": options.scale, "of_one": self.group_of_one or "zero"}
         rows = ref.group_relative_advantages(scores, group_ids, ddof=self.group_std_ddof, eps=self.group_eps, **asked)
         return rows[:, None] * action_mask.bool()
+
+    def off_policy_weights(self, old_log_probs, rollout_log_probs, action_mask, options):
+        declared = {
+            "log_clamp": self.correction_log_clamp,
+            "log_clamped": self.correction_log_clamped,
+            "kept": self.correction_kept,
+            "of_nan": self.correction_nan,
+        }
+        asked = {"level": options.level, "mode": options.mode, "upper": options.upper, "lower": options.lower}
+        asked["sequence_weight"] = options.sequence_weight
+        return ref.off_policy_weights(old_log_probs, rollout_log_probs, action_mask, **asked, **declared)

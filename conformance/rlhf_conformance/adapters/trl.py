@@ -2,8 +2,9 @@
 called as RewardTrainer does.
 
 Modes: `trainer`; `attn_implementation`; the fields of the trainer's config, as `loss_type` ("dapo", "bnpo": token mean,
-"grpo": sequence mean, "dr_grpo": constant length, "cispo": CISPO with a token mean) and `disable_dropout`; `get_reward`: rewards as trl.experimental reads them. No critic: PPO left
-TRL after 1.12, so that nothing has token rewards, returns or whitening. RLOO's loss clips the ratio of whole responses.
+"grpo": sequence mean, "dr_grpo": constant length, "cispo": CISPO with a token mean) and `disable_dropout`;
+`get_reward`: rewards as trl.experimental reads them. No critic: PPO left TRL after 1.12, so that nothing has token
+rewards, returns or whitening. RLOO's loss clips the ratio of whole responses.
 """
 
 from __future__ import annotations

@@ -368,3 +368,30 @@ def _variance(numbers: Sequence[float], ddof: int, dtype: torch.dtype, passes: i
 
 NOISE = 1e-2
 """Of an advantage that should be 0, what is still too small to train on: a hundredth of a usual one."""
+
+
+def correction_exponent(log_ratios: Sequence[float], mean: bool, dtype: torch.dtype) -> float:
+    """Of the number that a correction's exponential is taken of: each log-ratio has the rounding of its subtraction,
+    their sum that of a sum, and their `mean` that of a division. Whoever multiplies the weights instead rounds each of
+    them, and each product. Nothing where all are 0: sums of 0 and products of 1 are exact."""
+    count = max(1, len(log_ratios))
+    size = math.fsum(map(abs, log_ratios))
+    roundings = (count + 1 + mean) * size + 2 * count
+    return 2 * unit(dtype) * roundings / (count if mean else 1) if size else 0.0
+
+
+def correction_weight(weight: float, of_exponent: float, dtype: torch.dtype) -> float:
+    """Of one importance weight: the error of its exponent, and a few roundings. Whoever takes it as expm1 + 1 has a
+    rounding of 1, however small it is."""
+    return weight * ((_exp(of_exponent) - 1) + 6 * unit(dtype)) + 2 * FLOAT32
+
+
+def correction_bound(bound: float, dtype: torch.dtype) -> float:
+    """Of a weight that is held at a bound: the dtype need not hold the bound."""
+    return 4 * unit(dtype) * abs(bound)
+
+
+def correction_guard(of_exponent: float) -> float:
+    """How far an exponent must lie from the logarithm of a bound so that no rounding puts its weight on the other
+    side."""
+    return max(1e-3, 2 * of_exponent)
