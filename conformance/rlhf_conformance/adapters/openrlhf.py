@@ -1,4 +1,4 @@
-"""OpenRLHF 0.11, 0.9.10 too. Modes: `packing` (its packing_samples: rows are packed inside), `attn_implementation`.
+"""OpenRLHF 0.11, 0.9.10 too. Modes: `packing` (its packing_samples: rows are packed inside), `policy_loss`, `attn_implementation`.
 
 Not provided: generate, process_sequences (vLLM's part), position_ids (inline), values (its raw critic output has none).
 Its experience maker is asked for whitening, group advantages and credit as a whole, in two micro-batches.
@@ -18,6 +18,9 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker as
 from openrlhf.utils.utils import zero_pad_sequences
 
 
+GSPO = {"surrogates": ("gspo",), "aggregations": ("sequence-mean",)}  # it takes this mean, whatever it is asked for
+
+
 class OpenRLHF(Adapter):
     layouts = ("padded", "left", "right")
     # Not Gemma 3, whose scale of embeddings is a buffer: loading in bfloat16 rounds it, and upcasting does not mend it.
@@ -35,9 +38,8 @@ class OpenRLHF(Adapter):
     save = staticmethod(standins.save_model)
 
     def __init__(self, packing=False, attn_implementation="sdpa", policy_loss="ppo"):
-        self.packs_internally, self.surrogates = packing, (policy_loss,)
-        if policy_loss == "gspo":  # which takes the mean of each sequence, whatever it is asked for
-            self.aggregations = ("sequence-mean",)
+        self.packs_internally = packing
+        self.__dict__.update(GSPO if policy_loss == "gspo" else {})
         self.mode = {"packing_samples": packing, "attn_implementation": attn_implementation}
 
     def token_entropy(self, logits, temperature):
