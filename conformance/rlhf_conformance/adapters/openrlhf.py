@@ -1,4 +1,5 @@
-"""OpenRLHF 0.11, 0.9.10 too. Modes: `packing` (its packing_samples: rows are packed inside), `policy_loss`, `attn_implementation`.
+"""OpenRLHF 0.11, 0.9.10 too. Modes: `packing` (its packing_samples: rows are packed inside), `policy_loss` (its
+policy_loss_type: "gspo"), `attn_implementation`.
 
 Not provided: generate, process_sequences (vLLM's part), position_ids (inline), values (its raw critic output has none).
 Its experience maker is asked for whitening, group advantages and credit as a whole, in two micro-batches.
@@ -16,7 +17,6 @@ from openrlhf.models import Actor, PolicyLoss, ValueLoss, get_llm_for_sequence_r
 from openrlhf.models.ring_attn_utils import unpad_and_slice_tensor
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker as Maker
 from openrlhf.utils.utils import zero_pad_sequences
-
 
 GSPO = {"surrogates": ("gspo",), "aggregations": ("sequence-mean",)}  # it takes this mean, whatever it is asked for
 
