@@ -10,6 +10,7 @@ CRITIC = "openrlhf.models.model:_get_critic_model.CriticModel.forward"
 UTILS = "openrlhf.models.utils"
 LOSS = "openrlhf.models.loss"
 POLICY_LOSS = f"{LOSS}:PolicyLoss.forward"
+GSPO = {"policy_loss": "gspo"}
 VALUE_LOSS = f"{LOSS}:ValueLoss.forward"
 AGGREGATE = f"{LOSS}:aggregate_loss"
 UNPAD = "openrlhf.models.ring_attn_utils:unpad_and_slice_tensor"
@@ -713,7 +714,67 @@ WHOLE_PATH = (
     ),
 )
 
+SURROGATES = (
+    Mutant(
+        "gspo-sum-of-log-ratios",
+        POLICY_LOSS,
+        Edit("_a / action_mask.sum(dim=-1).clamp(min=1)", "_a"),
+        "policy-loss.sequence-ratio",
+        options=GSPO,
+    ),
+    Mutant(
+        "gspo-mean-over-the-width",
+        POLICY_LOSS,
+        Edit("_a / action_mask.sum(dim=-1).clamp(min=1)", "_a / action_mask.shape[-1]"),
+        "policy-loss.sequence-ratio",
+        options=GSPO,
+    ),
+    Mutant(
+        "gspo-mean-without-mask",
+        POLICY_LOSS,
+        Edit("(log_ratio * action_mask).sum(dim=-1)", "log_ratio.sum(dim=-1)"),
+        "policy-loss.sequence-ratio-mask",
+        options=GSPO,
+    ),
+    Mutant(
+        "gspo-detached",
+        POLICY_LOSS,
+        Edit("ratio.exp().unsqueeze(-1)", "ratio.exp().unsqueeze(-1).detach()"),
+        "policy-loss.sequence-ratio-gradient",
+        options=GSPO,
+    ),
+    Mutant(
+        "gspo-without-exponential",
+        POLICY_LOSS,
+        Edit("ratio.exp().unsqueeze(-1)", "(1 + ratio).unsqueeze(-1)"),
+        "policy-loss.sequence-ratio",
+        options=GSPO,
+    ),
+    Mutant(
+        "gspo-ratio-of-the-next-row",
+        POLICY_LOSS,
+        Edit("ratio.exp().unsqueeze(-1)", "ratio.exp().roll(1).unsqueeze(-1)"),
+        "policy-loss.sequence-ratio",
+        options=GSPO,
+    ),
+    Mutant(
+        "gspo-one-ratio",
+        POLICY_LOSS,
+        Edit("ratio.exp().unsqueeze(-1)", "ratio.mean().exp()"),
+        "policy-loss.sequence-ratio",
+        options=GSPO,
+    ),
+    Mutant(
+        "gspo-by-token-loss",
+        f"{LOSS}:PolicyLoss.__init__",
+        Edit("policy_loss_type == 'gspo'", "policy_loss_type is None"),
+        "policy-loss.sequence-ratio",
+        options=GSPO,
+        why="the adapter asks for the mean of each sequence by itself",
+    ),
+)
+
 MUTANTS = (
-    *(LOG_PROBS + ACTOR_FORWARD + PACKS + REWARD_AND_CRITIC + LOSSES),
+    *(LOG_PROBS + ACTOR_FORWARD + PACKS + REWARD_AND_CRITIC + LOSSES + SURROGATES),
     *(KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS + WHOLE_PATH),
 )

@@ -13,6 +13,8 @@ GRPO = "trl.trainer.grpo_trainer:GRPOTrainer"
 SCORE = f"{GRPO}._get_per_token_logps_and_entropies"
 GENERATE = f"{GRPO}._generate_single_turn"
 LOSS = f"{GRPO}._compute_loss"
+CISPO = {"loss_type": "cispo"}
+DR_GRPO = {"loss_type": "dr_grpo"}
 GROUPS = f"{GRPO}._generate_and_score_completions"
 RLOO_GROUPS = "trl.trainer.rloo_trainer:RLOOTrainer._generate_and_score_completions"
 NANSTD = f"{UTILS}:nanstd"
@@ -665,4 +667,98 @@ CREDIT = (
     ),
 )
 
-MUTANTS = LOG_PROBS + FUSED_HEAD + SCORING + SEQUENCES + REWARDS_AND_PACKS + LOSSES + CREDIT
+SURROGATES = (
+    Mutant(
+        "sequence-sum-of-log-ratios",
+        LOSS,
+        Edit("(log_ratio * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)", "(log_ratio * mask).sum(-1)"),
+        "policy-loss.sequence-ratio",
+    ),
+    Mutant(
+        "sequence-mean-over-the-width",
+        LOSS,
+        Edit("(log_ratio * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)", "(log_ratio * mask).mean(-1)"),
+        "policy-loss.sequence-ratio",
+    ),
+    Mutant(
+        "sequence-ratio-without-mask",
+        LOSS,
+        Edit("log_ratio * mask", "log_ratio"),
+        "policy-loss.sequence-ratio-mask",
+    ),
+    Mutant(
+        "sequence-level-ignored",
+        LOSS,
+        Edit("self.importance_sampling_level == 'sequence'", "log_ratio is None"),
+        "policy-loss.sequence-ratio",
+    ),
+    Mutant(
+        "sequence-ratio-of-one-row",
+        LOSS,
+        Edit("log_importance_weights.unsqueeze(-1)", "log_importance_weights.mean().reshape(1, 1)"),
+        "policy-loss.sequence-ratio",
+    ),
+    Mutant(
+        "cispo-weight-with-graph",
+        LOSS,
+        Edit("torch.clamp(coef_1, max=self.epsilon_high).detach()", "torch.clamp(coef_1, max=self.epsilon_high)"),
+        "policy-loss.cispo-gradient",
+        options=CISPO,
+    ),
+    Mutant(
+        "cispo-cap-of-one-more",
+        LOSS,
+        Edit(
+            "torch.clamp(coef_1, max=self.epsilon_high).detach()",
+            "torch.clamp(coef_1, max=1 + self.epsilon_high).detach()",
+        ),
+        "policy-loss.cispo-bounds",
+        options=CISPO,
+    ),
+    Mutant(
+        "cispo-cap-from-below",
+        LOSS,
+        Edit(
+            "torch.clamp(coef_1, max=self.epsilon_high).detach()", "torch.clamp(coef_1, min=self.epsilon_high).detach()"
+        ),
+        "policy-loss.cispo",
+        options=CISPO,
+    ),
+    Mutant(
+        "cispo-without-log-prob",
+        LOSS,
+        Edit("-clamped_ratios * advantages * per_token_logps", "-clamped_ratios * advantages * log_ratio"),
+        "policy-loss.cispo",
+        options=CISPO,
+    ),
+    Mutant(
+        "cispo-ascends",
+        LOSS,
+        Edit("-clamped_ratios * advantages", "clamped_ratios * advantages"),
+        "policy-loss.cispo",
+        options=CISPO,
+    ),
+    Mutant(
+        "length-of-the-batch",
+        LOSS,
+        Edit("self.max_completion_length", "per_token_loss.size(1)"),
+        "policy-loss.constant-length",
+        options=DR_GRPO,
+    ),
+    Mutant(
+        "rows-forgotten",
+        LOSS,
+        Edit("per_token_loss.size(0) * self.max_completion_length", "self.max_completion_length"),
+        "policy-loss.constant-length",
+        options=DR_GRPO,
+    ),
+    Mutant(
+        "length-of-the-actions",
+        LOSS,
+        Edit("per_token_loss.size(0) * self.max_completion_length", "mask.sum().clamp(min=1.0)"),
+        "policy-loss.constant-length",
+        options=DR_GRPO,
+    ),
+)
+
+MUTANTS = LOG_PROBS + FUSED_HEAD + SCORING + SEQUENCES + REWARDS_AND_PACKS + LOSSES + SURROGATES + CREDIT

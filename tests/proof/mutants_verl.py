@@ -27,6 +27,9 @@ VALUES = f"{ENGINE}:FSDPEngineWithValueHead.prepare_model_outputs"
 ALGORITHMS = "verl.trainer.ppo.core_algos"
 AGGREGATE = f"{ALGORITHMS}:agg_loss"
 POLICY_LOSS = f"{ALGORITHMS}:compute_policy_loss_vanilla"
+GSPO = f"{ALGORITHMS}:compute_policy_loss_gspo"
+CISPO = f"{ALGORITHMS}:compute_policy_loss_cispo"
+GPG = f"{ALGORITHMS}:compute_policy_loss_gpg"
 VALUE_LOSS = f"{ALGORITHMS}:compute_value_loss"
 KL = f"{ALGORITHMS}:kl_penalty_forward"
 KL_PLUS = f"{ALGORITHMS}:kl_penalty"
@@ -1031,5 +1034,136 @@ GROUPS = (
     ),
 )
 
+SURROGATES = (
+    Mutant(
+        "gspo-ratio-turned-round",
+        GSPO,
+        Edit("log_prob - old_log_prob", "old_log_prob - log_prob"),
+        "policy-loss.sequence-ratio",
+    ),
+    Mutant(
+        "gspo-sum-of-log-ratios",
+        GSPO,
+        Edit("_a / seq_lengths", "_a / 1.0"),
+        "policy-loss.sequence-ratio",
+    ),
+    Mutant(
+        "gspo-mean-over-the-width",
+        GSPO,
+        Edit("torch.sum(response_mask, dim=-1)", "torch.sum(torch.ones_like(response_mask), dim=-1)"),
+        "policy-loss.sequence-ratio",
+    ),
+    Mutant(
+        "gspo-mean-without-mask",
+        GSPO,
+        Edit("negative_approx_kl * response_mask", "negative_approx_kl"),
+        "policy-loss.sequence-ratio-mask",
+    ),
+    Mutant(
+        "gspo-without-graph",
+        GSPO,
+        Edit("log_prob - log_prob.detach()", "log_prob.detach() - log_prob.detach()"),
+        "policy-loss.sequence-ratio-gradient",
+    ),
+    Mutant(
+        "gspo-of-its-columns",
+        GSPO,
+        Edit(
+            "torch.sum(negative_approx_kl * response_mask, dim=-1)",
+            "torch.sum(negative_approx_kl * response_mask, dim=-1).roll(1)",
+        ),
+        "policy-loss.sequence-ratio",
+    ),
+    Mutant(
+        "gspo-smaller-loss",
+        GSPO,
+        Edit("torch.maximum", "torch.minimum"),
+        "policy-loss.sequence-ratio-clip",
+    ),
+    Mutant(
+        "gspo-one-bound",
+        GSPO,
+        Edit("1 + clip_ratio_high", "1 + clip_ratio_low"),
+        "policy-loss.sequence-ratio-clip",
+    ),
+    Mutant(
+        "gspo-without-counts",
+        GSPO,
+        Edit(
+            "agg_loss(loss_mat=_a, loss_mask=_b, loss_agg_mode=_c, **_d)",
+            "agg_loss(loss_mat=_a, loss_mask=_b, loss_agg_mode=_c)",
+        ),
+        "policy-loss.sequence-ratio-mask",
+    ),
+    Mutant(
+        "cispo-with-graph",
+        CISPO,
+        Edit("clipped_ratio.detach()", "clipped_ratio"),
+        "policy-loss.cispo-gradient",
+    ),
+    Mutant(
+        "cispo-without-log-prob",
+        CISPO,
+        Edit("_a * log_prob", "_a"),
+        "policy-loss.cispo",
+    ),
+    Mutant(
+        "cispo-unclipped",
+        CISPO,
+        Edit("torch.clamp(ratio, 1 - clip_ratio_low, 1 + clip_ratio_high)", "ratio"),
+        "policy-loss.cispo-bounds",
+    ),
+    Mutant(
+        "cispo-upper-bound-alone",
+        CISPO,
+        Edit(
+            "torch.clamp(ratio, 1 - clip_ratio_low, 1 + clip_ratio_high)", "torch.clamp(ratio, max=1 + clip_ratio_high)"
+        ),
+        "policy-loss.cispo-bounds",
+    ),
+    Mutant(
+        "cispo-cap-itself",
+        CISPO,
+        Edit("1 + clip_ratio_high", "clip_ratio_high"),
+        "policy-loss.cispo-bounds",
+    ),
+    Mutant(
+        "gpg-ascends",
+        GPG,
+        Edit("-log_prob * advantages", "log_prob * advantages"),
+        "policy-loss.reinforce",
+    ),
+    Mutant(
+        "gpg-of-probability",
+        GPG,
+        Edit("-log_prob * advantages", "-log_prob.exp() * advantages"),
+        "policy-loss.reinforce",
+    ),
+    Mutant(
+        "gpg-with-a-ratio",
+        GPG,
+        Edit("-log_prob * advantages", "-log_prob * advantages * (log_prob - old_log_prob).detach().exp()"),
+        "policy-loss.reinforce-old",
+    ),
+    Mutant(
+        "sum-of-the-rows-means",
+        AGGREGATE,
+        Edit("verl_F.masked_sum(loss_mat, loss_mask) * dp_size", "verl_F.masked_mean(loss_mat, loss_mask) * dp_size"),
+        "policy-loss.token-sum",
+    ),
+    Mutant(
+        "rows-of-the-step-forgotten-in-sums",
+        AGGREGATE,
+        Edit("_a / global_batch_size", "_a / seq_mask.sum()", nth=1, of=2),
+        "policy-loss.constant-length-micro-batches",
+    ),
+    Mutant(
+        "length-is-the-width",
+        AGGREGATE,
+        Edit("loss_scale_factor is None", "loss_mat is not None"),
+        "policy-loss.constant-length",
+    ),
+)
+
 MODELS = LOG_PROBS + MASKS_AND_POSITIONS + PADDING_HELPERS + ENGINE_INPUTS + ENGINE_OUTPUTS
-MUTANTS = MODELS + LOSSES + KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS
+MUTANTS = MODELS + LOSSES + SURROGATES + KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS
