@@ -38,8 +38,7 @@ class OpenRLHF(Adapter):
     save = staticmethod(standins.save_model)
 
     def __init__(self, packing=False, attn_implementation="sdpa", policy_loss="ppo"):
-        self.packs_internally = packing
-        self.__dict__.update(GSPO if policy_loss == "gspo" else {})
+        self.__dict__.update(packs_internally=packing, **(GSPO if policy_loss == "gspo" else {}))
         self.mode = {"packing_samples": packing, "attn_implementation": attn_implementation}
 
     def token_entropy(self, logits, temperature):
@@ -83,8 +82,7 @@ class OpenRLHF(Adapter):
 
     def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
         eps, token_mean = (options.clip_eps_low, options.clip_eps_high), options.aggregation == "token-mean"
-        kind = {} if options.surrogate == "ppo" else {"policy_loss_type": options.surrogate}
-        loss_fn = PolicyLoss(*eps, options.dual_clip, token_mean, **kind)
+        loss_fn = PolicyLoss(*eps, options.dual_clip, token_mean, **standins.surrogate(options))
         rows = (log_probs, old_log_probs, advantages, action_mask)
         return PolicyLossResult(*loss_fn(*rows, **standins.counts(options))[:3])
 

@@ -45,6 +45,11 @@ TAKES_COUNTS = "batch_num_tokens" in inspect.signature(PolicyLoss.forward).param
 """Whether losses can be divided by counts of the whole step: since 0.10.3."""
 
 
+def surrogate(options: Any) -> dict[str, str]:
+    """The kind of policy loss, where it is not the one of PPO, which some versions have no name for."""
+    return {} if options.surrogate == "ppo" else {"policy_loss_type": options.surrogate}
+
+
 def counts(options: Any) -> dict[str, Any]:
     """The counts of the whole step, as the trainers hand them to the losses."""
     both = {"batch_num_tokens": options.global_count, "global_batch_size": options.global_count}
