@@ -50,7 +50,7 @@ class TrailingPadsAttended(Reference):
 
 @fault("sequences.attention-span")
 class StopTokenNotAttended(Reference):
-    "Attention ends before the stop token, which is an action nevertheless."
+    "Attention ends before the stop token."
 
     def process_sequences(self, sequences, prompt_length, prompt_mask, stop_ids, pad_id):
         answer = super().process_sequences(sequences, prompt_length, prompt_mask, stop_ids, pad_id)
