@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class PolicyLossOptions:
     """What the policy loss is asked to do.
 
-    `dual_clip` is None or the constant c > 1 (only drawn if declared, and never None where it is declared "always").
+    `dual_clip` is None or the constant c > 1 (PPO's only; only drawn if declared, and then never None where it is
+    declared "always").
     `global_count` is None, or the denominator over the whole step, of which this call sees one micro-batch: the number
     of action tokens for "token-mean", the number of sequences for "sequence-mean" and "constant-length" (only drawn if
     declared). `surrogate` and `aggregation` are among those that are declared; `cispo_bounds` is what is declared.
