@@ -20,6 +20,7 @@ Read it in this order; every module stands on those before it.
                    numbers of a batch, or scores of a group, less their mean and over their deviation
     off_policy_correction
                    weights for actions that another engine sampled
+    objective      the losses, the KL and the entropy together: what a step minimises
 
 Nothing here writes to its arguments or calls `.cuda()`, and the global random state is touched only to draw what was
 asked for: sampled tokens, a new LoRA adapter, a new head. A name is imported when it is first used (PEP 562), so
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from rlhf_reference.log_probs import token_entropy as token_entropy
     from rlhf_reference.log_probs import token_log_probs as token_log_probs
     from rlhf_reference.lora import LoraOptions as LoraOptions
+    from rlhf_reference.objective import Objective as Objective
+    from rlhf_reference.objective import ObjectiveOutput as ObjectiveOutput
     from rlhf_reference.off_policy_correction import off_policy_weights as off_policy_weights
     from rlhf_reference.packing import PackedBatch as PackedBatch
     from rlhf_reference.packing import action_state_positions as action_state_positions
@@ -87,6 +90,7 @@ _NAMES = {
     "whitening": ("whiten",),
     "group_advantages": ("group_relative_advantages",),
     "off_policy_correction": ("off_policy_weights",),
+    "objective": ("Objective", "ObjectiveOutput"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -12,19 +12,26 @@ class ValueLoss(nn.Module):
     """`0.5 max((V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2)` a token; `0.5 (V - R)^2` without a clip.
 
     clip_eps     eps, how far a value may move from the old one before its gradient stops; None: no clip
-    aggregation  "token-mean" or "sequence-mean", see `rlhf_reference.aggregation`
+    aggregation  see `rlhf_reference.aggregation`, as for constant_length
     raises       ValueError if eps is negative
 
     The larger of the squares: the clip never makes the loss smaller, it only takes the gradient from values that have
     moved too far towards the return.
     """
 
-    def __init__(self, clip_eps: float | None = None, aggregation: Aggregation = "token-mean") -> None:
+    def __init__(
+        self,
+        clip_eps: float | None = None,
+        aggregation: Aggregation = "token-mean",
+        *,
+        constant_length: float | None = None,
+    ) -> None:
         super().__init__()
         if clip_eps is not None and clip_eps < 0:
             raise ValueError(f"clip_eps is {clip_eps}; it must not be negative")
         self.clip_eps = clip_eps
         self.aggregation: Aggregation = aggregation
+        self.constant_length = constant_length
 
     def forward(
         self,
@@ -56,4 +63,6 @@ class ValueLoss(nn.Module):
         if self.clip_eps is not None:
             clipped = old_values + (values - old_values).clamp(-self.clip_eps, self.clip_eps)
             loss = torch.maximum(loss, (clipped - returns).square())
-        return 0.5 * aggregate(loss, mask, self.aggregation, global_count=global_count)
+        return 0.5 * aggregate(
+            loss, mask, self.aggregation, global_count=global_count, constant_length=self.constant_length
+        )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlhf_conformance._lazy import torch
@@ -118,7 +119,7 @@ class Answered:
     raw: Any
     record: CallRecord
     call: Call | None = None
-    _gradients: list[Any] = field(default_factory=list)
+    _gradients: dict[str, Any] = field(default_factory=dict)
 
     @property
     def about(self) -> Any:
@@ -132,17 +133,24 @@ class Answered:
     def argument(self, name: str) -> Any:
         return self.given[METHODS[self.method].arguments.index(name)]
 
-    def gradient(self, subject: Gradients, weights: Any = None) -> Any:
-        """The gradient of the answer, or of its sum with these weights, with respect to the call's leaf, as nested
-        numbers; zeros where there is no graph."""
-        if not self._gradients:
+    def gradient(self, subject: Gradients, weights: Any = None, leaf: str = "") -> Any:
+        """The gradient of the answer, or of its sum with these weights, with respect to one of the call's leaves, as
+        nested numbers; zeros where there is no graph. An empty `leaf` is that of the method's row.
+
+        A graph is gone through once: the gradients of all arguments that have one are taken together."""
+        leaf = leaf or METHODS[self.method].leaf
+        if leaf not in self._gradients:
             answer = main(self)
             if answer.element_size() == 1:  # float8 has no sum
                 answer = answer.double()
             total = answer.sum() if weights is None else (answer * weights).sum()
-            (found,) = subject.gradients(self.method, total, [self.argument(METHODS[self.method].leaf)])
-            self._gradients.append(found.double().tolist())
-        return self._gradients[0]
+            named = METHODS[self.method].named(self.given)
+            leaves = {leaf: named[leaf]} | {
+                name: x for name, x in named.items() if isinstance(x, torch.Tensor) and x.requires_grad
+            }
+            found = subject.gradients(self.method, total, list(leaves.values()))
+            self._gradients.update(zip(leaves, (x.double().tolist() for x in found), strict=True))
+        return self._gradients[leaf]
 
 
 def main(answered: Answered) -> Any:
@@ -163,6 +171,7 @@ class Reading:
                 `of_formulas` the same of what a formula gives for each call
     wanted      what a candidate in a script returns for this reading; empty: what the method's row says
     field       the field of the answer that is read; empty: the answer itself
+    leaf        the argument that gradients are taken with respect to; empty: the one of the method's row
     """
 
     numbers: Callable[[Any, Sequence[Answered]], Any]
@@ -170,6 +179,7 @@ class Reading:
     of_formulas: str = "return flat(answers[-1])"
     wanted: str = ""
     field: str = ""
+    leaf: str = ""
 
     @property
     def is_gradient(self) -> bool:
@@ -231,11 +241,40 @@ def selected(select: Callable[[Any], Any]) -> Reading:
     return Reading(lambda subject, answers: select(answers[-1].value), wanted=COMPARED)
 
 
-GRADIENT = Reading(
-    lambda subject, answers: answers[-1].gradient(subject),
-    "return flat(gradient(answers[-1], calls[-1][LEAF]))",
-)
-"""The gradient of the last answer with respect to the leaf of its call."""
+@cache
+def gradient_by(leaf: str = "") -> Reading:
+    """The gradient of the last answer with respect to an argument of its call."""
+    return Reading(
+        lambda subject, answers: answers[-1].gradient(subject, leaf=leaf),
+        "return flat(gradient(answers[-1], calls[-1][LEAF]))",
+        leaf=leaf,
+    )
+
+
+@cache
+def gradients_by(leaf: str = "") -> Reading:
+    """The rows of the gradients of all answers, one after another."""
+    return Reading(
+        lambda subject, answers: [row for a in answers for row in a.gradient(subject, leaf=leaf)],
+        "return flat([gradient(answer, call[LEAF]) for answer, call in zip(answers, calls)])",
+        "return flat(answers)",
+        leaf=leaf,
+    )
+
+
+@cache
+def backwards_by(leaf: str = "") -> Reading:
+    """The gradient's rows in reverse order, where those of the call were given in reverse order."""
+    return Reading(
+        lambda subject, answers: answers[-1].gradient(subject, leaf=leaf)[::-1],
+        "return flat(gradient(answers[-1], calls[-1][LEAF]).flip(0))  # the rows were given in reverse order",
+        "return flat(answers[-1][::-1])",
+        leaf=leaf,
+    )
+
+
+GRADIENT = gradient_by()
+"""With respect to the leaf of the method's row."""
 
 GRADED = Reading(
     lambda subject, answers: answers[-1].gradient(subject, _steps(main(answers[-1]))),
@@ -248,21 +287,6 @@ GRADED = Reading(
 
 def _steps(answer: Any) -> Any:
     return torch.arange(1.0, answer.numel() + 1, device=answer.device).reshape(answer.shape)
-
-
-GRADIENTS = Reading(
-    lambda subject, answers: [row for a in answers for row in a.gradient(subject)],
-    "return flat([gradient(answer, call[LEAF]) for answer, call in zip(answers, calls)])",
-    "return flat(answers)",
-)
-"""The rows of the gradients of all answers, one after another."""
-
-BACKWARDS = Reading(
-    lambda subject, answers: answers[-1].gradient(subject)[::-1],
-    "return flat(gradient(answers[-1], calls[-1][LEAF]).flip(0))  # the rows were given in reverse order",
-    "return flat(answers[-1][::-1])",
-)
-"""The gradient's rows in reverse order, where those of the call were given in reverse order."""
 
 
 # --- questions ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import rlhf_spec.policy_loss
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter
-from rlhf_conformance.chapters._masked import DressedCase, MaskedCase, Masks, Rows, dressed, exactly
+from rlhf_conformance.chapters._masked import Case, DressedCase, MaskedCase, Masks, Rows, dressed, exactly
 from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions, aggregations_of_policy
 from rlhf_conformance.chapters.value_loss.interface import ValueLossOptions
 from rlhf_conformance.judging.picks import Picked, Picks, outward
@@ -127,7 +127,6 @@ class LossShape:
     edges: bool = False  # a bound of 0, or of more than anything that is usual
 
 
-Builder = Callable[[Picks], LossCase]
 ROWS, WIDTH = 4, 6
 MANY_ROWS = (9, 12)
 """Now and then: more than what small batches are cut into."""
@@ -142,10 +141,10 @@ CASE_PICKS = HEAD_PICKS + ROWS * ROW_PICKS + TAIL_PICKS + SPECIAL_PICKS
 special about a case, for a loss that is not the usual one, for a case."""
 
 
-def loss_builder(adapter: Adapter, dtype: torch.dtype, loss: str, shape: LossShape) -> Builder:
-    """What makes a case from CASE_PICKS choices: up to 4 rows of up to 6 tokens, masks with holes, every row with an
-    action (unless one is asked to be empty). Now and then one of the three numbers is 0 in all tokens or in every other
-    one, and now and then there are many rows."""
+def loss_cases(adapter: Adapter, dtype: torch.dtype, loss: str, shape: LossShape) -> Picked[LossCase]:
+    """Cases of up to 4 rows of up to 6 tokens, masks with holes, every row with an action (unless one is asked to be
+    empty). Now and then one of the three numbers is 0 in all tokens or in every other one, and now and then there are
+    many rows."""
 
     token_of = _TOKENS[loss]
 
@@ -180,17 +179,13 @@ def loss_builder(adapter: Adapter, dtype: torch.dtype, loss: str, shape: LossSha
         tables = (tuple(tuple(t[i] for t in row) for row in tokens) for i in range(3))
         return kind(**dict(zip(kind.TABLES, tables, strict=True)), action_mask=action_mask, options=options)
 
-    return build
+    return Picked(CASE_PICKS, build)
 
 
 def _zeros(picks: Picks) -> int | None:
     """Which of a token's three numbers is 0, in one half of the cases; the old one most often, which a clip needs."""
     some, which = picks.chance(1, 2), picks.of((0, 1, 1, 2))
     return which if some else None
-
-
-def loss_cases(build: Builder) -> Picked[LossCase]:
-    return Picked(CASE_PICKS, build)
 
 
 def _mask(picks: Picks, width: int) -> list[int]:
@@ -400,10 +395,12 @@ _KINDS: dict[str, Any] = {"policy-loss": PolicyLossCase, "value-loss": ValueLoss
 _TOKENS: dict[str, Callable[..., Any]] = {"policy-loss": _policy_token, "value-loss": _value_token}
 
 
-def under_mask(build: Builder, filler: Sequence[float], dtype: Any, columns: int = 0) -> Picked[DressedCase]:
-    """Masked cells filled from `filler`, in each of the three inputs, and so many masked columns more; one more where
-    there would be no such cell."""
-    return dressed(loss_cases(build), filler, dtype, columns, 3 * ROWS * (WIDTH + max(1, columns)))
+def under_mask(
+    cases: Picked[Any], filler: Sequence[float], dtype: Any, columns: int = 0, tables: int = 3
+) -> Picked[DressedCase]:
+    """Masked cells filled from `filler`, in each of the tables, and so many masked columns more; one more where there
+    would be no such cell."""
+    return dressed(cases, filler, dtype, columns, tables * ROWS * (WIDTH + max(1, columns)))
 
 
 @stored
@@ -411,20 +408,20 @@ def under_mask(build: Builder, filler: Sequence[float], dtype: Any, columns: int
 class SplitCase:
     """A case whose rows are split into micro-batches at `cuts`; `order` permutes the rows first."""
 
-    case: LossCase
+    case: Case
     cuts: tuple[int, ...] = field(default=())
 
     @property
-    def parts(self) -> list[LossCase]:
+    def parts(self) -> list[Any]:
         edges = [0, *self.cuts, len(self.case.action_mask)]
         return [self.case.rows(range(a, b)) for a, b in itertools.pairwise(edges)]
 
 
-def split(build: Builder) -> Picked[SplitCase]:
-    """At least two micro-batches; the case has at least two rows."""
+def split(cases: Picked[Any]) -> Picked[SplitCase]:
+    """At least two micro-batches; the cases have at least two rows."""
 
-    def cut(case: LossCase, picks: Picks) -> SplitCase:
+    def cut(case: Any, picks: Picks) -> SplitCase:
         cuts = [i for i in range(1, len(case.action_mask)) if picks.chance(1, 2)]
         return SplitCase(case, tuple(cuts) or (1 + picks.below(len(case.action_mask) - 1),))
 
-    return loss_cases(build).with_more(ROWS, cut)
+    return cases.with_more(ROWS, cut)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import rlhf_spec.aggregation
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import METHODS, Adapter
 from rlhf_conformance.chapters import _side_effects
 from rlhf_conformance.chapters._losses.cases import (
-    Builder,
     LossCase,
     LossShape,
     SplitCase,
     aggregations_of,
-    loss_builder,
     loss_cases,
     split,
     under_mask,
@@ -26,9 +24,7 @@ from rlhf_conformance.chapters._masked import DressedCase, WidenedCase, widened
 from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template, declares
 from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import (
-    BACKWARDS,
     GRADIENT,
-    GRADIENTS,
     NUMBER,
     SUM,
     Against,
@@ -37,6 +33,9 @@ from rlhf_conformance.judging.questions import (
     Formula,
     Question,
     Reading,
+    backwards_by,
+    gradient_by,
+    gradients_by,
     selected,
 )
 from rlhf_conformance.judging.subject import Subject
@@ -56,8 +55,153 @@ REPEATED = 107
 """How often the rows of a case are repeated, to be longer than bytes and bfloat16 can count."""
 
 
+class Minimised:
+    """What a trainer minimises: one number made of the numbers of tokens.
+
+    kind        its chapter
+    tables      how many tables of numbers it is given
+    """
+
+    kind: str
+    tables: ClassVar[int] = 3
+
+    @property
+    def method(self) -> str:
+        return self.kind.replace("-", "_")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.method,)
+
+    def leaves(self, adapter: Adapter) -> tuple[str, ...]:
+        """The arguments that gradients are taken with respect to."""
+        return (METHODS[self.method].leaf,)
+
+    # --- cases -------------------------------------------------------------------------------------------------------
+
+    def drawn(self, subject: Subject, **shape: Any) -> Picked[Any]:
+        """Cases of the shape asked for."""
+        raise NotImplementedError
+
+    def cases(self, **shape: Any) -> Cases:
+        return lambda s: self.drawn(s, **shape)
+
+    def dressed(self, subject: Subject, filler: Sequence[float] = (), **shape: Any) -> Picked[DressedCase]:
+        """Cases with numbers under the mask: `filler`, or finite ones with which the loss of their cell is finite."""
+        drawn = self.drawn(subject, **shape)
+        return under_mask(drawn, filler or _garbage(subject), subject.dtype, tables=self.tables)
+
+    def of_any_size(self, subject: Subject, **shape: Any) -> Picked[DressedCase]:
+        """The same with finite numbers of any size that the dtype holds."""
+        largest = float(torch.finfo(subject.dtype).max)
+        huge = [sign * x for x in HUGE if x < largest for sign in (1, -1)]
+        filler = (*_garbage(subject)[::2], 0.0, *huge)
+        return under_mask(self.drawn(subject, **shape), filler, subject.dtype, columns=2, tables=self.tables)
+
+    # --- truth -------------------------------------------------------------------------------------------------------
+
+    def value(self, case: Any, count_empty_rows: bool = False) -> float:
+        raise NotImplementedError
+
+    def value_budget(self, case: Any, dtype: Any) -> float:
+        raise NotImplementedError
+
+    def gradient(self, case: Any, count_empty_rows: bool = False, leaf: str = "") -> list[list[float]]:
+        """With respect to one of the leaves; empty: that of the method's row."""
+        raise NotImplementedError
+
+    def gradient_budgets(self, case: Any, dtype: Any, leaf: str = "") -> list[list[float]]:
+        """Zero where the gradient is exactly zero: under the mask, and where a clip binds."""
+        raise NotImplementedError
+
+    def weights(self, case: Any, count_empty_rows: bool = False, aggregation: str = "") -> list[list[float]]:
+        """The weight of each token in the aggregate: the case's own, or another."""
+        options = case.options
+        return rlhf_spec.aggregation.weights(
+            case.action_mask,
+            aggregation or options.aggregation,
+            global_count=options.global_count,
+            count_empty_rows=count_empty_rows,
+            constant_length=getattr(options, "constant_length", None),
+        )
+
+    def count(self, case: Any) -> float:
+        """The denominator of the case's aggregate, as the global count of a step that is this batch alone. Sums over
+        tokens have none, and are asked with that of the sequences."""
+        is_of_tokens = case.options.aggregation == "token-mean"
+        return float(sum(case.counts) if is_of_tokens else len(case.action_mask))
+
+    # --- questions ---------------------------------------------------------------------------------------------------
+
+    def call(
+        self,
+        subject: Subject,
+        case: Any,
+        *,
+        mask_dtype: Any = None,
+        recipes: Callable[[], dict[str, str]] = dict,
+        about: Any = None,
+    ) -> Call:
+        """The loss of a case, with a graph to its leaves. `about` is the case without what stands under its mask."""
+        given = {name: subject.tensor(getattr(case, name)) for name in case.TABLES}
+        for name in self.leaves(subject.adapter):
+            given[name].requires_grad_()
+        given["action_mask"] = subject.tensor(case.action_mask, mask_dtype)
+        given["options"] = case.options
+        arguments = tuple(given[name] for name in METHODS[self.method].arguments)
+        return Call(self.method, arguments, about=about or case, recipes=recipes)
+
+    def asks_value(
+        self, subject: Subject, case: Any, call: Call | None = None, *, counted: bool = False, what: str = "loss"
+    ) -> Question:
+        """Is the loss that of the formula?"""
+        return Question(
+            what,
+            call or self.call(subject, case),
+            self.value(case, counted),
+            self.value_budget(case, subject.dtype),
+            reading=NUMBER,
+            formula=self.formula(counted),
+        )
+
+    def asks_gradients(
+        self,
+        subject: Subject,
+        case: Any,
+        call: Call | tuple[Call, ...] | None = None,
+        *,
+        counted: bool = False,
+        reading: Callable[[str], Reading] = gradient_by,
+        how: str = "",
+        leaves: Sequence[str] = (),
+    ) -> Iterator[Question]:
+        """Is the gradient that of the formula, with respect to each of the leaves?"""
+        call = call or self.call(subject, case)
+        for leaf in leaves or self.leaves(subject.adapter):
+            own = leaf if leaf != METHODS[self.method].leaf else ""
+            yield Question(
+                f"gradient with respect to the {_words(leaf)}{how}",
+                call,
+                self.gradient(case, counted, own),
+                self.gradient_budgets(case, subject.dtype, own),
+                reading=reading(own),
+                formula=self.formula(counted, f"_gradient_of_{own}" if own else "_gradient"),
+            )
+
+    def formula(self, counted: bool = False, which: str = "") -> Formula:
+        return Formula(f"{METHODS[self.method].formula}{which}", {"count_empty_rows": counted})
+
+    def template(self, function: Any, cases: Cases, *requires: Requirement, effort: int = 1) -> Template:
+        return Template(function, self.needs, cases, tuple(requires), effort)
+
+
+def _words(leaf: str) -> str:
+    """What a leaf is called where a number of it is meant."""
+    return {"entropies": "entropy"}.get(leaf, f"new {leaf.removesuffix('s').replace('_', '-')}")
+
+
 @dataclass(frozen=True)
-class Loss:
+class Loss(Minimised):
     """One of the losses: token by token, then aggregated.
 
     kind            its chapter
@@ -74,58 +218,14 @@ class Loss:
     gradient_budget: Callable[[tuple[float, float, float], Any, Any], float]
     ending: str = ""
 
-    @property
-    def method(self) -> str:
-        return self.kind.replace("-", "_")
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (self.method,)
-
-    # --- cases -------------------------------------------------------------------------------------------------------
-
-    def cases(self, **shape: Any) -> Cases:
-        """Cases of this loss, of the shape asked for."""
-        return lambda s: loss_cases(self.builder(s, **shape))
-
-    def builder(self, subject: Subject, **shape: Any) -> Builder:
-        return loss_builder(subject.adapter, subject.dtype, self.kind, LossShape(**shape))
-
-    def dressed(self, subject: Subject, filler: Sequence[float] = (), **shape: Any) -> Picked[DressedCase]:
-        """Cases with numbers under the mask: `filler`, or finite ones with which the loss of their cell is finite."""
-        return under_mask(self.builder(subject, **shape), filler or _garbage(subject), subject.dtype)
-
-    def of_any_size(self, subject: Subject, **shape: Any) -> Picked[DressedCase]:
-        """The same with finite numbers of any size that the dtype holds."""
-        largest = float(torch.finfo(subject.dtype).max)
-        huge = [sign * x for x in HUGE if x < largest for sign in (1, -1)]
-        filler = (*_garbage(subject)[::2], 0.0, *huge)
-        return under_mask(self.builder(subject, **shape), filler, subject.dtype, columns=2)
-
-    # --- truth -------------------------------------------------------------------------------------------------------
-
-    def weights(self, case: LossCase, count_empty_rows: bool = False) -> list[list[float]]:
-        """The weight of each token in the aggregate."""
-        options = case.options
-        return rlhf_spec.aggregation.weights(
-            case.action_mask,
-            options.aggregation,
-            global_count=options.global_count,
-            count_empty_rows=count_empty_rows,
-            constant_length=getattr(options, "constant_length", None),
-        )
-
-    def count(self, case: LossCase) -> float:
-        """The denominator of the case's aggregate, as the global count of a step that is this batch alone. Sums over
-        tokens have none, and are asked with that of the sequences."""
-        is_of_tokens = case.options.aggregation == "token-mean"
-        return float(sum(case.counts) if is_of_tokens else len(case.action_mask))
+    def drawn(self, subject: Subject, **shape: Any) -> Picked[LossCase]:
+        return loss_cases(subject.adapter, subject.dtype, self.kind, LossShape(**shape))
 
     def value(self, case: LossCase, count_empty_rows: bool = False) -> float:
         weights = self.weights(case, count_empty_rows)
         return math.fsum(weights[i][j] * self.token(case.token(i, j), case.options) for i, j in case.actions)
 
-    def gradient(self, case: LossCase, count_empty_rows: bool = False) -> list[list[float]]:
+    def gradient(self, case: LossCase, count_empty_rows: bool = False, leaf: str = "") -> list[list[float]]:
         weights = self.weights(case, count_empty_rows)
         return [
             [
@@ -141,8 +241,7 @@ class Loss:
         errors = [self.token_budget(case.token(i, j), case.options, dtype) for i, j in places]
         return budgets.aggregate(losses, errors, [weights[i][j] for i, j in places], dtype)
 
-    def gradient_budgets(self, case: LossCase, dtype: Any) -> list[list[float]]:
-        """Zero where the gradient is exactly zero: under the mask, and where a clip binds."""
+    def gradient_budgets(self, case: LossCase, dtype: Any, leaf: str = "") -> list[list[float]]:
         weights = self.weights(case)
         return [
             [
@@ -154,63 +253,6 @@ class Loss:
             for i, row in enumerate(case.action_mask)
         ]
 
-    # --- questions ---------------------------------------------------------------------------------------------------
-
-    def call(
-        self,
-        subject: Subject,
-        case: LossCase,
-        *,
-        mask_dtype: Any = None,
-        recipes: Callable[[], dict[str, str]] = dict,
-        about: LossCase | None = None,
-    ) -> Call:
-        """The loss of a case, with a leaf for what is new. `about` is the case without what stands under its mask."""
-        new, old, measure = (subject.tensor(table) for table in case.tables)
-        mask = subject.tensor(case.action_mask, mask_dtype)
-        given = (new.requires_grad_(), old, measure, mask, case.options)
-        return Call(self.method, given, about=about or case, recipes=recipes)
-
-    def asks_value(
-        self, subject: Subject, case: LossCase, call: Call | None = None, *, counted: bool = False, what: str = "loss"
-    ) -> Question:
-        """Is the loss that of the formula?"""
-        return Question(
-            what,
-            call or self.call(subject, case),
-            self.value(case, counted),
-            self.value_budget(case, subject.dtype),
-            reading=NUMBER,
-            formula=self.formula(counted),
-        )
-
-    def asks_gradient(
-        self,
-        subject: Subject,
-        case: LossCase,
-        call: Call | tuple[Call, ...] | None = None,
-        *,
-        counted: bool = False,
-        reading: Reading = GRADIENT,
-        what: str = "",
-    ) -> Question:
-        """Is the gradient that of the formula?"""
-        leaf = METHODS[self.method].leaf.removesuffix("s").replace("_", "-")
-        return Question(
-            what or f"gradient with respect to the new {leaf}",
-            call or self.call(subject, case),
-            self.gradient(case, counted),
-            self.gradient_budgets(case, subject.dtype),
-            reading=reading,
-            formula=self.formula(counted, "_gradient"),
-        )
-
-    def formula(self, counted: bool = False, which: str = "") -> Formula:
-        return Formula(f"{METHODS[self.method].formula}{which}", {"count_empty_rows": counted})
-
-    def template(self, function: Any, cases: Cases, *requires: Requirement, effort: int = 1) -> Template:
-        return Template(function, self.needs, cases, tuple(requires), effort)
-
 
 def _garbage(subject: Subject) -> tuple[float, ...]:
     return SMALL_GARBAGE if subject.dtype == torch.float16 else GARBAGE
@@ -219,7 +261,7 @@ def _garbage(subject: Subject) -> tuple[float, ...]:
 # --- what may be required -------------------------------------------------------------------------------------------
 
 
-def aggregates(loss: Loss, *aggregations: str) -> Requirement:
+def aggregates(loss: Minimised, *aggregations: str) -> Requirement:
     """One of these is declared for the loss."""
 
     def missing(adapter: Adapter) -> str | None:
@@ -241,33 +283,33 @@ has_global_count = declares("global_count", "global_count is not declared")
 # --- templates: aggregation -----------------------------------------------------------------------------------------
 
 
-def value_of(loss: Loss, *requires: Requirement, gradient: bool = False, **shape: Any) -> Template:
+def value_of(loss: Minimised, *requires: Requirement, gradient: bool = False, **shape: Any) -> Template:
     """The value of a loss, and where asked its gradient, on cases of a shape."""
 
     def check(subject: Subject, case: LossCase) -> Questions:
         call = loss.call(subject, case)
         yield loss.asks_value(subject, case, call)
         if gradient:
-            yield loss.asks_gradient(subject, case, call)
+            yield from loss.asks_gradients(subject, case, call)
 
     return loss.template(check, loss.cases(**shape), *requires)
 
 
-def value_of_tokens(loss: Loss, *requires: Requirement, gradient: bool = False, **shape: Any) -> Template:
+def value_of_tokens(loss: Minimised, *requires: Requirement, gradient: bool = False, **shape: Any) -> Template:
     """The same on cases with a single row, in which all aggregations agree: what is at stake is the token."""
     return value_of(loss, *requires, gradient=gradient, single_row=True, **shape)
 
 
-def gradient_of(loss: Loss, *requires: Requirement, **shape: Any) -> Template:
+def gradient_of(loss: Minimised, *requires: Requirement, **shape: Any) -> Template:
     """The gradient of a loss, on cases of a shape."""
 
     def check(subject: Subject, case: LossCase) -> Questions:
-        yield loss.asks_gradient(subject, case)
+        yield from loss.asks_gradients(subject, case)
 
     return loss.template(check, loss.cases(**shape), *requires)
 
 
-def mean(loss: Loss, aggregation: str) -> Template:
+def mean(loss: Minimised, aggregation: str) -> Template:
     """The case, and the same with every row repeated."""
 
     def check(subject: Subject, case: LossCase) -> Questions:
@@ -285,7 +327,7 @@ def mean(loss: Loss, aggregation: str) -> Template:
     return loss.template(check, cases, aggregates(loss, aggregation), effort=2)
 
 
-def micro_batches(loss: Loss, *requires: Requirement, **shape: Any) -> Template:
+def micro_batches(loss: Minimised, *requires: Requirement, **shape: Any) -> Template:
     def check(subject: Subject, case: SplitCase) -> Questions:
         counts = (loss.count(case.case), int(loss.count(case.case)), 1)
         for count in counts:  # as a float, as a whole number, and the least that there is
@@ -300,13 +342,13 @@ def micro_batches(loss: Loss, *requires: Requirement, **shape: Any) -> Template:
                 reading=SUM,
                 formula=loss.formula(),
             )
-            yield loss.asks_gradient(subject, whole, calls, reading=GRADIENTS)
+            yield from loss.asks_gradients(subject, whole, calls, reading=gradients_by)
 
-    cases = lambda s: split(loss.builder(s, unequal_rows=True, min_rows=2, **shape))  # noqa: E731
+    cases = lambda s: split(loss.drawn(s, unequal_rows=True, min_rows=2, **shape))  # noqa: E731
     return loss.template(check, cases, has_global_count, *requires, effort=3)
 
 
-def empty_rows_counted(loss: Loss) -> Template:
+def empty_rows_counted(loss: Minimised) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
         counted = bool(subject.adapter.count_empty_rows)
         yield loss.asks_value(subject, case, counted=counted, what=f"{case.options.aggregation} with an empty row")
@@ -319,7 +361,7 @@ def empty_rows_counted(loss: Loss) -> Template:
 # --- templates: the mask --------------------------------------------------------------------------------------------
 
 
-def mask(loss: Loss, *requires: Requirement, **shape: Any) -> Template:
+def mask(loss: Minimised, *requires: Requirement, **shape: Any) -> Template:
     def check(subject: Subject, case: DressedCase) -> Questions:
         cases = [case]
         if subject.adapter.global_count:  # with another denominator, as trainers ask in micro-batches
@@ -331,32 +373,30 @@ def mask(loss: Loss, *requires: Requirement, **shape: Any) -> Template:
     return loss.template(check, lambda s: loss.of_any_size(s, dual=None, **shape), *requires)
 
 
-def nan_under_mask(loss: Loss, *requires: Requirement, **shape: Any) -> Template:
+def nan_under_mask(loss: Minimised, *requires: Requirement, **shape: Any) -> Template:
     cases = lambda s: loss.dressed(s, POISON, dual=None, **shape)  # noqa: E731
     return loss.template(lambda s, case: _dressed(loss, s, case), cases, *requires)
 
 
-def _dressed(loss: Loss, subject: Subject, case: DressedCase, how: str = "") -> Questions:
+def _dressed(loss: Minimised, subject: Subject, case: DressedCase, how: str = "") -> Questions:
     call = loss.call(subject, case.dressed, about=case.case)
     yield loss.asks_value(subject, case.case, call, what=f"loss{how}")
-    gradient = loss.asks_gradient(subject, case.case, call)
-    yield replace(gradient, what=f"{gradient.what}{how}")
+    yield from loss.asks_gradients(subject, case.case, call, how=how)
 
 
-def empty_row(loss: Loss, *requires: Requirement, **shape: Any) -> Template:
+def empty_row(loss: Minimised, *requires: Requirement, **shape: Any) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
         """Whether the row counts in a sequence-mean is a convention: either is right here."""
         call = loss.call(subject, case)
         answered = yield call
         counted = _counted_like(loss, subject, case, answered)
         yield loss.asks_value(subject, case, call, counted=counted, what="loss with a row that has no action")
-        what = "gradient with a row that has no action"
-        yield loss.asks_gradient(subject, case, call, counted=counted, what=what)
+        yield from loss.asks_gradients(subject, case, call, counted=counted, how=", with a row that has no action")
 
     return loss.template(check, loss.cases(empty_row=True, **shape), *requires)
 
 
-def _counted_like(loss: Loss, subject: Subject, case: LossCase, answered: Any) -> bool:
+def _counted_like(loss: Minimised, subject: Subject, case: LossCase, answered: Any) -> bool:
     """Which of the two conventions for an empty row the answer is nearer to, by its value and its gradient."""
     value, gradient = NUMBER.numbers(subject, [answered]), GRADIENT.numbers(subject, [answered])
 
@@ -374,7 +414,7 @@ def emptied(case: LossCase) -> LossCase:
     return case.changed(action_mask=tuple((0,) * len(row) for row in case.action_mask))
 
 
-def empty_batch(loss: Loss) -> Template:
+def empty_batch(loss: Minimised) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
         nothing = emptied(case)
         yield from asks_nothing(subject, nothing)
@@ -384,15 +424,13 @@ def empty_batch(loss: Loss) -> Template:
     def asks_nothing(subject: Subject, case: LossCase) -> Questions:
         call = loss.call(subject, case)
         yield Question("loss of a batch without any action", call, 0.0, reading=NUMBER, formula=loss.formula())
-        zeros = [[0.0] * len(row) for row in case.action_mask]
-        what = "gradient of a batch without any action"
-        yield Question(what, call, zeros, reading=GRADIENT, formula=loss.formula(which="_gradient"))
+        yield from loss.asks_gradients(subject, case, call, how=", of a batch without any action")
         yield has_graph((yield call), "graph of the loss of a batch without any action")
 
     return loss.template(check, loss.cases())
 
 
-def mask_dtype(loss: Loss) -> Template:
+def mask_dtype(loss: Minimised) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
         for dtype in (torch.bool, torch.int64, torch.int32, torch.float32):
             call = loss.call(subject, case, mask_dtype=dtype)
@@ -413,7 +451,7 @@ def has_graph(answered: Any, what: str) -> Fact:
     )
 
 
-def scalar(loss: Loss) -> Template:
+def scalar(loss: Minimised) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
         call = loss.call(subject, case)
         answered = yield call
@@ -426,7 +464,7 @@ def scalar(loss: Loss) -> Template:
 _AXES = selected(lambda value: float(getattr(value, "loss", value).ndim))
 
 
-def padding_invariance(loss: Loss) -> Template:
+def padding_invariance(loss: Minimised) -> Template:
     def check(subject: Subject, case: WidenedCase) -> Questions:
         wide = widened(case.case, case.columns, left=case.left)
         without, call = loss.call(subject, case.case), loss.call(subject, wide)
@@ -439,16 +477,16 @@ def padding_invariance(loss: Loss) -> Template:
             reading=NUMBER,
             formula=loss.formula(),
         )
-        yield loss.asks_gradient(subject, wide, call)
+        yield from loss.asks_gradients(subject, wide, call)
 
     def cases(subject: Subject) -> Picked[WidenedCase]:
-        narrow = loss_cases(loss.builder(subject, dual=None))
+        narrow = loss.drawn(subject, dual=None)
         return narrow.with_more(2, lambda case, picks: WidenedCase(case, 1 + picks.below(3), picks.chance(1, 2)))
 
     return loss.template(check, cases)
 
 
-def batch_order(loss: Loss) -> Template:
+def batch_order(loss: Minimised) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
         backwards = case.rows(range(len(case.action_mask) - 1, -1, -1))
         there, back = loss.call(subject, case), loss.call(subject, backwards)
@@ -461,7 +499,7 @@ def batch_order(loss: Loss) -> Template:
             reading=NUMBER,
             formula=loss.formula(),
         )
-        yield loss.asks_gradient(subject, case, back, reading=BACKWARDS)
+        yield from loss.asks_gradients(subject, case, back, reading=backwards_by)
 
     return loss.template(check, loss.cases(dual=None, min_rows=2))
 
@@ -469,15 +507,15 @@ def batch_order(loss: Loss) -> Template:
 # --- templates: side effects ----------------------------------------------------------------------------------------
 
 
-def inputs_unwritten(loss: Loss) -> Template:
+def inputs_unwritten(loss: Minimised) -> Template:
     return _side_effects.inputs_unwritten(_asked_once(loss), loss.needs, _dressed_somehow(loss))
 
 
-def side_effects(loss: Loss) -> Template:
+def side_effects(loss: Minimised) -> Template:
     return _side_effects.side_effects(_asked_once(loss), loss.needs, _dressed_somehow(loss))
 
 
-def _asked_once(loss: Loss) -> _side_effects.Calls:
+def _asked_once(loss: Minimised) -> _side_effects.Calls:
     """The loss and its gradient, of one call."""
 
     def calls(subject: Subject, case: DressedCase) -> list[tuple[Call, Reading]]:
@@ -487,5 +525,5 @@ def _asked_once(loss: Loss) -> _side_effects.Calls:
     return calls
 
 
-def _dressed_somehow(loss: Loss) -> Cases:
+def _dressed_somehow(loss: Minimised) -> Cases:
     return lambda s: loss.dressed(s, dual=None)
