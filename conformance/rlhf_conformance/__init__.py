@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rlhf_conformance.chapters.advantages.interface import AdvantagesResult as AdvantagesResult
     from rlhf_conformance.chapters.credit.interface import CreditOptions as CreditOptions
     from rlhf_conformance.chapters.kl.interface import KlOptions as KlOptions
+    from rlhf_conformance.chapters.objective.interface import ObjectiveOptions as ObjectiveOptions
+    from rlhf_conformance.chapters.objective.interface import ObjectiveResult as ObjectiveResult
     from rlhf_conformance.chapters.packing.interface import PackedSequences as PackedSequences
     from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions as PolicyLossOptions
     from rlhf_conformance.chapters.policy_loss.interface import PolicyLossResult as PolicyLossResult
@@ -41,6 +43,8 @@ _HOME_OF = {
     "CreditOptions": "chapters.credit.interface",
     "KlOptions": "chapters.kl.interface",
     "LoadError": "run.loading",
+    "ObjectiveOptions": "chapters.objective.interface",
+    "ObjectiveResult": "chapters.objective.interface",
     "PackedSequences": "chapters.packing.interface",
     "PolicyLossOptions": "chapters.policy_loss.interface",
     "PolicyLossResult": "chapters.policy_loss.interface",

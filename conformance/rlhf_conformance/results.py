@@ -138,6 +138,7 @@ class Exchange:
     formula     the function of the specification that says what they should be, by its full name, and its `options`;
                 empty: no single one does
     beside      what belongs to the comparison beside the calls, by name
+    leaf        the argument that gradients are taken with respect to; empty: none, or the one of the method's row
     """
 
     calls: tuple[Call, ...]
@@ -149,6 +150,7 @@ class Exchange:
     formula: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     beside: dict[str, Any] = field(default_factory=dict)
+    leaf: str = ""
 
 
 @dataclass(frozen=True)

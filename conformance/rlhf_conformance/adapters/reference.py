@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import rlhf_reference as ref
-from rlhf_conformance import Adapter, AdvantagesResult, PackedSequences, PolicyLossResult, ProcessedSequences
+from rlhf_conformance import (
+    Adapter,
+    AdvantagesResult,
+    ObjectiveResult,
+    PackedSequences,
+    PolicyLossResult,
+    ProcessedSequences,
+)
 from rlhf_conformance.chapters._models.interface import ARCHITECTURES, LAYOUTS
 
 
@@ -188,7 +195,12 @@ class Reference(Adapter):
         return model.named_checkpoint_parameters() if regression else super().parameters(model)
 
     def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
-        loss = ref.PolicyLoss(
+        loss = self._policy_loss(options)
+        out = loss(log_probs, old_log_probs, advantages, action_mask, global_count=options.global_count)
+        return PolicyLossResult(out.loss, out.clip_fraction, out.approx_kl)
+
+    def _policy_loss(self, options) -> Any:
+        return ref.PolicyLoss(
             options.clip_eps_low,
             options.clip_eps_high,
             options.dual_clip,
@@ -197,8 +209,50 @@ class Reference(Adapter):
             cispo_bounds=options.cispo_bounds,
             constant_length=options.constant_length,
         )
-        out = loss(log_probs, old_log_probs, advantages, action_mask, global_count=options.global_count)
-        return PolicyLossResult(out.loss, out.clip_fraction, out.approx_kl)
+
+    def objective(
+        self,
+        log_probs,
+        old_log_probs,
+        advantages,
+        entropies,
+        ref_log_probs,
+        values,
+        old_values,
+        returns,
+        action_mask,
+        options,
+    ):
+        def own(aggregation):
+            return None if aggregation == "as-policy" else aggregation
+
+        objective = ref.Objective(
+            self._policy_loss(options),
+            value_coef=options.value_coef,
+            value_clip_eps=options.value_clip_eps,
+            value_aggregation=own(options.value_aggregation),
+            kl_coef=options.kl_coef,
+            kl_estimator=options.estimator,
+            kl_log_ratio_clamp=options.log_ratio_clamp,
+            kl_clamp=options.clamp,
+            kl_gradient=options.kl_gradient,
+            kl_aggregation=own(options.kl_aggregation),
+            entropy_coef=options.entropy_coef,
+            entropy_aggregation=own(options.entropy_aggregation),
+        )
+        out = objective(
+            log_probs,
+            old_log_probs,
+            advantages,
+            action_mask,
+            entropies=entropies,
+            ref_log_probs=ref_log_probs,
+            values=values,
+            old_values=old_values,
+            returns=returns,
+            global_count=options.global_count,
+        )
+        return ObjectiveResult(*out)
 
     def value_loss(self, values, old_values, returns, action_mask, options):
         loss = ref.ValueLoss(options.clip_eps, options.aggregation)

@@ -67,6 +67,7 @@ def _exchange(prepared: list[Call], made: list[Asked], broken: Comparison) -> Ex
         formula=formula.function if formula is not None else "",
         options={name: storing.to_json(value) for name, value in (formula.options if formula else {}).items()},
         beside={name: storing.to_json(value) for name, value in question.beside.items()},
+        leaf=question.reading.leaf,
     )
 
 

@@ -65,7 +65,9 @@ class _Script:
     @property
     def leaf(self) -> str:
         """The argument that a gradient is taken with respect to; empty where none is."""
-        return METHODS[self.method].leaf if self.method in METHODS and "LEAF" in self.exchange.reading else ""
+        if self.method not in METHODS or "LEAF" not in self.exchange.reading:
+            return ""
+        return self.exchange.leaf or METHODS[self.method].leaf
 
     @property
     def is_against(self) -> bool:

@@ -345,7 +345,7 @@ def _far_from_kinks(new: float, old: float, advantage: float, options: PolicyLos
     return all(abs(ratio - kink) > guard * kink for kink in kinks)
 
 
-def _value_token(
+def value_token(
     picks: Picks, dtype: torch.dtype, options: ValueLossOptions, shape: LossShape, zero: int | None
 ) -> Token:
     """(value, old_value, return); zones: inside the band, outside it (anywhere means either). A value that is to be 0
@@ -392,7 +392,7 @@ def _value_far_from_kinks(
 
 _OPTIONS: dict[str, Callable[..., Any]] = {"policy-loss": _policy_options, "value-loss": _value_options}
 _KINDS: dict[str, Any] = {"policy-loss": PolicyLossCase, "value-loss": ValueLossCase}
-_TOKENS: dict[str, Callable[..., Any]] = {"policy-loss": _policy_token, "value-loss": _value_token}
+_TOKENS: dict[str, Callable[..., Any]] = {"policy-loss": _policy_token, "value-loss": value_token}
 
 
 def under_mask(

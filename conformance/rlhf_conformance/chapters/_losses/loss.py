@@ -77,6 +77,10 @@ class Minimised:
         """The arguments that gradients are taken with respect to."""
         return (METHODS[self.method].leaf,)
 
+    def takes_global_count(self, adapter: Adapter) -> bool:
+        """Whether it may be asked with the denominator of a step."""
+        return bool(adapter.global_count)
+
     # --- cases -------------------------------------------------------------------------------------------------------
 
     def drawn(self, subject: Subject, **shape: Any) -> Picked[Any]:
@@ -364,7 +368,7 @@ def empty_rows_counted(loss: Minimised) -> Template:
 def mask(loss: Minimised, *requires: Requirement, **shape: Any) -> Template:
     def check(subject: Subject, case: DressedCase) -> Questions:
         cases = [case]
-        if subject.adapter.global_count:  # with another denominator, as trainers ask in micro-batches
+        if loss.takes_global_count(subject.adapter):  # with another denominator, as trainers ask in micro-batches
             cases.append(case.with_options(global_count=loss.count(case.case)))
         for one in cases:  # a quantity of its own, so that a trainer that only multiplies by the mask is not let off
             yield from _dressed(loss, subject, one.tamed(max(_garbage(subject))), USUAL)
@@ -418,7 +422,7 @@ def empty_batch(loss: Minimised) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
         nothing = emptied(case)
         yield from asks_nothing(subject, nothing)
-        if subject.adapter.global_count:  # a micro-batch that has none, of a step that has
+        if loss.takes_global_count(subject.adapter):  # a micro-batch that has none, of a step that has
             yield from asks_nothing(subject, nothing.with_options(global_count=loss.count(case)))
 
     def asks_nothing(subject: Subject, case: LossCase) -> Questions:

@@ -121,6 +121,21 @@ def _pair(
     raise AssertionError(f"no log-ratio away from the kinks near {d}")
 
 
+def near_reference(picks: Picks, log_prob: float, estimator: str, adapter: Adapter, dtype: torch.dtype) -> float:
+    """What a reference may give an action that the policy gives this log-prob, not above 0; away from the kinks, and
+    where no clamp binds. Now and then they agree."""
+    d, agrees = picks.of(USUAL), picks.chance(1, 8)
+    held = clamps(adapter, estimator)
+    if agrees and _is_clear(0.0, estimator, held, inside=True):
+        return log_prob
+    for attempt in range(60):
+        step = d / (1 + 0.2 * attempt) if attempt < 30 else d * (attempt - 28)
+        ref = exactly(log_prob - (step if log_prob - step <= 0 else abs(step)), dtype)
+        if _is_clear(log_prob - ref, estimator, held, inside=True):
+            return ref
+    raise AssertionError(f"no log-ratio away from the kinks near {d}")
+
+
 def _beyond(held: dict[str, float | None], dtype: torch.dtype) -> Sequence[float]:
     bounds = [x for x in held.values() if x]
     if not bounds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rlhf_spec.kl as spec
@@ -28,11 +28,15 @@ def allowed(adapter: Adapter, case: KlCase, dtype: Any) -> list[list[float]]:
 
 
 def error_of(adapter: Adapter, estimator: str, d: float, dtype: Any) -> float:
+    """How far the estimate for a log-ratio may be off, with the clamps and the gradient that are declared."""
+    return error_with(clamps(adapter, estimator), adapter.kl_gradient, estimator, d, dtype)
+
+
+def error_with(held: Mapping[str, float | None], kind: str | None, estimator: str, d: float, dtype: Any) -> float:
     """How far the estimate for a log-ratio may be off; that of one that a clamp holds as far as the clamp itself."""
-    held = clamps(adapter, estimator)
     bound = held["log_ratio_clamp"] or math.inf
     estimate = spec.token_kl(d, 0.0, estimator, held["log_ratio_clamp"], held["clamp"])
-    if adapter.kl_gradient == "k2":  # whose value comes straight through another's gradient, and has its roundings
+    if kind == "k2":  # whose value comes straight through another's gradient, and has its roundings
         return budgets.kl(d, estimator, dtype) + budgets.kl(d, "k2", dtype) + budgets.kl(estimate, "k1", dtype)
     if held["clamp"] and abs(estimate) == held["clamp"]:
         return budgets.kl(estimate, "k1", dtype)

@@ -1,0 +1,1 @@
+"""The objective: policy loss, value loss, KL and entropy as one number."""
