@@ -88,14 +88,15 @@ def changed(kind: type[Adapter]) -> frozenset[str]:
 
     A variant that changes something which several methods use (a helper, how models are loaded) may change all of them:
     every method about models, or every formula if it changes formulas alone. What it does when it is made is such a
-    thing. A declaration changes no answer: it says what is asked; and a method that it does without answers nothing.
+    thing. A helper that the reference does not have is used by the variant's own methods alone. A declaration changes
+    no answer: it says what is asked; and a method that it does without answers nothing.
     """
     from rlhf_conformance.adapters.reference import Reference
 
     bases = kind.__mro__[: kind.__mro__.index(Reference)]
     names = {name for base in bases for name in vars(base) if not name.startswith("__") or name == "__init__"}
     missing = {name for name in METHODS if getattr(kind, name) is getattr(Adapter, name)}
-    own = names - {"name", *DECLARATIONS} - missing
+    own = {name for name in names if hasattr(Reference, name)} - {"name", *DECLARATIONS} - missing
     methods = own & set(METHODS)
     if own == methods and not any(METHODS[name].optional for name in methods):
         return frozenset(methods)

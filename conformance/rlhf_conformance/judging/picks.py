@@ -43,6 +43,10 @@ class Picks:
         spare = [i for i in range(n) if i not in taken]
         return sorted(taken | set(spare[: max(0, least - len(taken))]))
 
+    def again(self) -> Picks:
+        """The same choices, from the first one on."""
+        return Picks(self._data)
+
     def part(self, count: int) -> Picks:
         """The next `count` choices, so that what reads fewer of them leaves the places of the others alone."""
         self._next += count

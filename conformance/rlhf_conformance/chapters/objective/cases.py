@@ -8,7 +8,6 @@ from typing import Any
 
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.chapters._losses.cases import (
-    MANY_ROWS,
     ROWS,
     TOKEN_PICKS,
     WIDTH,
@@ -31,7 +30,7 @@ TERMS = ("value", "kl", "entropy")
 COEFS = (0.5, 1.0, 0.1, 2.0, 0.01, 0.7)
 ENTROPIES = tuple(0.17 * k for k in range(1, 31))
 CLIP_EPS = (0.1, 0.2, 0.3)
-CELLS = max(*MANY_ROWS, ROWS) * WIDTH
+CELLS = ROWS * WIDTH
 CELL_PICKS = TOKEN_PICKS + 3
 BESIDE = ("entropies", "ref_log_probs", "values", "old_values", "returns")
 """The tables beside those of the policy loss."""
@@ -101,9 +100,12 @@ def objective_cases(
         zero, certain = picks.of((None, None, None, 0, 1, 2)), picks.chance(1, 8)
         of_value, anywhere = ValueLossOptions(options.value_clip_eps), LossShape(zones=("anywhere",))
 
+        slots = [[picks.part(CELL_PICKS) for _ in range(WIDTH)] for _ in range(ROWS)]
+
         def cell(i: int, j: int) -> tuple[float, ...]:
-            """Of one action: entropy, reference's log-prob, value, old value, return."""
-            own = picks.part(CELL_PICKS)
+            """Of one action: entropy, reference's log-prob, value, old value, return. Of many rows, every fourth one
+            has the same choices."""
+            own = slots[i % ROWS][j].again()
             if not case.action_mask[i][j]:
                 return (0.0,) * len(BESIDE)
             value = value_token(own.part(TOKEN_PICKS), dtype, of_value, anywhere, zero)

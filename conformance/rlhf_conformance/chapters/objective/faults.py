@@ -231,15 +231,12 @@ class CoefficientsAtMostOne(_Asked):
 class CoefficientsOfTheFirstCall(_Asked):
     "The coefficients are those of the first call that had any."
 
-    def __init__(self, **modes: Any) -> None:
-        super().__init__(**modes)
-        self._first: dict[str, float] = {}
-
     def _asked(self, g):
+        first = self.__dict__.setdefault("_first", {})
         for name in ("value_coef", "kl_coef", "entropy_coef"):
             if getattr(g.options, name):
-                self._first.setdefault(name, getattr(g.options, name))
-        coefs = {name: coef for name, coef in self._first.items() if getattr(g.options, name)}
+                first.setdefault(name, getattr(g.options, name))
+        coefs = {name: coef for name, coef in first.items() if getattr(g.options, name)}
         return g.with_options(**coefs)
 
 
@@ -566,13 +563,12 @@ class ValuesOfEveryCell(_Bent):
 
 
 @fault("objective.nan-under-mask", bug="nan-in-masked-slot")
-class TermsMultipliedByTheMask(_Bent):
-    "What each term is made of is multiplied with the mask."
+class LogRatiosMultipliedByTheMask(_Bent):
+    "The log-ratios of the KL are multiplied with the mask."
 
-    def objective(self, *arguments):
-        g = Given(*arguments)
-        marks = g.mask.bool()
-        return bent.objective(g._replace(**{name: getattr(g, name) * marks for name in Given._fields[:-2]}))
+    def _kl(self, g):
+        right, kept = bent.kls(g), (wide(g.new) - wide(g.ref)) * g.mask.bool()
+        return bent.kl(g) + (bent.estimated(kept, g.options.estimator).sum() - right.sum())
 
 
 @fault("objective.nan-under-mask", bug="nan-in-masked-slot")
@@ -746,7 +742,7 @@ class ReferenceLogProbsMaskedInPlace(Reference):
 
 
 @fault("objective.side-effects")
-class GradientsLeftOff(Reference):
+class ObjectiveLeavesGradientsOff(Reference):
     "Gradients are switched off after the objective was computed, and stay off."
 
     def objective(self, *arguments):
