@@ -16,27 +16,30 @@ def _only_mean(aggregation: str) -> Callable[[Adapter], str | None]:
     return lambda adapter: aggregation if tuple(adapter.aggregations) == (aggregation,) else None
 
 
+def asking(change: Callable[[Any, Any], Any]) -> type[Adapter]:
+    """The reference, whose losses and whose objective are asked with the options that `change` makes of a mask and the
+    options."""
+
+    def changed(given: tuple[Any, ...]) -> tuple[Any, ...]:
+        *tables, mask, options = given
+        return (*tables, mask, change(mask, options))
+
+    class Asking(Reference):
+        def policy_loss(self, *given):
+            return super().policy_loss(*changed(given))
+
+        def value_loss(self, *given):
+            return super().value_loss(*changed(given))
+
+        def objective(self, *given):
+            return super().objective(*changed(given))
+
+    return Asking
+
+
 def _taking(aggregation: str) -> type[Adapter]:
     """The reference with this mean, whatever it is asked for."""
-
-    class Taking(Reference):
-        def policy_loss(self, new, old, advantages, mask, options):
-            return super().policy_loss(new, old, advantages, mask, replace(options, aggregation=aggregation))
-
-        def value_loss(self, values, old, returns, mask, options):
-            return super().value_loss(values, old, returns, mask, replace(options, aggregation=aggregation))
-
-    return Taking
-
-
-class _EmptyRowsCounted(Reference):
-    """A row without actions counts in the sequence mean's denominator."""
-
-    def policy_loss(self, new, old, advantages, mask, options):
-        return super().policy_loss(new, old, advantages, mask, _counting_rows(mask, options))
-
-    def value_loss(self, values, old, returns, mask, options):
-        return super().value_loss(values, old, returns, mask, _counting_rows(mask, options))
+    return asking(lambda mask, options: replace(options, aggregation=aggregation))
 
 
 def _counting_rows(mask: Any, options: Any) -> Any:
@@ -44,12 +47,9 @@ def _counting_rows(mask: Any, options: Any) -> Any:
     return replace(options, global_count=len(mask)) if counted else options
 
 
-class _NoGlobalCount(Reference):
-    def policy_loss(self, new, old, advantages, mask, options):
-        return super().policy_loss(new, old, advantages, mask, replace(options, global_count=None))
-
-    def value_loss(self, values, old, returns, mask, options):
-        return super().value_loss(values, old, returns, mask, replace(options, global_count=None))
+_EmptyRowsCounted = asking(_counting_rows)
+"""A row without actions counts in the sequence mean's denominator."""
+_NoGlobalCount = asking(lambda mask, options: replace(options, global_count=None))
 
 
 CONVENTIONS = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter
@@ -21,15 +23,33 @@ class _NoTerm(Reference):
     def kl(self, *arguments):
         return super().kl(*arguments).detach()
 
+    def objective(self, *given):
+        right = super().objective(*given)
+        return replace(right, loss=value_of(right.loss, gradient_of=_objective(super().objective, given, kl_coef=0.0)))
+
 
 class _GradientOfK2(Reference):
     def kl(self, lp, ref, mask, options):
         return value_of(super().kl(lp, ref, mask, options), gradient_of=log_ratio(lp, ref, mask) ** 2 / 2)
 
+    def objective(self, *given):
+        *tables, options = given
+        return super().objective(*tables, replace(options, kl_gradient="k2"))
+
 
 class _Weighted(Reference):
     def kl(self, lp, ref, mask, options):
         return super().kl(lp, ref, mask, options) * torch.exp(lp - lp.detach())
+
+    def objective(self, *given):
+        *tables, options = given
+        return super().objective(*tables, replace(options, kl_gradient="weighted"))
+
+
+def _objective(right: Callable[..., Any], given: tuple[Any, ...], **changes: Any) -> Any:
+    """The number that the objective is with other options."""
+    *tables, options = given
+    return right(*tables, replace(options, **changes)).loss
 
 
 class _MaskedLeft(Reference):

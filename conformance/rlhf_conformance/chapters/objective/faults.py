@@ -568,7 +568,7 @@ class LogRatiosMultipliedByTheMask(_Bent):
 
     def _kl(self, g):
         right, kept = bent.kls(g), (wide(g.new) - wide(g.ref)) * g.mask.bool()
-        return bent.kl(g) + (bent.estimated(kept, g.options.estimator).sum() - right.sum())
+        return bent.kl(g) + (bent.estimated(kept, g.options.estimator).sum() - right.sum()).detach()
 
 
 @fault("objective.nan-under-mask", bug="nan-in-masked-slot")
@@ -577,7 +577,7 @@ class EntropiesMultipliedByTheMask(_Bent):
 
     def _entropy(self, g):
         kept = wide(g.entropies) * g.mask.bool()
-        return bent.entropy(g) + (kept.sum() - bent.entropies(g).sum())
+        return bent.entropy(g) + (kept.sum() - bent.entropies(g).sum()).detach()
 
 
 def _row_means(losses: Any, g: Given) -> Any:

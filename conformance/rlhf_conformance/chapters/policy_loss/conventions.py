@@ -45,17 +45,23 @@ def _masked_mean(per_token: Any, mask: Any) -> Any:
     return per_token.sum() / mask.bool().sum().clamp(min=1)
 
 
-def _holding(bounds: str) -> type[Adapter]:
-    """The reference that holds CISPO's weight within these bounds, whatever is declared."""
+def _putting(**changes: Any) -> type[Adapter]:
+    """The reference whose policy loss, alone or as a term, is asked with other options."""
 
-    class Holding(Reference):
-        def policy_loss(self, new, old, advantages, mask, options):
-            return super().policy_loss(new, old, advantages, mask, replace(options, cispo_bounds=bounds))
+    class Putting(Reference):
+        def policy_loss(self, *given):
+            *tables, options = given
+            return super().policy_loss(*tables, replace(options, **changes))
 
-    return Holding
+        def objective(self, *given):
+            *tables, options = given
+            return super().objective(*tables, replace(options, **changes))
+
+    return Putting
 
 
-_HOLDING = {bounds: _holding(bounds) for bounds in ("both", "upper", "cap")}
+_HOLDING = {bounds: _putting(cispo_bounds=bounds) for bounds in ("both", "upper", "cap")}
+"""CISPO's weight is held within these bounds, whatever is declared."""
 
 
 class _OneClipRange(Reference):
@@ -71,9 +77,7 @@ class _DualClipAlways(Reference):
         return super().policy_loss(new, old, advantages, mask, replace(options, dual_clip=options.dual_clip or 3.0))
 
 
-class _NoDualClip(Reference):
-    def policy_loss(self, new, old, advantages, mask, options):
-        return super().policy_loss(new, old, advantages, mask, replace(options, dual_clip=None))
+_NoDualClip = _putting(dual_clip=None)
 
 
 def _may_go_without(adapter: Adapter) -> str | None:

@@ -13,6 +13,10 @@ class _NoValueClip(Reference):
     def value_loss(self, values, old, returns, mask, options):
         return super().value_loss(values, old, returns, mask, replace(options, clip_eps=None))
 
+    def objective(self, *given):
+        *tables, options = given
+        return super().objective(*tables, replace(options, value_clip_eps=None))
+
 
 CONVENTIONS = (
     *OF_LOSSES,
