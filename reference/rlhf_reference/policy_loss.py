@@ -86,6 +86,7 @@ class PolicyLoss(nn.Module):
         advantages: Tensor,
         action_mask: Tensor,
         *,
+        loss_weights: Tensor | None = None,
         global_count: float | Tensor | None = None,
     ) -> PolicyLossOutput:
         """All of shape (B, T); computed in fp32 or better.
@@ -94,10 +95,13 @@ class PolicyLoss(nn.Module):
         old_log_probs  of the policy that sampled, in nats; a constant
         advantages     constants
         action_mask    nonzero on actions (bool, integer or float); under it anything may lie, also NaN
+        loss_weights   constants that the losses of the actions are multiplied with, as `off_policy_weights` gives them;
+                       an action whose weight is 0 has no loss, be it infinite, and stays in the denominator
         global_count   see `aggregate`
         raises         ValueError if the shapes differ: broadcasting would hide a wrong axis
         """
-        shapes = {tuple(x.shape) for x in (log_probs, old_log_probs, advantages, action_mask)}
+        weights = torch.ones_like(advantages) if loss_weights is None else loss_weights
+        shapes = {tuple(x.shape) for x in (log_probs, old_log_probs, advantages, action_mask, weights)}
         if len(shapes) > 1:
             raise ValueError(f"the arguments differ in shape: {sorted(shapes)}")
         mask = action_mask.bool()
@@ -108,7 +112,9 @@ class PolicyLoss(nn.Module):
         if self.surrogate == "gspo":
             log_ratio = _mean_of_sequence(log_ratio, mask)
 
-        losses = -self._followed(log_probs, log_ratio, advantages < 0) * advantages
+        weights = _select(weights.detach(), mask)
+        log_probs, log_ratio = (x.where(weights != 0, 0.0) for x in (log_probs, log_ratio))
+        losses = -self._followed(log_probs, log_ratio, advantages < 0) * advantages * weights
         loss = aggregate(
             losses, mask, self.aggregation, global_count=global_count, constant_length=self.constant_length
         )

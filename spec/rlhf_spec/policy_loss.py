@@ -250,10 +250,12 @@ def policy_loss(
     surrogate: str = "ppo",
     cispo_bounds: str = "both",
     constant_length: float | None = None,
+    loss_weights: Rows | None = None,
 ) -> float:
     """The losses of all actions, aggregated: ``B rows of (T,) -> ()``. Cells under the mask are never read.
 
-    Raises ValueError where the shapes differ, and as ``token_surrogate_loss`` and ``aggregate`` do.
+    ``loss_weights``, rows like the others, multiply the loss of each action; where one is 0, so is the loss, whatever
+    it would have been. Raises ValueError where the shapes differ, and as ``token_surrogate_loss`` and ``aggregate`` do.
 
     >>> olp = [[0.0, 0.0], [0.0, math.nan]]
     >>> lp = [[math.log(2.0), math.log(0.5)], [0.0, math.nan]]
@@ -267,10 +269,13 @@ def policy_loss(
     -10.7614
     """
     losses = map_actions(
-        lambda lp, olp, adv: token_surrogate_loss(
-            lp, olp, adv, clip_eps_low, clip_eps_high, dual_clip, surrogate, cispo_bounds
+        lambda weight, lp, olp, adv: (
+            weight * token_surrogate_loss(lp, olp, adv, clip_eps_low, clip_eps_high, dual_clip, surrogate, cispo_bounds)
+            if weight
+            else 0.0
         ),
         action_mask,
+        loss_weights or [[1.0] * len(mask) for mask in action_mask],
         *_of_sequences(log_probs, old_log_probs, action_mask, surrogate),
         advantages,
     )
@@ -299,6 +304,7 @@ def policy_loss_gradient(
     surrogate: str = "ppo",
     cispo_bounds: str = "both",
     constant_length: float | None = None,
+    loss_weights: Rows | None = None,
 ) -> list[list[float]]:
     """The gradient of ``policy_loss`` with respect to the new log-probs: rows shaped like them, 0 under the mask.
 
@@ -310,10 +316,14 @@ def policy_loss_gradient(
     [[-1.5, 2.5]]
     """
     gradients = map_actions(
-        lambda lp, olp, adv: token_surrogate_gradient(
-            lp, olp, adv, clip_eps_low, clip_eps_high, dual_clip, surrogate, cispo_bounds
+        lambda weight, lp, olp, adv: (
+            weight
+            * token_surrogate_gradient(lp, olp, adv, clip_eps_low, clip_eps_high, dual_clip, surrogate, cispo_bounds)
+            if weight
+            else 0.0
         ),
         action_mask,
+        loss_weights or [[1.0] * len(mask) for mask in action_mask],
         *_of_sequences(log_probs, old_log_probs, action_mask, surrogate),
         advantages,
     )

@@ -48,6 +48,7 @@ class Reference(Adapter):
     correction_lower = "both"
     correction_log_clamp = 20.0
     correction_nan, correction_masked = "one", "zero"
+    correction_bypass = True
 
     def __init__(
         self, attention: str | None = None, lora: bool = False, checkpointing: bool = False, dora: bool = False
@@ -209,6 +210,16 @@ class Reference(Adapter):
             cispo_bounds=options.cispo_bounds,
             constant_length=options.constant_length,
         )
+
+    def corrected_loss(self, log_probs, old_log_probs, advantages, rollout_log_probs, action_mask, options):
+        weights = None
+        if options.level is not None:
+            names = ("level", "mode", "upper", "lower", "sequence_weight", "log_clamp", "log_clamped", "kept", "of_nan")
+            asked = {name: getattr(options, name) for name in names}
+            weights = ref.off_policy_weights(old_log_probs, rollout_log_probs, action_mask, **asked)
+        old = rollout_log_probs if options.bypass else old_log_probs
+        loss, count = self._policy_loss(options), options.global_count
+        return loss(log_probs, old, advantages, action_mask, loss_weights=weights, global_count=count).loss
 
     def objective(
         self,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import rlhf_spec.aggregation
@@ -118,6 +120,13 @@ class Minimised:
         """Zero where the gradient is exactly zero: under the mask, and where a clip binds."""
         raise NotImplementedError
 
+    def given(self, function: Callable[..., Any], case: Any, count_empty_rows: bool = False) -> Any:
+        """What a function of the specification gives for a case: its arguments are tables and options by their
+        names."""
+        known = {name: getattr(case, name) for name in (*case.TABLES, "action_mask")}
+        known |= {**vars(case.options), "count_empty_rows": count_empty_rows}
+        return function(**{name: known[name] for name in _parameters(function)})
+
     def weights(self, case: Any, count_empty_rows: bool = False, aggregation: str = "") -> list[list[float]]:
         """The weight of each token in the aggregate: the case's own, or another."""
         options = case.options
@@ -197,6 +206,11 @@ class Minimised:
 
     def template(self, function: Any, cases: Cases, *requires: Requirement, effort: int = 1) -> Template:
         return Template(function, self.needs, cases, tuple(requires), effort)
+
+
+@cache
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
 
 
 def _words(leaf: str) -> str:

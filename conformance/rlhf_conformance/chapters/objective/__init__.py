@@ -1,1 +1,1 @@
-"""The objective: policy loss, value loss, KL and entropy as one number."""
+"""The chapter objective of the specification: how it is tried, and who must fail it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -49,10 +48,10 @@ class Objective(Minimised):
     # --- truth -------------------------------------------------------------------------------------------------------
 
     def value(self, case: ObjectiveCase, count_empty_rows: bool = False) -> float:
-        return float(_given(spec.objective, case, count_empty_rows))
+        return float(self.given(spec.objective, case, count_empty_rows))
 
     def gradient(self, case: ObjectiveCase, count_empty_rows: bool = False, leaf: str = "") -> list[list[float]]:
-        found: list[list[float]] = _given(_GRADIENTS[leaf], case, count_empty_rows)
+        found: list[list[float]] = self.given(_GRADIENTS[leaf], case, count_empty_rows)
         return found
 
     def value_budget(self, case: ObjectiveCase, dtype: Any) -> float:
@@ -69,7 +68,7 @@ class Objective(Minimised):
         """A term before its coefficient and its sign; the policy loss is the term "policy"."""
         if term == "policy":
             return POLICY.value(case.policy, count_empty_rows)
-        return float(_given(_TERMS[term], case, count_empty_rows))
+        return float(self.given(_TERMS[term], case, count_empty_rows))
 
     def term_budget(self, case: ObjectiveCase, term: str, dtype: Any) -> float:
         """How far it may be off."""
@@ -116,13 +115,6 @@ def _no_errors(case: ObjectiveCase, dtype: Any) -> list[list[float]]:
 
 def _of_value(case: ObjectiveCase) -> ValueLossOptions:
     return ValueLossOptions(case.options.value_clip_eps)
-
-
-def _given(function: Callable[..., Any], case: ObjectiveCase, count_empty_rows: bool) -> Any:
-    """What a function of the specification gives for a case."""
-    known = {name: getattr(case, name) for name in (*case.TABLES, "action_mask")}
-    known |= {**vars(case.options), "count_empty_rows": count_empty_rows}
-    return function(**{name: known[name] for name in inspect.signature(function).parameters})
 
 
 _TERMS: dict[str, Callable[..., float]] = {

@@ -137,7 +137,7 @@ def off_policy_cases(subject: Subject, **shape: Any) -> Picked[OffPolicyCase]:
         tables = [_row(picks.part(3 + PICKS * WIDTH), mask, wanted, adapter, dtype) for mask in masks]
         old, rollout = (tuple(table[k] for table in tables) for k in range(2))
         case = OffPolicyCase(old, rollout, masks, asked(OffPolicyOptions(), kind))
-        bounds = _bounds(case, offered if wanted.everything else [kind], wanted, upper, lower, adapter, dtype)
+        bounds = clear_bounds(case, offered if wanted.everything else [kind], wanted, upper, lower, adapter, dtype)
         return case.with_options(upper=bounds[0], lower=bounds[1])
 
     return Picked(7 + MASK_PICKS + (3 + PICKS * WIDTH) * max(MANY_ROWS), build)
@@ -194,7 +194,7 @@ def exponents(adapter: Adapter, log_ratios: Sequence[float], kind: Kind, dtype: 
     return list(zip(found, errors, strict=True))
 
 
-def _bounds(
+def clear_bounds(
     case: OffPolicyCase,
     of_kinds: Sequence[Kind],
     wanted: OffPolicyShape,

@@ -1,0 +1,194 @@
+"""The checks of the corrected loss."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.chapters._losses import loss as losses
+from rlhf_conformance.chapters._masked import exactly
+from rlhf_conformance.chapters.corrected_loss.cases import LOG_PROBS, LOOSE, CorrectedLossCase, weighable
+from rlhf_conformance.chapters.corrected_loss.loss import CORRECTED
+from rlhf_conformance.chapters.off_policy_correction.cases import OffPolicyShape
+from rlhf_conformance.chapters.policy_loss.checks import follows
+from rlhf_conformance.judging.checks import Questions, Requirement, Template, check, declares, use
+from rlhf_conformance.judging.picks import Picked, Picks
+from rlhf_conformance.judging.subject import Subject
+
+FAR = -120.0
+"""The log-prob that an action had, of which nothing is left; the engine's was twice that: whatever its weight is, it is
+beyond every bound, and so is its ratio."""
+
+
+def offers(what: str, **shape: Any) -> Requirement:
+    """The usual surrogate can have a kind of weight of this shape."""
+
+    def missing(adapter: Adapter) -> str | None:
+        usual = adapter.surrogates[0]
+        found = weighable(adapter, usual, OffPolicyShape(**shape))
+        return None if found else f"no kind of weight that is declared shows {what} with the surrogate {usual!r}"
+
+    return missing
+
+
+has_weights = offers("itself")
+
+
+def others(adapter: Adapter) -> list[str]:
+    """The surrogates that can have weights."""
+    return [name for name in adapter.surrogates if weighable(adapter, name)]
+
+
+def has_others(adapter: Adapter) -> str | None:
+    return None if len(others(adapter)) > 1 else "weights are declared for one surrogate: there is no other"
+
+
+def has_token_ratio(adapter: Adapter) -> str | None:
+    usual = adapter.surrogates[0] != "gspo"
+    return None if usual else "the usual surrogate is that of a sequence, in which every action has a part"
+
+
+has_bypass = declares("correction_bypass", "correction_bypass is not declared")
+
+
+def of(*requires: Requirement, **shape: Any) -> Template:
+    """The loss and its gradient, on cases of a shape."""
+    return losses.value_of(CORRECTED, *requires, gradient=True, **shape)
+
+
+# --- the weights ----------------------------------------------------------------------------------------------------
+
+TOKEN: dict[str, Any] = {"levels": ("token",), "shown": True}
+SEQUENCE: dict[str, Any] = {"levels": ("sequence",), "shown": True}
+
+use("corrected-loss.token-weights", of(offers("that of a token", **TOKEN), **{**LOOSE, **TOKEN}))
+use("corrected-loss.sequence-weights", of(offers("that of a sequence", **SEQUENCE), **{**LOOSE, **SEQUENCE}))
+use("corrected-loss.truncated", of(offers("how it is truncated", modes=("truncate",)), modes=("truncate",)))
+use("corrected-loss.rejected", of(offers("a band", modes=("mask",)), modes=("mask",), uppers=(1.1, 1.05, 1.3)))
+use(
+    "corrected-loss.gradient",
+    losses.gradient_of(CORRECTED, offers("its own gradient", shown=True), zones=("inside",), **LOOSE),
+)
+use(
+    "corrected-loss.after-the-clip",
+    of(has_weights, follows("ppo", "gspo"), zones=("above", "below"), unequal_eps=None, uppers=(3.0, 1.3, 1.1)),
+)
+use("corrected-loss.agreement", of(has_weights, equal=True, uppers=(2.0, 1.3), lowers=(None, 0.5)))
+
+
+@check(
+    "corrected-loss.without-weights",
+    needs=CORRECTED.needs,
+    requires=(has_weights,),
+    cases=CORRECTED.cases(uppers=(2.0, 1.3), zones=("inside",)),
+    effort=2,
+)
+def without_weights(subject: Subject, case: CorrectedLossCase) -> Questions:
+    """With weights, and then without."""
+    for asked, how in ((case, ""), (case.with_options(level=None), " without weights")):
+        call = CORRECTED.call(subject, asked)
+        yield CORRECTED.asks_value(subject, asked, call, what=f"loss{how}")
+        yield from CORRECTED.asks_gradients(subject, asked, call, how=how)
+
+
+use(
+    "corrected-loss.rejected-tokens",
+    of(
+        offers("a band", modes=("mask",)),
+        modes=("mask",),
+        uppers=(1.1, 1.05, 1.3),
+        unequal_rows=True,
+    ),
+)
+
+
+def beyond_every_bound(cases: Picked[CorrectedLossCase], dtype: Any) -> Picked[CorrectedLossCase]:
+    """Single actions, or whole rows where the weight is that of a sequence, have become likely since they were all but
+    impossible, and went worse than expected: their weight is 0 and their loss infinite."""
+
+    def change(case: CorrectedLossCase, picks: Picks) -> CorrectedLossCase:
+        at = picks.below(max(1, len(case.actions)))
+        chosen = {case.actions[at]}
+        if case.options.level == "sequence":
+            chosen = {(i, j) for i, j in case.actions if i == case.actions[at][0]}
+
+        def put(table: Any, number: float) -> Any:
+            rows = enumerate(table)
+            return tuple(tuple(number if (i, j) in chosen else x for j, x in enumerate(row)) for i, row in rows)
+
+        return case.changed(
+            old_log_probs=put(case.old_log_probs, exactly(FAR, dtype)),
+            rollout_log_probs=put(case.rollout_log_probs, exactly(2 * FAR, dtype)),
+            advantages=put(case.advantages, exactly(-1.3, dtype)),
+        )
+
+    return cases.with_more(1, change)
+
+
+@check(
+    "corrected-loss.rejected-overflow",
+    needs=CORRECTED.needs,
+    requires=(has_token_ratio, offers("a band", modes=("mask",))),
+    cases=lambda s: beyond_every_bound(CORRECTED.drawn(s, modes=("mask",), dual=None), s.dtype),
+)
+def rejected_overflow(subject: Subject, case: CorrectedLossCase) -> Questions:
+    yield from _whole(subject, case)
+
+
+def _whole(subject: Subject, case: CorrectedLossCase) -> Questions:
+    call = CORRECTED.call(subject, case)
+    yield CORRECTED.asks_value(subject, case, call)
+    yield from CORRECTED.asks_gradients(subject, case, call)
+
+
+def _cases_of(choose: Any, **shape: Any) -> Any:
+    return lambda s: CORRECTED.drawn(s, surrogates=choose(s.adapter), **shape)
+
+
+use(
+    "corrected-loss.other-surrogates",
+    CORRECTED.template(_whole, _cases_of(others, zones=("inside", "above"), unequal_eps=None), has_others),
+)
+use(
+    "corrected-loss.square",
+    of(offers("that of a sequence", levels=("sequence",)), levels=("sequence",), square=True, min_rows=2),
+)
+
+# --- the bypass -----------------------------------------------------------------------------------------------------
+
+use("corrected-loss.bypass", of(has_bypass, bypass=True, zones=("inside", "above", "below"), unequal_eps=None))
+
+
+@check(
+    "corrected-loss.bypass-old",
+    needs=CORRECTED.needs,
+    requires=(has_bypass),
+    cases=lambda s: CORRECTED.drawn(s, bypass=True, zones=("inside",)),
+)
+def bypass_old(subject: Subject, case: CorrectedLossCase) -> Questions:
+    """With other old log-probs than those that it was asked with first."""
+    yield from _whole(subject, case)
+    rows, numbers = case.action_mask, itertools.cycle(exactly(x - 0.05, subject.dtype) for x in LOG_PROBS[::-7])
+    moved = case.changed(old_log_probs=tuple(tuple(next(numbers) if m else 0.0 for m in row) for row in rows))
+    call = CORRECTED.call(subject, moved)
+    yield CORRECTED.asks_value(subject, moved, call, what="loss with other old log-probs")
+    yield from CORRECTED.asks_gradients(subject, moved, call, how=" with other old log-probs")
+
+
+# --- means and the mask ---------------------------------------------------------------------------------------------
+
+use("corrected-loss.micro-batches", losses.micro_batches(CORRECTED, has_weights))
+use("corrected-loss.mask", losses.mask(CORRECTED, has_weights))
+use("corrected-loss.nan-under-mask", losses.nan_under_mask(CORRECTED, has_weights))
+use("corrected-loss.empty-row", losses.empty_row(CORRECTED, has_weights))
+use("corrected-loss.empty-batch", losses.empty_batch(CORRECTED), has_weights)
+use("corrected-loss.mask-dtype", losses.mask_dtype(CORRECTED), has_weights)
+
+# --- the graph, and what changes nothing ----------------------------------------------------------------------------
+
+use("corrected-loss.scalar", losses.scalar(CORRECTED), has_weights)
+use("corrected-loss.padding-invariance", losses.padding_invariance(CORRECTED), has_weights)
+use("corrected-loss.batch-order", losses.batch_order(CORRECTED), has_weights)
+use("corrected-loss.inputs-unwritten", losses.inputs_unwritten(CORRECTED), has_weights)
+use("corrected-loss.side-effects", losses.side_effects(CORRECTED), has_weights)
