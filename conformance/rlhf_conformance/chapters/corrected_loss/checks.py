@@ -11,11 +11,11 @@ from rlhf_conformance.chapters._masked import exactly
 from rlhf_conformance.chapters.corrected_loss.cases import LOG_PROBS, LOOSE, CorrectedLossCase, weighable
 from rlhf_conformance.chapters.corrected_loss.loss import CORRECTED
 from rlhf_conformance.chapters.off_policy_correction.cases import OffPolicyShape
-from rlhf_conformance.chapters.policy_loss.checks import follows
 from rlhf_conformance.judging.checks import Questions, Requirement, Template, check, declares, use
 from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.subject import Subject
 
+CLIPPED = ("ppo", "gspo")
 FAR = -120.0
 """The log-prob that an action had, of which nothing is left; the engine's was twice that: whatever its weight is, it is
 beyond every bound, and so is its ratio."""
@@ -42,6 +42,10 @@ def others(adapter: Adapter) -> list[str]:
 
 def has_others(adapter: Adapter) -> str | None:
     return None if len(others(adapter)) > 1 else "weights are declared for one surrogate: there is no other"
+
+
+def clips(adapter: Adapter) -> str | None:
+    return None if set(CLIPPED) & set(others(adapter)) else "no surrogate that clips can have weights"
 
 
 def has_token_ratio(adapter: Adapter) -> str | None:
@@ -72,7 +76,7 @@ use(
 )
 use(
     "corrected-loss.after-the-clip",
-    of(has_weights, follows("ppo", "gspo"), zones=("above", "below"), unequal_eps=None, uppers=(3.0, 1.3, 1.1)),
+    of(clips, zones=("above", "below"), unequal_eps=None, uppers=(3.0, 1.3, 1.1), surrogates=CLIPPED),
 )
 use("corrected-loss.agreement", of(has_weights, equal=True, uppers=(2.0, 1.3), lowers=(None, 0.5)))
 
@@ -163,7 +167,7 @@ use("corrected-loss.bypass", of(has_bypass, bypass=True, zones=("inside", "above
 @check(
     "corrected-loss.bypass-old",
     needs=CORRECTED.needs,
-    requires=(has_bypass),
+    requires=(has_bypass,),
     cases=lambda s: CORRECTED.drawn(s, bypass=True, zones=("inside",)),
 )
 def bypass_old(subject: Subject, case: CorrectedLossCase) -> Questions:
