@@ -273,7 +273,7 @@ def backwards_by(leaf: str = "") -> Reading:
     )
 
 
-GRADIENT = gradient_by()
+GRADIENT = gradient_by("")
 """With respect to the leaf of the method's row."""
 
 GRADED = Reading(

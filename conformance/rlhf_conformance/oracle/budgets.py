@@ -141,6 +141,17 @@ def aggregate(losses: Sequence[float], errors: Sequence[float], weights: Sequenc
     return carried + 2 * unit(dtype) * (len(losses) + 3) * summed + 1e-12
 
 
+def terms(numbers: Sequence[float], errors: Sequence[float], dtype: torch.dtype) -> float:
+    """Of a sum of terms, each times a coefficient that the dtype need not hold: their own errors, and a few roundings
+    of what is added."""
+    return math.fsum(errors) + 8 * unit(dtype) * math.fsum(map(abs, numbers))
+
+
+def weighted(number: float, error: float, weight: float, of_weight: float, dtype: torch.dtype) -> float:
+    """Of a number times a weight, of the errors of both, and a rounding of the product."""
+    return weight * error + of_weight * (abs(number) + error) + 2 * unit(dtype) * abs(weight * number)
+
+
 def model_output(
     truth: Sequence[float], plain: Sequence[float], scale: float, dtype: torch.dtype, temperature: float = 1.0
 ) -> float:

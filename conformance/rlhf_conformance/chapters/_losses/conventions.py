@@ -31,6 +31,9 @@ def asking(change: Callable[[Any, Any], Any]) -> type[Adapter]:
         def value_loss(self, *given):
             return super().value_loss(*changed(given))
 
+        def corrected_loss(self, *given):
+            return super().corrected_loss(*changed(given))
+
         def objective(self, *given):
             return super().objective(*changed(given))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rlhf_conformance.adapter import METHODS
 from rlhf_conformance.chapters._losses.cases import LossCase
-from rlhf_conformance.chapters._losses.loss import Loss
+from rlhf_conformance.chapters._losses.loss import Loss, Minimised
 from rlhf_conformance.diagnosis.evidence import Evidence
 from rlhf_conformance.diagnosis.lines import Block, Line, arranged, cells, number
 from rlhf_conformance.judging.isolation import AdapterError
@@ -56,6 +56,31 @@ def loss_steps(loss: Loss, evidence: Evidence, comparison: Comparison | None) ->
         if other.question is not None and other.question.reading.is_gradient and other.answers == comparison.answers:
             end += _gradients(loss, other, _counted(formula))
     return arranged(blocks, end)
+
+
+def asked_alone(
+    minimised: Minimised, evidence: Evidence, call: Call, case: Any, label: str, counted: bool = False
+) -> Line:
+    """A call with the options of another case: expected, actual and allowed."""
+    names = METHODS[minimised.method].arguments
+    given = {**dict(zip(names, call.given, strict=True)), "options": case.options}
+    actual: float | None
+    try:
+        answered = evidence.subject.answer(Call(minimised.method, tuple(given[name] for name in names)))
+        actual = NUMBER.numbers(evidence.subject, [answered])
+    except (AdapterError, WiringError, NotReturned):
+        actual = None
+    allowed = minimised.value_budget(case, evidence.subject.dtype)
+    return Line(label, minimised.value(case, counted), actual, allowed)
+
+
+def gradient_lines(comparison: Comparison) -> list[Line]:
+    """The first cells whose gradient differs, if gradients were compared."""
+    if comparison.question is None or not comparison.question.reading.is_gradient:
+        return []
+    numbers = zip(comparison.indices, comparison.expected, comparison.actual, comparison.allowed, strict=True)
+    lines = [Line(f"row {i}, column {j}: {comparison.what}", *rest) for (i, j), *rest in numbers]
+    return [line for line in lines if line.parted][:GRADIENTS]
 
 
 def _counted(formula: Formula | None) -> bool:

@@ -82,7 +82,13 @@ def dropout_off(subject: Subject, case: ModelCase) -> Questions:
     yield ACTOR.asks_truth(subject, replace(case, samples=case.samples[:1]))
 
 
-@check("actor.float32", needs=ACTOR.needs, cases=lambda s: model_cases(s.adapter, Asked(min_samples=3)), effort=20)
+@check(
+    "actor.float32",
+    needs=ACTOR.needs,
+    also=("action_entropy",),
+    cases=lambda s: model_cases(s.adapter, Asked(min_samples=3)),
+    effort=20,
+)
 def float32(subject: Subject, case: ModelCase) -> Questions:
     """The model is loaded in bfloat16, whatever the run's dtype."""
     model, half = ACTOR.loaded(case, dtype="bfloat16"), subject.truth.in_dtype(torch.bfloat16)

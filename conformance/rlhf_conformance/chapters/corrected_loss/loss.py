@@ -41,7 +41,7 @@ class CorrectedLoss(Minimised):
             loss, weight = (POLICY.token(token, case.options), weights[i][j]) if weights[i][j] else (0.0, 0.0)
             own = POLICY.token_budget(token, case.options, dtype) if weight else 0.0
             losses.append(weight * loss)
-            off.append(_product(loss, own, weight, errors[i][j], dtype))
+            off.append(budgets.weighted(loss, own, weight, errors[i][j], dtype))
         return budgets.aggregate(losses, off, [shares[i][j] for i, j in places], dtype)
 
     def gradient_budgets(self, case: CorrectedLossCase, dtype: Any, leaf: str = "") -> list[list[float]]:
@@ -54,18 +54,13 @@ class CorrectedLoss(Minimised):
             slope = POLICY.token_gradient(token, case.options) if weight else 0.0
             if slope:
                 own = POLICY.gradient_budget(token, case.options, dtype)
-                found[i][j] = shares[i][j] * _product(slope, own, weight, errors[i][j], dtype)
+                found[i][j] = shares[i][j] * budgets.weighted(slope, own, weight, errors[i][j], dtype)
         return found
 
     def weights_and_mask(self, case: CorrectedLossCase) -> tuple[list[list[float]], Masks]:
         """The weights of the actions, and which of them are left."""
         weights, mask = self.given(spec.weights_and_mask, case)
         return weights, tuple(tuple(row) for row in mask)
-
-
-def _product(number: float, error: float, weight: float, of_weight: float, dtype: Any) -> float:
-    """How far a number times a weight may be off, of the errors of both."""
-    return weight * error + of_weight * (abs(number) + error) + 2 * budgets.unit(dtype) * abs(weight * number)
 
 
 def _weight_errors(case: CorrectedLossCase, dtype: Any) -> list[list[float]]:

@@ -250,11 +250,11 @@ class KlCoefficientHardCoded(_Asked):
 
 @fault("objective.coefficients")
 class SmallCoefficientsDropped(_Asked):
-    "A coefficient below 0.005 is taken for none."
+    "A coefficient below 1/200 is taken for none."
 
     def _asked(self, g):
         names = ("value_coef", "kl_coef", "entropy_coef")
-        return g.with_options(**{n: x if x >= 0.005 else 0.0 for n in names for x in [getattr(g.options, n)]})
+        return g.with_options(**{n: x if x >= 1 / 200 else 0.0 for n in names for x in [getattr(g.options, n)]})
 
 
 @fault("objective.zero-coefficient")

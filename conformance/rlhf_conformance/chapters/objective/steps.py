@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from rlhf_conformance.adapter import METHODS
 from rlhf_conformance.chapters._credit.steps import mask_lines
+from rlhf_conformance.chapters._losses.steps import asked_alone, gradient_lines
 from rlhf_conformance.chapters.objective.cases import TERMS, ObjectiveCase
 from rlhf_conformance.chapters.objective.terms import OBJECTIVE
 from rlhf_conformance.diagnosis.evidence import Evidence
 from rlhf_conformance.diagnosis.lines import Line, arranged, number
 from rlhf_conformance.diagnosis.steps import steps_of
-from rlhf_conformance.judging.isolation import AdapterError
 from rlhf_conformance.judging.judge import Comparison
-from rlhf_conformance.judging.questions import NUMBER, Call, NotReturned
-from rlhf_conformance.judging.wiring import WiringError
+from rlhf_conformance.judging.questions import Call
 from rlhf_conformance.results import Step
 from rlhf_spec.objective import mean_of
 
-GRADIENTS = 6
-"""The most cells that are shown whose gradient differs."""
 WORDS = {"value": "value loss", "kl": "KL", "entropy": "entropy"}
 
 
@@ -35,9 +30,7 @@ def objective_steps(evidence: Evidence, comparison: Comparison | None) -> tuple[
         assert answered.call is not None
         where = f"micro-batch {index}, " if len(comparison.answers) > 1 else ""
         end += _Shown(evidence, answered.call, counted, where).lines()
-    if comparison.question is not None and comparison.question.reading.is_gradient:
-        end += _gradients(comparison)
-    return arranged([], end)
+    return arranged([], [*end, *gradient_lines(comparison)])
 
 
 def _counts_rows(comparison: Comparison) -> bool:
@@ -82,25 +75,4 @@ class _Shown:
         return [*found, self.asked(f"{where}objective, all terms together", case)]
 
     def asked(self, label: str, case: ObjectiveCase) -> Line:
-        """The call with other options: expected, actual and allowed."""
-        expected, allowed = OBJECTIVE.value(case, self.counted), OBJECTIVE.value_budget(case, self._dtype)
-        names = METHODS[OBJECTIVE.method].arguments
-        given = {**dict(zip(names, self.call.given, strict=True)), "options": case.options}
-        actual: float | None
-        try:
-            answered = self.evidence.subject.answer(Call(OBJECTIVE.method, tuple(given[name] for name in names)))
-            actual = NUMBER.numbers(self.evidence.subject, [answered])
-        except (AdapterError, WiringError, NotReturned):
-            actual = None
-        return Line(label, expected, actual, allowed)
-
-    @property
-    def _dtype(self) -> Any:
-        return self.evidence.subject.dtype
-
-
-def _gradients(comparison: Comparison) -> list[Line]:
-    """The cells whose gradient differs."""
-    numbers = zip(comparison.indices, comparison.expected, comparison.actual, comparison.allowed, strict=True)
-    lines = [Line(f"row {i}, column {j}: {comparison.what}", *rest) for (i, j), *rest in numbers]
-    return [line for line in lines if line.parted][:GRADIENTS]
+        return asked_alone(OBJECTIVE, self.evidence, self.call, case, label, self.counted)

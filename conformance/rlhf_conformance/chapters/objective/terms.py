@@ -20,6 +20,10 @@ from rlhf_conformance.oracle import budgets
 from rlhf_spec.kl import token_kl, token_kl_gradient
 from rlhf_spec.value_loss import token_value_loss
 
+Number = tuple[float, float]
+"""A number, and by how much it may be off."""
+Parts = Callable[[int, int], list[Number]]
+"""(row, column) -> what a gradient is the sum of there."""
 LEAVES = {"value": "values", "entropy": "entropies"}
 """What a term has a gradient with respect to that the policy loss has not."""
 
@@ -56,13 +60,11 @@ class Objective(Minimised):
 
     def value_budget(self, case: ObjectiveCase, dtype: Any) -> float:
         """Of each term that of its own, times the coefficient, and the roundings of products and sums."""
-        o = case.options
-        found, size = POLICY.value_budget(case.policy, dtype), abs(POLICY.value(case.policy))
+        o, found = case.options, [(POLICY.value(case.policy), POLICY.value_budget(case.policy, dtype))]
         for term, coef in (("value", o.value_coef), ("kl", o.kl_coef), ("entropy", o.entropy_coef)):
             if coef:
-                value, error = self.term(case, term), self.term_budget(case, term, dtype)
-                found, size = found + abs(coef) * error, size + abs(coef * value)
-        return found + 8 * budgets.unit(dtype) * size
+                found.append((coef * self.term(case, term), abs(coef) * self.term_budget(case, term, dtype)))
+        return _together(found, dtype)
 
     def term(self, case: ObjectiveCase, term: str, count_empty_rows: bool = False) -> float:
         """A term before its coefficient and its sign; the policy loss is the term "policy"."""
@@ -81,36 +83,52 @@ class Objective(Minimised):
 
     def gradient_budgets(self, case: ObjectiveCase, dtype: Any, leaf: str = "") -> list[list[float]]:
         """Zero where the gradient is exactly zero."""
-        gradient, unit = self.gradient(case, leaf=leaf), budgets.unit(dtype)
-        errors = {"": self._log_prob_errors, "values": self._value_errors, "entropies": _no_errors}[leaf](case, dtype)
+        parts = {"": self._of_log_probs, "values": self._of_values, "entropies": self._of_entropies}[leaf](case, dtype)
+        gradient = self.gradient(case, leaf=leaf)
         return [
-            [e + 8 * unit * abs(x) if x else 0.0 for e, x in zip(*rows, strict=True)]
-            for rows in zip(errors, gradient, strict=True)
+            [_together(parts(i, j), dtype) if x else 0.0 for j, x in enumerate(row)] for i, row in enumerate(gradient)
         ]
 
-    def _log_prob_errors(self, case: ObjectiveCase, dtype: Any) -> list[list[float]]:
-        o, errors = case.options, POLICY.gradient_budgets(case.policy, dtype)
-        of_policy, weights = POLICY.gradient(case.policy), self._weights(case, "kl")
-        for i, j in case.actions if o.kl_coef else ():
-            d, weight = case.log_ratio(i, j), abs(o.kl_coef) * weights[i][j]
-            slope = token_kl_gradient(d, 0.0, o.estimator, o.log_ratio_clamp, o.clamp, o.kl_gradient)
-            errors[i][j] += weight * budgets.kl_slope(d, o.estimator, o.kl_gradient, dtype)
-            errors[i][j] += 4 * budgets.unit(dtype) * (abs(of_policy[i][j]) + weight * abs(slope))
-        return errors
+    def _of_log_probs(self, case: ObjectiveCase, dtype: Any) -> Parts:
+        """The policy loss, and the KL where it has a coefficient."""
+        o, policy, weights = case.options, case.policy, self._weights(case, "kl")
+        gradient, errors = POLICY.gradient(policy), POLICY.gradient_budgets(policy, dtype)
 
-    def _value_errors(self, case: ObjectiveCase, dtype: Any) -> list[list[float]]:
-        coef, weights, errors = case.options.value_coef, self._weights(case, "value"), _no_errors(case, dtype)
-        for i, j in case.actions:
-            errors[i][j] = coef * weights[i][j] * VALUE.gradient_budget(case.value_token(i, j), _of_value(case), dtype)
-        return errors
+        def parts(i: int, j: int) -> list[Number]:
+            found = [(gradient[i][j], errors[i][j])]
+            if o.kl_coef:
+                d, weight = case.log_ratio(i, j), abs(o.kl_coef) * weights[i][j]
+                slope = token_kl_gradient(d, 0.0, o.estimator, o.log_ratio_clamp, o.clamp, o.kl_gradient)
+                found.append((weight * slope, weight * budgets.kl_slope(d, o.estimator, o.kl_gradient, dtype)))
+            return found
+
+        return parts
+
+    def _of_values(self, case: ObjectiveCase, dtype: Any) -> Parts:
+        coef, weights, gradient = (
+            case.options.value_coef,
+            self._weights(case, "value"),
+            self.gradient(case, leaf="values"),
+        )
+
+        def parts(i: int, j: int) -> list[Number]:
+            error = VALUE.gradient_budget(case.value_token(i, j), _of_value(case), dtype)
+            return [(gradient[i][j], coef * weights[i][j] * error)]
+
+        return parts
+
+    def _of_entropies(self, case: ObjectiveCase, dtype: Any) -> Parts:
+        gradient = self.gradient(case, leaf="entropies")
+        return lambda i, j: [(gradient[i][j], 0.0)]
 
     def _weights(self, case: ObjectiveCase, term: str) -> list[list[float]]:
         own = getattr(case.options, f"{term}_aggregation")
         return self.weights(case, aggregation=spec.mean_of(own, case.options.aggregation))
 
 
-def _no_errors(case: ObjectiveCase, dtype: Any) -> list[list[float]]:
-    return [[0.0] * len(row) for row in case.action_mask]
+def _together(parts: list[Number], dtype: Any) -> float:
+    """How far the sum of some numbers may be off."""
+    return budgets.terms([x for x, _ in parts], [e for _, e in parts], dtype)
 
 
 def _of_value(case: ObjectiveCase) -> ValueLossOptions:
@@ -127,9 +145,6 @@ _GRADIENTS: dict[str, Callable[..., list[list[float]]]] = {
     "values": spec.objective_gradient_of_values,
     "entropies": spec.objective_gradient_of_entropies,
 }
-
-Number = tuple[float, float]
-"""A number, and by how much it may be off."""
 
 
 def _value_token(case: ObjectiveCase, i: int, j: int, dtype: Any) -> Number:

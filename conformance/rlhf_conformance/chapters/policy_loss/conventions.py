@@ -10,6 +10,8 @@ from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters._losses.conventions import CONVENTIONS as OF_LOSSES
+from rlhf_conformance.chapters._losses.conventions import asking
+from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions
 from rlhf_conformance.diagnosis.conventions import Convention, flag, instead_of
 
 
@@ -46,18 +48,8 @@ def _masked_mean(per_token: Any, mask: Any) -> Any:
 
 
 def _putting(**changes: Any) -> type[Adapter]:
-    """The reference whose policy loss, alone or as a term, is asked with other options."""
-
-    class Putting(Reference):
-        def policy_loss(self, *given):
-            *tables, options = given
-            return super().policy_loss(*tables, replace(options, **changes))
-
-        def objective(self, *given):
-            *tables, options = given
-            return super().objective(*tables, replace(options, **changes))
-
-    return Putting
+    """The reference whose losses of the policy are asked with other options."""
+    return asking(lambda _, options: replace(options, **changes) if isinstance(options, PolicyLossOptions) else options)
 
 
 _HOLDING = {bounds: _putting(cispo_bounds=bounds) for bounds in ("both", "upper", "cap")}
