@@ -122,6 +122,10 @@ OF_CISPO = tuple(f"cispo{what}" for what in ("", "-bounds", "-gradient", "-overf
 OF_REINFORCE = ("reinforce", "reinforce-old")
 OF_OTHERS = ("surrogate-mask", "surrogate-nan-under-mask")
 OF_CONSTANTS = ("constant-length", "constant-length-micro-batches")
+OTHER_SURROGATES = {"corrected-loss.other-surrogates", "objective.other-surrogates"}
+OF_VALUE_TERM, OF_KL_TERM, OF_ENTROPY_TERM = (
+    (f"{term}-term", f"{term}-gradient") for term in ("value", "kl", "entropy")
+)
 RULED_OUT = [
     ("temperature", False, {f"{chapter}.temperature" for chapter in ("log-probs", *MODELS)}),
     (
@@ -140,21 +144,50 @@ RULED_OUT = [
     (
         "global_count",
         False,
-        {"policy-loss.micro-batches", "value-loss.micro-batches", "policy-loss.constant-length-micro-batches"},
+        {
+            "policy-loss.constant-length-micro-batches",
+            *(f"{chapter}.micro-batches" for chapter in ("policy-loss", "value-loss", "corrected-loss", "objective")),
+        },
     ),
-    ("surrogates", ("ppo",), {f"policy-loss.{name}" for name in (*OF_GSPO, *OF_CISPO, *OF_REINFORCE, *OF_OTHERS)}),
+    (
+        "surrogates",
+        ("ppo",),
+        {f"policy-loss.{name}" for name in (*OF_GSPO, *OF_CISPO, *OF_REINFORCE, *OF_OTHERS)} | OTHER_SURROGATES,
+    ),
     (
         "surrogates",
         ("gspo",),
-        {f"policy-loss.{name}" for name in (*OF_PPO, *OF_CISPO, *OF_REINFORCE, "surrogate-mask")},
+        {
+            *(f"policy-loss.{name}" for name in (*OF_PPO, *OF_CISPO, *OF_REINFORCE, "surrogate-mask")),
+            *(f"corrected-loss.{name}" for name in ("token-weights", "rejected-overflow")),
+            *OTHER_SURROGATES,
+        },
     ),
     ("surrogates", ("cispo", "ppo"), {f"policy-loss.{name}" for name in (*OF_GSPO, *OF_REINFORCE)}),
-    ("surrogates", ("reinforce",), {f"policy-loss.{name}" for name in (*OF_PPO, *OF_GSPO, *OF_CISPO)}),
+    (
+        "surrogates",
+        ("reinforce",),
+        {
+            *(f"policy-loss.{name}" for name in (*OF_PPO, *OF_GSPO, *OF_CISPO)),
+            "corrected-loss.after-the-clip",
+            *OTHER_SURROGATES,
+        },
+    ),
+    ("rejected_tokens", "left-out", set()),
+    ("correction_bypass", False, {"corrected-loss.bypass", "corrected-loss.bypass-old"}),
+    (
+        "objective_terms",
+        ("value",),
+        {f"objective.{name}" for name in (*OF_KL_TERM, *OF_ENTROPY_TERM, "clipped-action")},
+    ),
+    ("objective_terms", ("kl",), {f"objective.{name}" for name in (*OF_VALUE_TERM, *OF_ENTROPY_TERM)}),
+    ("objective_terms", ("entropy",), {f"objective.{name}" for name in (*OF_VALUE_TERM, *OF_KL_TERM)}),
+    ("entropy_aggregation", "token-mean", {"objective.micro-batches"}),
     ("constant_length", False, {f"policy-loss.{name}" for name in OF_CONSTANTS}),
     (
         "constant_length",
         "always",
-        {"policy-loss.token-mean", "policy-loss.sequence-mean", "policy-loss.token-sum"},
+        {"policy-loss.token-mean", "policy-loss.sequence-mean", "policy-loss.token-sum", "objective.other-means"},
     ),
     ("token_sum", False, {"policy-loss.token-sum"}),
     ("count_empty_rows", None, {"policy-loss.empty-rows-counted"}),

@@ -137,6 +137,17 @@ CONVENTIONS = {
     "score_position = 'after-last'": ("token-rewards.score-position", {}),
     "score_position = 'last-action'": ("token-rewards.score-position", {"score_position": "after-last"}),
     "score_clip = False": ("token-rewards.score-clip", {}),
+    **{
+        f"{term}_aggregation = {mean!r}": (
+            "objective.aggregation",
+            {f"{term}_aggregation": "token-mean"} if mean == "as-policy" else {},
+        )
+        for term in ("value", "kl", "entropy")
+        for mean in ("as-policy", "token-mean", "sequence-mean")
+    },
+    "rejected_tokens = 'counted'": ("corrected-loss.rejected-tokens", {"rejected_tokens": "left-out"}),
+    "rejected_tokens = 'left-out'": ("corrected-loss.rejected-tokens", {}),
+    "correction_bypass = False": ("corrected-loss.bypass", {}),
     "missing_stop = None": ("token-rewards.missing-stop", {"missing_stop": "constant"}),
     "missing_stop = 'constant'": ("token-rewards.missing-stop", {"missing_stop": "factor"}),
     "missing_stop = 'factor'": ("token-rewards.missing-stop", {"missing_stop": "constant"}),

@@ -18,7 +18,8 @@ CHAPTERS = [chapter.slug for chapter in rlhf_spec.clauses.chapters()]
 EXAMPLES = {
     "ppo_only": ("kl", "token-rewards", "advantages"),
     "grpo_only": ("group-advantages",),
-    "correction_only": ("off-policy-correction",),
+    "correction_only": ("off-policy-correction", "corrected-loss"),
+    "objective_only": ("objective",),
 }
 """Who shows the chapters that the whole trainer does not."""
 NOWHERE = ("packing", "whitening", "credit")

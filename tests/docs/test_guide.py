@@ -17,6 +17,7 @@ from rlhf_conformance import (
     Checkpoint,
     CreditOptions,
     KlOptions,
+    ObjectiveOptions,
     PolicyLossOptions,
     TokenRewardOptions,
     ValueLossOptions,
@@ -93,13 +94,29 @@ def test_the_adapter_from_scores_to_advantages_is_green(python, examples, monkey
     assert (examples / "ppo_only.py").read_text(encoding="utf-8").endswith(f"class InHouse(Adapter):{shown}")
 
 
+def test_the_adapter_of_what_a_step_minimises_is_green(python, examples, monkeypatch, table):
+    import objective_only
+
+    monkeypatch.setitem(sys.modules, "my_trainer", types.ModuleType("my_trainer"))
+    monkeypatch.setitem(sys.modules, "my_trainer.step", objective_only)
+    code = python("my_trainer.step")
+    report = check(adapter_of(code)(), profile="smoke", only=["objective."])
+    assert report.verdict == "CONFORMANT"
+    assert report.warnings == ()
+    assert {r.clause for r in report.results if r.verdict == "pass"} >= {"objective.total", "objective.parts"}
+    shown = code.partition("class MyTrainer(Adapter):")[2]
+    assert (examples / "objective_only.py").read_text(encoding="utf-8").endswith(f"class InHouse(Adapter):{shown}")
+    named = {name for row in table(GUIDE, "of the terms") for name in re.findall("`([a-z_]+)`", row[0])}
+    assert named < {f.name for f in fields(ObjectiveOptions)}
+
+
 def test_the_adapter_with_an_engine_that_samples_is_green(python, examples, monkeypatch, table):
     import correction_only
 
     monkeypatch.setitem(sys.modules, "my_trainer", types.ModuleType("my_trainer"))
     monkeypatch.setitem(sys.modules, "my_trainer.correction", correction_only)
     code = python("my_trainer.correction")
-    report = check(adapter_of(code)(), profile="smoke", only=["off-policy-correction."])
+    report = check(adapter_of(code)(), profile="smoke", only=["off-policy-correction.", "corrected-loss."])
     assert report.verdict == "CONFORMANT"
     assert report.warnings == ()
     shown = code.partition("class MyTrainer(Adapter):")[2]

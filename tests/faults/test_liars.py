@@ -44,6 +44,9 @@ LIARS = {
     "path-penalty-added": "credit.penalty",
     "sequence-weights-broadcast": "off-policy-correction.square",
     "sentinel-in-the-correction": "off-policy-correction.mask",
+    "weight-inside-of-the-clip": "corrected-loss.after-the-clip",
+    "kl-term-detached": "objective.kl-gradient",
+    "entropy-term-added": "objective.entropy-term",
 }
 
 

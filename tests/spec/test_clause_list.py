@@ -15,6 +15,13 @@ SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\.[a-z0-9]+(-[a-z0-9]+)*")
 # Bugs of the chapters that exist. Those of later chapters (importance sampling, world size) are named when their
 # chapters are written.
 KNOWN_BUGS = [
+    "weights-broadcast-along-the-wrong-axis",
+    "sentinel-in-the-exponential",
+    "kl-of-observations",
+    "bonus-for-filtered-tokens",
+    "entropy-metric-over-pads",
+    "kl-sign",
+    "kl-arguments-exchanged",
     "cispo-without-log-prob",
     "entropy-without-gradient",
     "no-grad-path-by-column",

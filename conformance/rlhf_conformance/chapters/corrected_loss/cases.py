@@ -105,7 +105,7 @@ def corrected_cases(
         return _weighted(case, offered[number * len(offered) >> 8], wanted, (upper, lower), adapter, dtype)
 
     surrogates = shape.pop("surrogates", None) or adapter.surrogates[:1]
-    asked = tuple(name for name in surrogates if bypass or known[name])
+    asked = tuple(name for name in surrogates if known.get(name) or (bypass and name in known))
     policies = loss_cases(adapter, dtype, "policy-loss", LossShape(surrogates=asked, **shape))
     return policies.with_more(3 + 2 * ROWS * WIDTH, build)
 
