@@ -156,7 +156,7 @@ def one_count(adapter: Adapter) -> str | None:
     return None if OBJECTIVE.has_one_count(adapter) else said
 
 
-use("objective.micro-batches", losses.micro_batches(OBJECTIVE, one_count))
+use("objective.micro-batches", losses.micro_batches(OBJECTIVE, one_count, terms=TERMS))
 
 # --- the mask -------------------------------------------------------------------------------------------------------
 
