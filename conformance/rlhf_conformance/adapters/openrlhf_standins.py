@@ -5,8 +5,11 @@
 - `torch.compile` of `compute_entropy`: the function as written, since compiling takes half a minute in each process.
 - the barrier at the end of `DeepspeedStrategy.save_model`: nothing, since there is one process and no process group.
 - the tokenizer that `save_model` saves beside the weights: one that saves nothing.
-- `ray` and what launches its workers, which `RemoteExperienceMaker` imports: handing an object over gives the object.
+- `ray`, what launches its workers, and vLLM's engine, which the experience maker and the trainer import: handing an
+  object over gives the object.
 - groups of workers that hold a model: they answer with the log-probs and the values that were handed in.
+- the actor, the strategy and the optimizer of a training step: the actor answers with the log-probs and the entropies
+  that were handed in, and the backward pass and the step do nothing. The loss is what `backward` is given.
 
 Import this module before anything of OpenRLHF. deepspeed and peft are real; the model layer imports no ray and no vllm.
 """
@@ -30,17 +33,23 @@ if importlib.util.find_spec("flash_attn_2_cuda") is None:
     sys.modules["flash_attn_2_cuda"] = ModuleType("flash_attn_2_cuda")
 torch.compiler.set_stance("force_eager")
 RAY, LAUNCHER = ModuleType("ray"), ModuleType("openrlhf.trainer.ray.launcher")
-vars(RAY).update(put=lambda held: held, get=lambda held: held)
-vars(LAUNCHER).update(RayActorGroup=object)
-sys.modules |= {"ray": RAY, LAUNCHER.__name__: LAUNCHER}
+vars(RAY).update(put=lambda held: held, get=lambda held: held, remote=lambda **_: lambda kind: kind)
+vars(LAUNCHER).update(RayActorGroup=object, BaseModelActor=object)
+ENGINE = ModuleType("openrlhf.trainer.ray.vllm_engine")
+vars(ENGINE).update(batch_vllm_engine_call=None, create_vllm_engines=None)
+sys.modules |= {"ray": RAY, LAUNCHER.__name__: LAUNCHER, ENGINE.__name__: ENGINE}
 
 from openrlhf.models import PolicyLoss  # noqa: E402
 from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  # noqa: E402
+from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer  # noqa: E402
 
 del sys.modules["ray"]  # for whoever asks afterwards whether it is installed
 logging.getLogger(RemoteExperienceMaker.__module__).setLevel(logging.WARNING)
 
+CORRECTS = "is_correction_level" in inspect.signature(PolicyLoss.__init__).parameters
+"""Whether the policy loss knows the engine's log-probs by levels and bands, and the step an entropy: since 0.11."""
+LACKS = {} if CORRECTS else {"corrected_loss": None, "objective": None}
 TAKES_COUNTS = "batch_num_tokens" in inspect.signature(PolicyLoss.forward).parameters
 """Whether losses can be divided by counts of the whole step: since 0.10.3."""
 
@@ -50,10 +59,78 @@ def surrogate(options: Any) -> dict[str, str]:
     return {} if options.surrogate == "ppo" else {"policy_loss_type": options.surrogate}
 
 
+def correction(options: Any) -> dict[str, Any]:
+    """The correction that is asked for, in its words; with GSPO, whose ratio is taken to the engine then, any."""
+    if options.level is None:
+        return {"is_correction_level": "token"} if options.bypass else {}
+    level, mode = {"token": "token", "sequence": "seq"}, {"truncate": "clip", "mask": "mask"}
+    band = (options.lower or 0.0, options.upper)
+    asked = {"is_correction_level": level[options.level], "is_correction_mode": mode[options.mode]}
+    return {**asked, "is_correction_threshold": band}
+
+
 def counts(options: Any) -> dict[str, Any]:
     """The counts of the whole step, as the trainers hand them to the losses."""
     both = {"batch_num_tokens": options.global_count, "global_batch_size": options.global_count}
     return both if TAKES_COUNTS else {}
+
+
+def objective(loss_fn: Any, options: Any, mask: torch.Tensor, **tables: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """The loss of OpenRLHF's own `ActorPPOTrainer.training_step`, and what it logs; `tables` are (B, T)."""
+    losses: list[torch.Tensor] = []
+    output = SimpleNamespace(entropy=tables["entropies"])
+    kl = SimpleNamespace(use_loss=True, init_coef=options.kl_coef, estimator=options.estimator, unbiased_gradient=False)
+    trainer = SimpleNamespace(
+        actor=_Answering((tables["log_probs"], output)),
+        actor_loss_fn=loss_fn,
+        args=SimpleNamespace(
+            actor=SimpleNamespace(entropy_coef=options.entropy_coef),
+            algo=SimpleNamespace(kl=kl),
+            train=SimpleNamespace(dynamic_batch_enable=False),
+        ),
+        strategy=SimpleNamespace(
+            ring_attn_group=None,
+            backward=lambda loss, *_: losses.append(loss),
+            optimizer_step=lambda *_, **__: None,
+            get_grad_norm=lambda _: 0.0,
+        ),
+        actor_scheduler=SimpleNamespace(get_last_lr=lambda: [0.0]),
+        actor_optim=None,
+        ema_model=None,
+        aux_loss=False,
+        replay_buffer=None,
+    )
+    experience = Experience(
+        sequences=mask,
+        attention_mask=mask,
+        action_mask=mask,
+        action_log_probs=tables["old_log_probs"],
+        base_action_log_probs=tables["ref_log_probs"],
+        advantages=tables["advantages"],
+        info={},
+    )
+    step = ActorPPOTrainer.training_step(trainer, experience, options.kl_coef, 0, counts_of(options, mask))
+    return losses[0], step["metrics"]
+
+
+def counts_of(options: Any, mask: torch.Tensor) -> dict[str, Any] | None:
+    """The counts of a step as `get_loss_batch_info` gives them, or None, with which it is asked for them."""
+    if options.global_count is None:
+        return None
+    return {"dp_size": 1, "batch_num_tokens": options.global_count, "global_batch_size": options.global_count}
+
+
+class _Answering:
+    """An actor that has answered."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def train(self) -> None:
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self.answer
 
 
 def save_model(model: Any, folder: Path) -> None:

@@ -70,7 +70,7 @@ def short_names() -> dict[str, str]:
     bundled = {
         path.stem: f"{adapters.__name__}.{path.stem}"
         for path in Path(str(adapters.__file__)).parent.glob("*.py")
-        if not path.stem.startswith("_") and not path.stem.endswith("_standins")
+        if not path.stem.startswith("_") and not path.stem.endswith(("_losses", "_standins"))
     }
     installed = {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     return {**bundled, **installed}
