@@ -5,8 +5,8 @@
 - `torch.compile` of `compute_entropy`: the function as written, since compiling takes half a minute in each process.
 - the barrier at the end of `DeepspeedStrategy.save_model`: nothing, since there is one process and no process group.
 - the tokenizer that `save_model` saves beside the weights: one that saves nothing.
-- `ray`, what launches its workers, and vLLM's engine, which the experience maker and the trainer import: handing an
-  object over gives the object.
+- `ray`, what launches its workers, vLLM's engine and what reads images, which the experience maker and the trainer
+  import: handing an object over gives the object.
 - groups of workers that hold a model: they answer with the log-probs and the values that were handed in.
 - the actor, the strategy and the optimizer of a training step: the actor answers with the log-probs and the entropies
   that were handed in, and the backward pass and the step do nothing. The loss is what `backward` is given.
@@ -35,9 +35,10 @@ torch.compiler.set_stance("force_eager")
 RAY, LAUNCHER = ModuleType("ray"), ModuleType("openrlhf.trainer.ray.launcher")
 vars(RAY).update(put=lambda held: held, get=lambda held: held, remote=lambda **_: lambda kind: kind)
 vars(LAUNCHER).update(RayActorGroup=object, BaseModelActor=object)
-ENGINE = ModuleType("openrlhf.trainer.ray.vllm_engine")
+ENGINE, IMAGES = ModuleType("openrlhf.trainer.ray.vllm_engine"), ModuleType("openrlhf.utils.vlm_utils")
 vars(ENGINE).update(batch_vllm_engine_call=None, create_vllm_engines=None)
-sys.modules |= {"ray": RAY, LAUNCHER.__name__: LAUNCHER, ENGINE.__name__: ENGINE}
+vars(IMAGES).update(merge_mm_train_inputs=None)
+sys.modules |= {"ray": RAY, **{module.__name__: module for module in (LAUNCHER, ENGINE, IMAGES)}}
 
 from openrlhf.models import PolicyLoss  # noqa: E402
 from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402

@@ -16,7 +16,7 @@ import torch
 from torchtune import generation, rlhf
 from torchtune.rlhf.loss import PPOLoss
 
-from rlhf_conformance import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
+from rlhf_conformance import Adapter, ObjectiveResult, PackedSequences, PolicyLossResult, ProcessedSequences
 from rlhf_conformance.adapters import torchtune_standins as standins
 
 PATH = ("kl", "token_rewards", "advantages", "whiten", "credit")
@@ -28,6 +28,7 @@ class Torchtune(Adapter):
     takes_attention_mask = asymmetric_clip = unclipped_value = False
     kl_metric = "k2"
     kl_estimators, score_position, after_last_action, observations = ("k1",), "after-last", "step", "zero-steps"
+    objective_terms = ("value",)
     kl_masked = token_rewards_masked = whitening_masked = "zero"
     whitening_keeps_mean = True
     rewards, checkpoint_weights = staticmethod(standins.scores), staticmethod(standins.weights)
@@ -89,6 +90,13 @@ class Torchtune(Adapter):
     def value_loss(self, values, old_values, returns, action_mask, options):
         loss_fn = PPOLoss(value_clip_range=options.clip_eps, value_coeff=1.0)
         return standins.losses(loss_fn, action_mask, values=values, old_values=old_values, returns=returns).loss
+
+    def objective(self, log_probs, old, advantages, entropies, ref, values, old_values, returns, mask, options):
+        loss_fn = PPOLoss(options.clip_eps_low, options.value_clip_eps, options.value_coef)
+        tables = {"log_probs": log_probs, "old_log_probs": old, "advantages": advantages}
+        tables |= {"values": values, "old_values": old_values, "returns": returns}
+        found = standins.losses(loss_fn, mask, **tables)
+        return ObjectiveResult(found.loss, found.metrics.policy_loss, found.metrics.value_loss)
 
     def kl(self, log_probs, ref_log_probs, action_mask, options):
         return standins.behind_a_token(action_mask, log_probs=log_probs, ref_log_probs=ref_log_probs).kl

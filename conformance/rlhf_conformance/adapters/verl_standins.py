@@ -5,6 +5,8 @@
 - the engine's configuration, which a trainer makes of its YAML files; and no FSDP wrapper, since there is one rank.
 - packages of servers and queues, which the trainer's modules import and nothing here calls.
 - the batch of a rollout: a prompt of one token, responses that end with their last action, one output a session.
+- one row more beside those whose weights are asked for: the metrics of the rollout correction divide by the sum of all
+  weights, and raise where it is 0.
 - no whitening where advantages are taken before it: GAE whitens what it returns. Whitening is asked on its own.
 
 The module is built, its inputs prepared and its outputs read by verl's own engine.
@@ -13,6 +15,8 @@ The module is built, its inputs prepared and its outputs read by verl's own engi
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -42,9 +46,12 @@ sys.modules |= absent
 import verl.experimental.reward_loop.reward_manager.base  # noqa: E402
 import verl.trainer.ppo.v1.utils  # noqa: E402, F401
 from verl.protocol import DataProto  # noqa: E402
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights  # noqa: E402
 from verl.utils import tensordict_utils, torch_functional  # noqa: E402
-from verl.workers.config import ActorConfig  # noqa: E402
+from verl.utils.metric import Metric  # noqa: E402
+from verl.workers.config import ActorConfig, PolicyLossConfig  # noqa: E402
 from verl.workers.engine.fsdp import transformer_impl  # noqa: E402
+from verl.workers.utils import losses  # noqa: E402
 
 for name in absent:  # they are there for the imports alone: others look for packages, too
     del sys.modules[name]
@@ -151,6 +158,49 @@ def loss_config(options: Any) -> ActorConfig:
     clips = {"clip_ratio_low": options.clip_eps_low, "clip_ratio_high": options.clip_eps_high}
     clips |= {} if options.dual_clip is None else {"clip_ratio_c": options.dual_clip}
     return ActorConfig(strategy="fsdp", rollout_n=1, use_dynamic_bsz=True, global_batch_info=info, **clips)
+
+
+def objective(
+    options: Any, answers: dict[str, Any], tables: dict[str, torch.Tensor], loss_mode: str, **asked: Any
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss of the workers, `ppo_loss`, of tables (B, T) that are padded already, and what it logs. As in its
+    workers there are entropies and a KL only where they have a coefficient."""
+    config = dataclasses.replace(
+        loss_config(options),
+        entropy_coeff=options.entropy_coef,
+        use_kl_loss=bool(options.kl_coef),
+        kl_loss_coef=options.kl_coef,
+        loss_scale_factor=options.constant_length,
+        policy_loss=PolicyLossConfig(loss_mode=loss_mode),
+        **asked,
+    )
+    data = Padded({"dp_size": 1, **counts(options), **tables})
+    with mock.patch.object(losses, "no_padding_2_padding", lambda rows, _: rows):
+        loss, log = losses.ppo_loss(config, answers, data)
+    return loss, {name: metric.values[0] for name, metric in log.items() if isinstance(metric, Metric)}
+
+
+def weights(log_ratios: torch.Tensor, mask: torch.Tensor, options: Any) -> torch.Tensor:
+    """The weights of rows (B, T) by the trainer's own function, of a batch with one row more, whose one action is
+    within the band: of batches without an accepted action its metrics raise."""
+    band, inside = options.upper, 0.0
+    if options.mode == "mask":
+        lower = options.lower or min(1e-12, options.upper)
+        band, inside = f"{lower}_{options.upper}", math.log((lower + options.upper) / 2)
+    more, action = torch.full_like(log_ratios[:1], inside), torch.zeros_like(mask[:1])
+    action[:, 0] = 1
+    rows = torch.cat([log_ratios, more]), torch.cat([mask, action])
+    return compute_rollout_correction_weights(*rows, options.level, band)[0][:-1]
+
+
+class Padded(dict[str, Any]):
+    """A batch of tables that are padded already."""
+
+    def select(self, *names: str) -> Padded:
+        return Padded({name: self[name] for name in names})
+
+    def to_padded_tensor(self) -> Padded:
+        return self
 
 
 def rollout(action_mask: torch.Tensor, group_ids: torch.Tensor | None = None, **tables: torch.Tensor) -> DataProto:
