@@ -36,6 +36,8 @@ KL_PLUS = f"{ALGORITHMS}:kl_penalty"
 PLACE_SCORES = "verl.experimental.reward_loop.reward_manager.base:RewardManagerBase.assemble_rm_scores"
 RAY_TRAINER = "verl.trainer.ppo.ray_trainer"
 PENALTY = f"{RAY_TRAINER}:apply_kl_penalty"
+WEIGHTS = "verl.trainer.ppo.rollout_corr_helper:compute_rollout_correction_weights"
+PPO_LOSS = "verl.workers.utils.losses:ppo_loss"
 ESTIMATE = f"{RAY_TRAINER}:compute_advantage"
 SESSIONS = "verl.trainer.ppo.v1.utils:compute_advantage_for_multi_trajectories"
 GAE = f"{ALGORITHMS}:compute_gae_advantage_return"
@@ -1165,5 +1167,131 @@ SURROGATES = (
     ),
 )
 
+STEP_AND_CORRECTION = (
+    Mutant(
+        "weights-turned-round",
+        WEIGHTS,
+        Edit("torch.exp(log_ratio_safe)", "torch.exp(-log_ratio_safe)"),
+        "off-policy-correction.token",
+    ),
+    Mutant(
+        "weights-of-sequences-by-the-width",
+        WEIGHTS,
+        Edit("torch.exp(log_ratio_sum_safe)", "torch.exp(log_ratio_sum_safe / log_ratio.shape[-1])"),
+        "off-policy-correction.sequence-product",
+    ),
+    Mutant(
+        "weights-of-sequences-without-mask",
+        WEIGHTS,
+        Edit("verl_F.masked_sum(log_ratio, response_mask, axis=-1)", "log_ratio.sum(-1)"),
+        "off-policy-correction.mask",
+    ),
+    Mutant(
+        "weights-untruncated",
+        WEIGHTS,
+        Edit("raw_rollout_is_weights.clamp(max=rollout_is_threshold_upper)", "raw_rollout_is_weights"),
+        "off-policy-correction.truncation",
+    ),
+    Mutant(
+        "weights-of-a-band-are-one",
+        WEIGHTS,
+        Edit(
+            "torch.where(token_kept_mask, raw_rollout_is_weights, _a)",
+            "torch.where(token_kept_mask, torch.ones_like(raw_rollout_is_weights), _a)",
+        ),
+        "off-policy-correction.band",
+    ),
+    Mutant(
+        "weights-of-a-band-all-kept",
+        WEIGHTS,
+        Edit(
+            "(raw_rollout_is_weights >= _a) & (raw_rollout_is_weights <= _b)",
+            "(raw_rollout_is_weights >= _a) | (raw_rollout_is_weights <= _b)",
+        ),
+        "off-policy-correction.band",
+    ),
+    Mutant(
+        "weights-with-a-graph",
+        WEIGHTS,
+        Edit("rollout_is_weights.detach()", "rollout_is_weights"),
+        "off-policy-correction.no-graph",
+    ),
+    Mutant(
+        "weights-not-multiplied",
+        POLICY_LOSS,
+        Edit("pg_losses * rollout_is_weights", "pg_losses"),
+        "corrected-loss.token-weights",
+    ),
+    Mutant(
+        "weights-squared",
+        POLICY_LOSS,
+        Edit("pg_losses * rollout_is_weights", "pg_losses * rollout_is_weights**2"),
+        "corrected-loss.token-weights",
+    ),
+    Mutant(
+        "gspo-without-weights",
+        GSPO,
+        Edit("pg_losses * rollout_is_weights", "pg_losses"),
+        "corrected-loss.other-surrogates",
+    ),
+    Mutant(
+        "cispo-without-weights",
+        CISPO,
+        Edit("pg_losses * rollout_is_weights", "pg_losses"),
+        "corrected-loss.other-surrogates",
+    ),
+    Mutant(
+        "step-entropy-added",
+        PPO_LOSS,
+        Edit("entropy_coeff * entropy_loss", "-entropy_coeff * entropy_loss"),
+        "objective.entropy-term",
+    ),
+    Mutant(
+        "step-entropy-detached",
+        PPO_LOSS,
+        Edit("entropy_coeff * entropy_loss", "entropy_coeff * entropy_loss.detach()"),
+        "objective.entropy-gradient",
+    ),
+    Mutant(
+        "step-kl-subtracted",
+        PPO_LOSS,
+        Edit("kl_loss * config.kl_loss_coef", "-kl_loss * config.kl_loss_coef"),
+        "objective.kl-term",
+    ),
+    Mutant(
+        "step-kl-detached",
+        PPO_LOSS,
+        Edit("kl_loss * config.kl_loss_coef", "kl_loss.detach() * config.kl_loss_coef"),
+        "objective.kl-gradient",
+    ),
+    Mutant(
+        "step-kl-from-the-old-policy",
+        PPO_LOSS,
+        Edit(
+            "kl_penalty(logprob=log_prob, ref_logprob=_a, kl_penalty=_b)",
+            "kl_penalty(logprob=log_prob, ref_logprob=old_log_prob, kl_penalty=_b)",
+        ),
+        "objective.kl-term",
+    ),
+    Mutant(
+        "step-kl-by-token",
+        PPO_LOSS,
+        Edit(
+            "agg_loss(loss_mat=kld, loss_mask=response_mask, loss_agg_mode=config.loss_agg_mode, **_a)",
+            "agg_loss(loss_mat=kld, loss_mask=response_mask, loss_agg_mode='token-mean', **_a)",
+        ),
+        "objective.aggregation",
+    ),
+    Mutant(
+        "step-entropy-by-token",
+        PPO_LOSS,
+        Edit(
+            "agg_loss(loss_mat=entropy, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **_a)",
+            "agg_loss(loss_mat=entropy, loss_mask=response_mask, loss_agg_mode='token-mean', **_a)",
+        ),
+        "objective.aggregation",
+    ),
+)
+
 MODELS = LOG_PROBS + MASKS_AND_POSITIONS + PADDING_HELPERS + ENGINE_INPUTS + ENGINE_OUTPUTS
-MUTANTS = MODELS + LOSSES + SURROGATES + KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS
+MUTANTS = MODELS + LOSSES + SURROGATES + KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS + STEP_AND_CORRECTION

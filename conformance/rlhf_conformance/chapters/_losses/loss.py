@@ -186,14 +186,16 @@ class Minimised:
         counted: bool = False,
         reading: Callable[[str], Reading] = gradient_by,
         how: str = "",
+        what: str = "",
         leaves: Sequence[str] = (),
     ) -> Iterator[Question]:
-        """Is the gradient that of the formula, with respect to each of the leaves?"""
+        """Is the gradient that of the formula, with respect to each of the leaves? `what` is the name of that with
+        respect to the first of them, where it has one of its own; known failures are kept under these names."""
         call = call or self.call(subject, case)
         for leaf in leaves or self.leaves(subject.adapter):
             own = leaf if leaf != METHODS[self.method].leaf else ""
             yield Question(
-                f"gradient with respect to the {_words(leaf)}{how}",
+                what if what and not own else f"gradient with respect to the {_words(leaf)}{how}",
                 call,
                 self.gradient(case, counted, own),
                 self.gradient_budgets(case, subject.dtype, own),
@@ -409,7 +411,8 @@ def empty_row(loss: Minimised, *requires: Requirement, **shape: Any) -> Template
         answered = yield call
         counted = _counted_like(loss, subject, case, answered)
         yield loss.asks_value(subject, case, call, counted=counted, what="loss with a row that has no action")
-        yield from loss.asks_gradients(subject, case, call, counted=counted, how=", with a row that has no action")
+        how, what = ", with a row that has no action", "gradient with a row that has no action"
+        yield from loss.asks_gradients(subject, case, call, counted=counted, how=how, what=what)
 
     return loss.template(check, loss.cases(empty_row=True, **shape), *requires)
 
@@ -442,7 +445,8 @@ def empty_batch(loss: Minimised) -> Template:
     def asks_nothing(subject: Subject, case: LossCase) -> Questions:
         call = loss.call(subject, case)
         yield Question("loss of a batch without any action", call, 0.0, reading=NUMBER, formula=loss.formula())
-        yield from loss.asks_gradients(subject, case, call, how=", of a batch without any action")
+        how, what = ", of a batch without any action", "gradient of a batch without any action"
+        yield from loss.asks_gradients(subject, case, call, how=how, what=what)
         yield has_graph((yield call), "graph of the loss of a batch without any action")
 
     return loss.template(check, loss.cases())
