@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 from rlhf_conformance.adapter import Adapter
@@ -11,6 +12,7 @@ from rlhf_conformance.chapters._masked import exactly
 from rlhf_conformance.chapters.corrected_loss.cases import LOG_PROBS, LOOSE, CorrectedLossCase, weighable
 from rlhf_conformance.chapters.corrected_loss.loss import CORRECTED
 from rlhf_conformance.chapters.off_policy_correction.cases import OffPolicyShape
+from rlhf_conformance.chapters.policy_loss.checks import POLICY, has_dual_clip
 from rlhf_conformance.judging.checks import Questions, Requirement, Template, check, declares, use
 from rlhf_conformance.judging.picks import Picked, Picks
 from rlhf_conformance.judging.subject import Subject
@@ -53,6 +55,27 @@ def has_token_ratio(adapter: Adapter) -> str | None:
     return None if usual else "the usual surrogate is that of a sequence, in which every action has a part"
 
 
+def weighs_ppo(adapter: Adapter) -> str | None:
+    """The dual clip is PPO's."""
+    return None if "ppo" in others(adapter) else "the surrogate 'ppo' has no weights, or is not declared"
+
+
+def has_ppo(adapter: Adapter) -> str | None:
+    return None if "ppo" in adapter.surrogates else "the surrogate 'ppo' is not declared"
+
+
+def has_several(adapter: Adapter) -> str | None:
+    return None if len(adapter.surrogates) > 1 else "one surrogate is declared: there is no other"
+
+
+SUMS = ("constant-length", "token-sum")
+DUAL: dict[str, Any] = {
+    "surrogates": ("ppo",),
+    "zones": ("above", "anywhere", "far"),
+    "dual": True,
+    "advantage_signs": (-1,),
+}
+"""Where the dual clip binds."""
 has_bypass = declares("correction_bypass", "correction_bypass is not declared")
 
 
@@ -78,6 +101,7 @@ use(
     "corrected-loss.after-the-clip",
     of(clips, zones=("above", "below"), unequal_eps=None, uppers=(3.0, 1.3, 1.1), surrogates=CLIPPED),
 )
+use("corrected-loss.dual-clip", of(weighs_ppo, has_dual_clip, **DUAL, **LOOSE))
 use("corrected-loss.agreement", of(has_weights, equal=True, uppers=(2.0, 1.3), lowers=(None, 0.5)))
 
 
@@ -155,6 +179,15 @@ use(
     CORRECTED.template(_whole, _cases_of(others, zones=("inside", "above"), unequal_eps=None), has_others),
 )
 use(
+    "corrected-loss.other-sums",
+    CORRECTED.template(
+        _whole,
+        _cases_of(others, zones=("inside",), aggregations=SUMS, **LOOSE),
+        has_weights,
+        losses.aggregates(POLICY, *SUMS),
+    ),
+)
+use(
     "corrected-loss.square",
     of(offers("that of a sequence", levels=("sequence",)), levels=("sequence",), square=True, min_rows=2),
 )
@@ -179,6 +212,53 @@ def bypass_old(subject: Subject, case: CorrectedLossCase) -> Questions:
     yield CORRECTED.asks_value(subject, moved, call, what="loss with other old log-probs")
     yield from CORRECTED.asks_gradients(subject, moved, call, how=" with other old log-probs")
 
+
+def _declared(adapter: Adapter) -> tuple[str, ...]:
+    return tuple(adapter.surrogates)
+
+
+use(
+    "corrected-loss.bypass-other-surrogates",
+    CORRECTED.template(
+        _whole,
+        _cases_of(_declared, bypass=True, zones=("inside", "above", "below"), unequal_eps=None),
+        has_bypass,
+        has_several,
+    ),
+)
+use("corrected-loss.bypass-dual-clip", of(has_bypass, has_ppo, has_dual_clip, bypass=True, **DUAL))
+
+
+@check(
+    "corrected-loss.bypass-off",
+    needs=CORRECTED.needs,
+    requires=(has_bypass,),
+    cases=lambda s: CORRECTED.drawn(s, bypass=True, zones=("inside", "above", "below")),
+    effort=2,
+)
+def bypass_off(subject: Subject, case: CorrectedLossCase) -> Questions:
+    """With the bypass, and then without it and with the two tables exchanged: the ratio is the same."""
+    without = case.changed(old_log_probs=case.rollout_log_probs, rollout_log_probs=case.old_log_probs)
+    for asked, how in ((case, " with the bypass"), (without.with_options(bypass=False), " without the bypass")):
+        call = CORRECTED.call(subject, asked)
+        yield CORRECTED.asks_value(subject, asked, call, what=f"loss{how}")
+        yield from CORRECTED.asks_gradients(subject, asked, call, how=how)
+
+
+@check(
+    "corrected-loss.bypass-old-nan",
+    needs=CORRECTED.needs,
+    requires=(has_bypass,),
+    cases=lambda s: CORRECTED.drawn(s, bypass=True, zones=("inside",)),
+)
+def bypass_old_nan(subject: Subject, case: CorrectedLossCase) -> Questions:
+    nothing = tuple(tuple(math.nan for _ in row) for row in case.old_log_probs)
+    yield from _whole(subject, case.changed(old_log_probs=nothing))
+
+
+use("corrected-loss.bypass-micro-batches", losses.micro_batches(CORRECTED, has_bypass, bypass=True))
+use("corrected-loss.bypass-mask", losses.mask(CORRECTED, has_bypass, bypass=True))
+use("corrected-loss.bypass-empty-row", losses.empty_row(CORRECTED, has_bypass, bypass=True))
 
 # --- means and the mask ---------------------------------------------------------------------------------------------
 

@@ -253,6 +253,29 @@ class WeightOfTheUnclippedAlone(_Multiplying):
         return -torch.minimum(bent.weight(g) * ratio * advantages, held)
 
 
+@fault("corrected-loss.dual-clip")
+class WeightInsideOfTheDualClip(_Multiplying):
+    "The dual clip bounds the weighted loss."
+
+    def _product(self, g):
+        product, ceiling = bent.product(g.with_options(dual_clip=None)), g.options.dual_clip
+        if ceiling is None:
+            return product
+        advantages, weight = chosen(g.advantages, g.mask), bent.weight(g)
+        held = torch.minimum(product, -ceiling * advantages)
+        return torch.where((advantages < 0) & (weight != 0), held, product)
+
+
+@fault("corrected-loss.dual-clip")
+class DualClippedUnweighted(_Multiplying):
+    "An action that the dual clip holds has that loss without a weight."
+
+    def _product(self, g):
+        free = bent.policy_losses(g.with_options(dual_clip=None))
+        losses, weight = bent.policy_losses(g), bent.weight(g)
+        return torch.where((losses < free) & (weight != 0), losses, bent.product(g))
+
+
 @fault("corrected-loss.agreement")
 class SequenceWeightNeverOne(_Weighing):
     "A small number is added to the weights, so that none is 0: engines that agree have another learning rate."
@@ -366,6 +389,33 @@ class ReinforceWeightedByTheRatio(_Multiplying):
         return bent.policy_losses(g) * bent.weight(g._replace(old=g.new.detach()))
 
 
+@fault("corrected-loss.other-sums")
+class ConstantLengthUncorrected(_Told):
+    "The branch of the constant length has no weights."
+
+    def _told(self, g):
+        return g.with_options(level=None) if g.options.aggregation == "constant-length" else g
+
+
+@fault("corrected-loss.other-sums")
+class TokenSumUncorrected(_Told):
+    "The plain sum has no weights."
+
+    def _told(self, g):
+        return g.with_options(level=None) if g.options.aggregation == "token-sum" else g
+
+
+@fault("corrected-loss.other-sums")
+class SumOverTheWeights(_Weighing):
+    "Where losses are summed, the weights of a row are divided by their mean."
+
+    def _weight(self, g):
+        found = chosen(bent.weight(g), g.mask)
+        if g.options.aggregation not in ("constant-length", "token-sum"):
+            return found
+        return found / (found.sum() / g.mask.bool().sum().clamp(min=1)).clamp(min=1e-6)
+
+
 @fault("corrected-loss.square", bug="weights-broadcast-along-the-wrong-axis")
 class SequenceWeightsAlongColumns(_Weighing):
     "Weights (B,) meet losses (B, T), which only a square allows: each column has the weight of a row."
@@ -441,6 +491,153 @@ class BypassOfTheMeanOfBoth(_Told):
 
     def _told(self, g):
         return g._replace(rollout=(g.rollout + g.old) / 2) if g.options.bypass else g
+
+
+class _Bypassing(Reference):
+    """The right loss; with the bypass it is told something else."""
+
+    def corrected_loss(self, *arguments):
+        g = Given(*arguments)
+        return super().corrected_loss(*(self._bypassed(g) if g.options.bypass else g))
+
+    def _bypassed(self, g: Given) -> Given:
+        raise NotImplementedError
+
+
+@fault("corrected-loss.bypass-other-surrogates")
+class BypassOfThePpoBranchAlone(_Bypassing):
+    "Only the branch of PPO knows the bypass."
+
+    def _bypassed(self, g):
+        return g if g.options.surrogate == "ppo" else g.with_options(bypass=False)
+
+
+@fault("corrected-loss.bypass-other-surrogates")
+class BypassForgottenByCispo(_Bypassing):
+    "The weight of CISPO is made of the old log-probs, with the bypass as well."
+
+    def _bypassed(self, g):
+        return g.with_options(bypass=False) if g.options.surrogate == "cispo" else g
+
+
+@fault("corrected-loss.bypass-other-surrogates")
+class BypassOfASequenceByToken(_Bypassing):
+    "With the bypass every token has its own ratio where the ratio of the sequence is asked for."
+
+    def _bypassed(self, g):
+        return g.with_options(surrogate="ppo") if g.options.surrogate == "gspo" else g
+
+
+@fault("corrected-loss.bypass-dual-clip")
+class BypassWithoutTheDualClip(_Bypassing):
+    "With the bypass the dual clip is not handed on."
+
+    def _bypassed(self, g):
+        return g.with_options(dual_clip=None)
+
+
+@fault("corrected-loss.bypass-dual-clip")
+class BypassWithADualClipOfItsOwn(_Bypassing):
+    "With the bypass the dual clip is larger by one."
+
+    def _bypassed(self, g):
+        return g.with_options(dual_clip=g.options.dual_clip and g.options.dual_clip + 1.0)
+
+
+@fault("corrected-loss.bypass-off")
+class BypassStaysOn(Reference):
+    "After the first call with the bypass all calls without weights have it."
+
+    def corrected_loss(self, *arguments):
+        g = Given(*arguments)
+        self.__dict__["_bypasses"] = on = g.options.bypass or self.__dict__.get("_bypasses", False)
+        return super().corrected_loss(*g.with_options(bypass=on and g.options.level is None))
+
+
+@fault("corrected-loss.bypass-off")
+class BypassWhereThereAreNoWeights(_Told):
+    "Without weights the ratio is taken to the engine's log-probs, whatever is asked for."
+
+    def _told(self, g):
+        return g.with_options(bypass=g.options.level is None)
+
+
+@fault("corrected-loss.bypass-old-nan")
+class BypassByMultiplication(_Bypassing):
+    "The bypass is 1 times the engine's log-probs and 0 times the old ones."
+
+    def _bypassed(self, g):
+        return g._replace(rollout=torch.lerp(wide(g.old), wide(g.rollout), 1.0))
+
+
+@fault("corrected-loss.bypass-old-nan")
+class BypassFallsBackToTheOld(_Bypassing):
+    "With the bypass the engine's log-probs are held within 100 of the old ones."
+
+    def _bypassed(self, g):
+        old, rollout = wide(g.old), wide(g.rollout)
+        return g._replace(rollout=torch.maximum(torch.minimum(rollout, old + 100.0), old - 100.0))
+
+
+@fault("corrected-loss.bypass-micro-batches", bug="mean-of-means")
+class BypassByTheMicroBatchsCount(_Bypassing):
+    "With the bypass the loss is divided by the count of the micro-batch."
+
+    def _bypassed(self, g):
+        return g.with_options(global_count=None)
+
+
+@fault("corrected-loss.bypass-micro-batches", bug="mean-of-means")
+class BypassByTheCountOfRows(_Bypassing):
+    "With the bypass and a global count the loss is divided by the number of rows at hand."
+
+    def _bypassed(self, g):
+        return g.with_options(global_count=g.options.global_count and len(g.mask))
+
+
+@fault("corrected-loss.bypass-mask", bug="sentinel-in-the-exponential")
+class BypassRatioBeforeTheMask(Reference):
+    "With the bypass the exponential is taken of every cell, and the mask comes after it."
+
+    def corrected_loss(self, *arguments):
+        g = Given(*arguments)
+        if not g.options.bypass or g.options.surrogate != "ppo":
+            return super().corrected_loss(*arguments)
+        ratio = (wide(g.new) - wide(g.rollout)).exp()
+        losses = plain.surrogate_loss(ratio, wide(g.advantages), g.options)
+        return plain.mean(losses, g.mask, g.options)
+
+
+@fault("corrected-loss.bypass-mask")
+class BypassOfEveryCell(Reference):
+    "With the bypass the losses under the mask are in the sum, which is divided by the number of actions."
+
+    def corrected_loss(self, *arguments):
+        g = Given(*arguments)
+        if not g.options.bypass or g.options.aggregation != "token-mean":
+            return super().corrected_loss(*arguments)
+        everywhere = bent.policy_losses(g._replace(mask=torch.ones_like(g.mask)))
+        return everywhere.sum() / (g.options.global_count or g.mask.bool().sum().clamp(min=1))
+
+
+@fault("corrected-loss.bypass-empty-row", bug="masked-row-nan")
+class BypassRowOfNothing(Reference):
+    "With the bypass the mean of a row without an action is 0 / 0."
+
+    def corrected_loss(self, *arguments):
+        g = Given(*arguments)
+        if not g.options.bypass or g.options.aggregation != "sequence-mean":
+            return super().corrected_loss(*arguments)
+        rows = bent.policy_losses(g).sum(-1) / g.mask.bool().sum(-1)
+        return rows.sum() / (g.options.global_count or g.mask.bool().any(-1).sum().clamp(min=1))
+
+
+@fault("corrected-loss.bypass-empty-row")
+class BypassTrainsARowOfNothing(_Bypassing):
+    "With the bypass a row without an action is trained on as a whole."
+
+    def _bypassed(self, g):
+        return g._replace(mask=g.mask.bool() | ~g.mask.bool().any(-1, keepdim=True))
 
 
 # --- means and the mask ---------------------------------------------------------------------------------------------

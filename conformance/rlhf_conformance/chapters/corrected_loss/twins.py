@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 
 from rlhf_conformance._lazy import torch
@@ -95,3 +96,41 @@ class BypassAlone(Reference):
         apart = (upcast(old) - upcast(rollout)).where(mask.bool(), 0.0)
         weights = apart.exp().clamp(max=options.upper).detach()
         return self.policy_loss(new, old, upcast(advantages) * weights, mask, _policy(options)).loss
+
+
+@twin
+class BypassByItsOwnLoss(Reference):
+    "The bypass is a loss function of its own, on the actions alone, of a ratio that is held before its exponential."
+
+    surrogates = ("ppo",)
+    aggregations = ("token-mean",)
+    constant_length = token_sum = False
+
+    def corrected_loss(self, new, old, advantages, rollout, mask, options):
+        if not options.bypass:
+            return super().corrected_loss(new, old, advantages, rollout, mask, options)
+        lp, a, rlp = (upcast(x)[mask.bool()] for x in (new, advantages, rollout))
+        ceiling = 20.0 if options.dual_clip is None else math.log(options.dual_clip)
+        highest = torch.where(a > 0, math.log1p(options.clip_eps_high), ceiling)
+        lowest = math.log(1 - options.clip_eps_low) if options.clip_eps_low < 1 else -math.inf
+        ratio = (lp - rlp).clamp(torch.where(a < 0, lowest, -math.inf), highest).exp()
+        return -(ratio * a).sum() / (options.global_count or max(1, len(a)))
+
+
+@twin
+class DualClipOnTheRatio(Reference):
+    "The dual clip holds the ratio of bad actions, as TRL's delta; sums are taken last, of losses with their weights."
+
+    surrogates = ("ppo",)
+
+    def corrected_loss(self, new, old, advantages, rollout, mask, options):
+        behind = rollout if options.bypass else old
+        new, behind, advantages = (upcast(x).where(mask.bool(), 0.0) for x in (new, behind, advantages))
+        weights = torch.ones_like(new)
+        if options.weights is not None:
+            weights = self.off_policy_weights(old, rollout, mask, options.weights)
+        ratio = (new - behind).where(weights != 0, 0.0).clamp(max=20.0).exp()
+        capped = ratio if options.dual_clip is None else ratio.where(advantages > 0, ratio.clamp(max=options.dual_clip))
+        held = ratio.clamp(1 - options.clip_eps_low, 1 + options.clip_eps_high)
+        losses = torch.max(-advantages * capped, -advantages * held) * weights
+        return averaged(losses, mask, options)
