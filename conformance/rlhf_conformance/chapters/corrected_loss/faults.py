@@ -407,7 +407,7 @@ class TokenSumUncorrected(_Told):
 
 @fault("corrected-loss.other-sums")
 class SumOverTheWeights(_Weighing):
-    "Where losses are summed, the weights of a row are divided by their mean."
+    "Where losses are summed, the weights of the batch are divided by their mean."
 
     def _weight(self, g):
         found = chosen(bent.weight(g), g.mask)
@@ -521,7 +521,7 @@ class BypassForgottenByCispo(_Bypassing):
 
 
 @fault("corrected-loss.bypass-other-surrogates")
-class BypassOfASequenceByToken(_Bypassing):
+class BypassOfSequencesByToken(_Bypassing):
     "With the bypass every token has its own ratio where the ratio of the sequence is asked for."
 
     def _bypassed(self, g):
@@ -537,7 +537,7 @@ class BypassWithoutTheDualClip(_Bypassing):
 
 
 @fault("corrected-loss.bypass-dual-clip")
-class BypassWithADualClipOfItsOwn(_Bypassing):
+class BypassWithAnotherDualClip(_Bypassing):
     "With the bypass the dual clip is larger by one."
 
     def _bypassed(self, g):
@@ -633,7 +633,7 @@ class BypassRowOfNothing(Reference):
 
 
 @fault("corrected-loss.bypass-empty-row")
-class BypassTrainsARowOfNothing(_Bypassing):
+class BypassTrainsRowsOfNothing(_Bypassing):
     "With the bypass a row without an action is trained on as a whole."
 
     def _bypassed(self, g):
