@@ -122,7 +122,13 @@ OF_CISPO = tuple(f"cispo{what}" for what in ("", "-bounds", "-gradient", "-overf
 OF_REINFORCE = ("reinforce", "reinforce-old")
 OF_OTHERS = ("surrogate-mask", "surrogate-nan-under-mask")
 OF_CONSTANTS = ("constant-length", "constant-length-micro-batches")
-OTHER_SURROGATES = {"corrected-loss.other-surrogates", "objective.other-surrogates"}
+OTHER_SURROGATES = {
+    "corrected-loss.other-surrogates",
+    "corrected-loss.bypass-other-surrogates",
+    "objective.other-surrogates",
+}
+CORRECTED_DUAL_CLIP = {"corrected-loss.dual-clip", "corrected-loss.bypass-dual-clip"}
+OF_BYPASS = ("", "-other-surrogates", "-dual-clip", "-off", "-old", "-old-nan", "-micro-batches", "-mask", "-empty-row")
 OF_VALUE_TERM, OF_KL_TERM, OF_ENTROPY_TERM = (
     (f"{term}-term", f"{term}-gradient") for term in ("value", "kl", "entropy")
 )
@@ -137,7 +143,7 @@ RULED_OUT = [
     ("critic_new_head", "always", {"critic.missing-head"}),
     ("ignored_label", None, {"log-probs.ignored-label"}),
     ("stop_ids", "one", {"sequences.stop-set"}),
-    ("dual_clip", False, {"policy-loss.dual-clip", "policy-loss.dual-clip-sign"}),
+    ("dual_clip", False, {"policy-loss.dual-clip", "policy-loss.dual-clip-sign", *CORRECTED_DUAL_CLIP}),
     ("asymmetric_clip", False, {"policy-loss.asymmetric-clip"}),
     ("value_clip", False, {"value-loss.bounds-as-given", "value-loss.clip", "value-loss.clipped-gradient"}),
     ("unclipped_value", False, {"value-loss.unclipped"}),
@@ -146,6 +152,7 @@ RULED_OUT = [
         False,
         {
             "policy-loss.constant-length-micro-batches",
+            "corrected-loss.bypass-micro-batches",
             *(f"{chapter}.micro-batches" for chapter in ("policy-loss", "value-loss", "corrected-loss", "objective")),
         },
     ),
@@ -160,6 +167,7 @@ RULED_OUT = [
         {
             *(f"policy-loss.{name}" for name in (*OF_PPO, *OF_CISPO, *OF_REINFORCE, "surrogate-mask")),
             *(f"corrected-loss.{name}" for name in ("token-weights", "rejected-overflow")),
+            *CORRECTED_DUAL_CLIP,
             *OTHER_SURROGATES,
         },
     ),
@@ -170,11 +178,12 @@ RULED_OUT = [
         {
             *(f"policy-loss.{name}" for name in (*OF_PPO, *OF_GSPO, *OF_CISPO)),
             "corrected-loss.after-the-clip",
+            *CORRECTED_DUAL_CLIP,
             *OTHER_SURROGATES,
         },
     ),
     ("rejected_tokens", "left-out", set()),
-    ("correction_bypass", False, {"corrected-loss.bypass", "corrected-loss.bypass-old"}),
+    ("correction_bypass", False, {f"corrected-loss.bypass{what}" for what in OF_BYPASS}),
     (
         "objective_terms",
         ("value",),

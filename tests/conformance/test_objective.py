@@ -13,7 +13,8 @@ import rlhf_spec.corrected_loss
 import rlhf_spec.objective
 from rlhf_conformance import check
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters.corrected_loss.cases import corrected_cases, weighable
+from rlhf_conformance.chapters.corrected_loss.cases import LOOSE, corrected_cases, weighable
+from rlhf_conformance.chapters.corrected_loss.checks import DUAL
 from rlhf_conformance.chapters.corrected_loss.loss import CORRECTED
 from rlhf_conformance.chapters.objective.cases import TERMS, objective_cases
 from rlhf_conformance.chapters.objective.terms import OBJECTIVE
@@ -117,6 +118,25 @@ def test_gspo_has_the_weights_of_whole_sequences_alone(subject):
     assert weighable(subject(correction_levels=("token",)).adapter, "gspo") == []
 
 
+@pytest.mark.parametrize("aggregation", ["constant-length", "token-sum"])
+def test_sums_are_drawn_with_weights_that_are_not_one(subject, aggregation):
+    """Where they are all 1, no sum can forget them."""
+    cases = drawn(corrected_cases(subject(), aggregations=(aggregation,), zones=("inside",), **LOOSE))
+    free = [case.with_options(level=None) for case in cases]
+    moves = [CORRECTED.value(case) != CORRECTED.value(other) for case, other in zip(cases, free, strict=True)]
+    assert {case.options.aggregation for case in cases} == {aggregation}
+    assert sum(moves) > CASES / 2
+
+
+def test_the_dual_clip_binds_under_most_weights(subject):
+    """Where it does not, or the weight is 1, it matters not which comes first."""
+    cases, binds = drawn(corrected_cases(subject(), **DUAL, **LOOSE)), 0
+    for case in cases:
+        assert case.options.dual_clip > 1
+        binds += CORRECTED.value(case.with_options(dual_clip=None)) > CORRECTED.value(case) + 1e-6
+    assert binds > CASES / 2
+
+
 def test_the_bypass_reads_the_engine_and_not_the_old_log_probs(subject):
     case = next(c for c in drawn(corrected_cases(subject(), bypass=True)) if c.shape[1] > 2)
     other = case.changed(old_log_probs=case.advantages)
@@ -135,6 +155,9 @@ def test_the_bypass_reads_the_engine_and_not_the_old_log_probs(subject):
         ("objective.micro-batches", "kl-of-the-micro-batch"),
         ("corrected-loss.gradient", "weights-in-the-value-alone"),
         ("corrected-loss.bypass", "bypass-ignored"),
+        ("corrected-loss.bypass-off", "bypass-stays-on"),
+        ("corrected-loss.bypass-old-nan", "bypass-by-multiplication"),
+        ("corrected-loss.bypass-mask", "bypass-ratio-before-the-mask"),
     ],
 )
 def test_a_failure_is_a_script_that_shows_it(clause, name, tmp_path):
