@@ -23,7 +23,6 @@ GAE = f"{MAKER}.get_advantages_and_returns"
 RETURNS = f"{MAKER}.get_cumulative_returns"
 CREDIT = f"{MAKER}.compute_advantages_and_returns"
 PACKING = {"packing": True}
-STEP = "openrlhf.trainer.ray.ppo_actor:ActorPPOTrainer.training_step"
 
 LOG_PROBS = (
     Mutant(
@@ -775,127 +774,7 @@ SURROGATES = (
     ),
 )
 
-STEP_AND_CORRECTION = (
-    Mutant(
-        "step-kl-subtracted",
-        STEP,
-        Edit("actor_loss + kl_loss * kl_ctl", "actor_loss - kl_loss * kl_ctl"),
-        "objective.kl-term",
-    ),
-    Mutant(
-        "step-kl-without-coefficient",
-        STEP,
-        Edit("kl_loss * kl_ctl", "kl_loss"),
-        "objective.coefficients",
-    ),
-    Mutant(
-        "step-kl-detached",
-        STEP,
-        Edit("actor_loss + kl_loss * kl_ctl", "actor_loss + kl_loss.detach() * kl_ctl"),
-        "objective.kl-gradient",
-    ),
-    Mutant(
-        "step-kl-from-the-old-policy",
-        STEP,
-        Edit(
-            "compute_approx_kl(action_log_probs, base_action_log_probs, log_probs_old=_a, kl_estimator=_b, "
-            "unbiased_gradient=_c)",
-            "compute_approx_kl(action_log_probs, old_action_log_probs, log_probs_old=_a, kl_estimator=_b, "
-            "unbiased_gradient=_c)",
-        ),
-        "objective.kl-term",
-    ),
-    Mutant(
-        "step-kl-over-every-cell",
-        STEP,
-        Edit(
-            "aggregate_loss(kl, experience.action_mask, **loss_batch_info)",
-            "aggregate_loss(kl, torch.ones_like(experience.action_mask), **loss_batch_info)",
-        ),
-        "objective.mask",
-    ),
-    Mutant(
-        "step-entropy-added",
-        STEP,
-        Edit("entropy_loss * self.args.actor.entropy_coef", "-entropy_loss * self.args.actor.entropy_coef"),
-        "objective.entropy-term",
-    ),
-    Mutant(
-        "step-entropy-detached",
-        STEP,
-        Edit("entropy_loss * self.args.actor.entropy_coef", "entropy_loss.detach() * self.args.actor.entropy_coef"),
-        "objective.entropy-gradient",
-    ),
-    Mutant(
-        "step-policy-loss-detached",
-        STEP,
-        Edit("actor_loss + kl_loss * kl_ctl", "actor_loss.detach() + kl_loss * kl_ctl"),
-        "objective.gradient",
-    ),
-    Mutant(
-        "correction-turned-round",
-        POLICY_LOSS,
-        Edit("old_log_probs - rollout_log_probs", "rollout_log_probs - old_log_probs"),
-        "corrected-loss.token-weights",
-    ),
-    Mutant(
-        "correction-of-the-new-policy",
-        POLICY_LOSS,
-        Edit("(old_log_probs - rollout_log_probs).detach()", "(log_probs - rollout_log_probs).detach()"),
-        "corrected-loss.token-weights",
-    ),
-    Mutant(
-        "correction-clipped-from-above-alone",
-        POLICY_LOSS,
-        Edit("stat.clamp(min=low, max=high)", "stat.clamp(max=high)"),
-        "corrected-loss.truncated",
-    ),
-    Mutant(
-        "correction-keeps-everything",
-        POLICY_LOSS,
-        Edit("(stat >= low) & (stat <= high)", "(stat >= low) | (stat <= high)"),
-        "corrected-loss.rejected",
-    ),
-    Mutant(
-        "correction-keeps-with-one",
-        POLICY_LOSS,
-        Edit("torch.where(keep, token_is, 0.0)", "torch.where(keep, 1.0, 0.0)"),
-        "corrected-loss.rejected",
-    ),
-    Mutant(
-        "correction-not-multiplied",
-        POLICY_LOSS,
-        Edit("coef * loss", "loss"),
-        "corrected-loss.token-weights",
-    ),
-    Mutant(
-        "correction-by-the-sum-of-a-sequence",
-        POLICY_LOSS,
-        Edit(
-            "masked_mean(is_log_ratio, action_mask, dim=-1).unsqueeze(-1)",
-            "(is_log_ratio * action_mask).sum(-1, keepdim=True)",
-        ),
-        "corrected-loss.rejected-tokens",
-    ),
-    Mutant(
-        "correction-along-columns",
-        POLICY_LOSS,
-        Edit(
-            "masked_mean(is_log_ratio, action_mask, dim=-1).unsqueeze(-1)",
-            "masked_mean(is_log_ratio, action_mask, dim=-1)",
-        ),
-        "corrected-loss.square",
-    ),
-    Mutant(
-        "gspo-bypass-to-the-old-policy",
-        POLICY_LOSS,
-        Edit("log_probs - rollout_log_probs", "log_probs - old_log_probs"),
-        "corrected-loss.bypass",
-        options=GSPO,
-    ),
-)
-
 MUTANTS = (
     *(LOG_PROBS + ACTOR_FORWARD + PACKS + REWARD_AND_CRITIC + LOSSES + SURROGATES),
-    *(KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS + WHOLE_PATH + STEP_AND_CORRECTION),
+    *(KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS + WHOLE_PATH),
 )

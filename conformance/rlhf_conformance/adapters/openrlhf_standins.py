@@ -43,13 +43,15 @@ sys.modules |= {"ray": RAY, **{module.__name__: module for module in (LAUNCHER, 
 from openrlhf.models import PolicyLoss  # noqa: E402
 from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  # noqa: E402
-from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer  # noqa: E402
+
+CORRECTS = "is_correction_level" in inspect.signature(PolicyLoss.__init__).parameters
+"""Whether the policy loss knows the engine's log-probs by levels and bands, and the step an entropy: since 0.11."""
+if CORRECTS:
+    from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer
 
 del sys.modules["ray"]  # for whoever asks afterwards whether it is installed
 logging.getLogger(RemoteExperienceMaker.__module__).setLevel(logging.WARNING)
 
-CORRECTS = "is_correction_level" in inspect.signature(PolicyLoss.__init__).parameters
-"""Whether the policy loss knows the engine's log-probs by levels and bands, and the step an entropy: since 0.11."""
 LACKS = {} if CORRECTS else {"corrected_loss": None, "objective": None}
 TAKES_COUNTS = "batch_num_tokens" in inspect.signature(PolicyLoss.forward).parameters
 """Whether losses can be divided by counts of the whole step: since 0.10.3."""
