@@ -122,13 +122,11 @@ def weights(old_log_probs: Tensor, rollout_log_probs: Tensor, action_mask: Tenso
         "logprobs": [[None if x != x else x for x in row] for row in rollout_log_probs.tolist()],
         "env_mask": action_mask.long().tolist(),
     }
-    corrects = {
+    around: dict[str, Any] = {
         "use_vllm": True,
         "vllm_importance_sampling_mode": f"{options.level}_{options.mode}",
         "vllm_importance_sampling_clip_min": options.lower,
         "vllm_importance_sampling_clip_max": options.upper,
-    }
-    around = {
         "rollout_func": lambda *_: rollout,
         "_get_per_token_logps_and_entropies": lambda *_, **__: (old_log_probs, None, None),
         "reward_funcs": [lambda **_: [0.0] * count],
@@ -136,7 +134,7 @@ def weights(old_log_probs: Tensor, rollout_log_probs: Tensor, action_mask: Tenso
         "beta": 0.0,
     }
     trainer._last_loaded_step = trainer.state.global_step  # which only a trainer that made a vLLM has
-    with mock.patch.multiple(trainer, **corrects, **around):
+    with mock.patch.multiple(trainer, **around):
         made = trainer._generate_and_score_completions([{"prompt": "2"}] * count)
     return made["importance_sampling_ratio"]
 
