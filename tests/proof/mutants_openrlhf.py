@@ -774,7 +774,102 @@ SURROGATES = (
     ),
 )
 
+CORRECTION = (
+    Mutant(
+        "weights-turned-round",
+        POLICY_LOSS,
+        Edit("(old_log_probs - rollout_log_probs).detach()", "(rollout_log_probs - old_log_probs).detach()"),
+        "off-policy-correction.token",
+    ),
+    Mutant(
+        "weights-of-the-new-policy",
+        POLICY_LOSS,
+        Edit("(old_log_probs - rollout_log_probs).detach()", "(log_probs - rollout_log_probs).detach()"),
+        "corrected-loss.token-weights",
+    ),
+    Mutant(
+        "weights-with-a-graph",
+        POLICY_LOSS,
+        Edit("(old_log_probs - rollout_log_probs).detach()", "old_log_probs - rollout_log_probs"),
+        "off-policy-correction.no-graph",
+    ),
+    Mutant(
+        "weights-by-the-log-ratio",
+        POLICY_LOSS,
+        Edit("is_log_ratio.exp()", "1 + is_log_ratio"),
+        "off-policy-correction.token",
+    ),
+    Mutant(
+        "weights-held-from-above-alone",
+        POLICY_LOSS,
+        Edit("stat.clamp(min=low, max=high)", "stat.clamp(max=high)"),
+        "off-policy-correction.truncation-below",
+    ),
+    Mutant(
+        "weights-held-from-below-alone",
+        POLICY_LOSS,
+        Edit("stat.clamp(min=low, max=high)", "stat.clamp(min=low)"),
+        "off-policy-correction.truncation",
+    ),
+    Mutant(
+        "band-keeps-everything",
+        POLICY_LOSS,
+        Edit("(stat >= low) & (stat <= high)", "(stat >= low) | (stat <= high)"),
+        "off-policy-correction.band",
+    ),
+    Mutant(
+        "band-without-its-lower-bound", POLICY_LOSS, Edit("stat >= low", "stat > low"), "off-policy-correction.bounds"
+    ),
+    Mutant(
+        "band-without-its-upper-bound", POLICY_LOSS, Edit("stat <= high", "stat < high"), "off-policy-correction.bounds"
+    ),
+    Mutant(
+        "band-keeps-with-one",
+        POLICY_LOSS,
+        Edit("torch.where(keep, token_is, 0.0)", "torch.where(keep, 1.0, 0.0)"),
+        "off-policy-correction.kept",
+    ),
+    Mutant(
+        "band-keeps-what-it-looked-at",
+        POLICY_LOSS,
+        Edit("torch.where(keep, token_is, 0.0)", "torch.where(keep, stat, 0.0)"),
+        "off-policy-correction.kept",
+    ),
+    Mutant(
+        "band-turned-inside-out",
+        POLICY_LOSS,
+        Edit("torch.where(keep, token_is, 0.0)", "torch.where(keep, 0.0, token_is)"),
+        "off-policy-correction.band",
+    ),
+    Mutant(
+        "sequences-by-their-sum",
+        POLICY_LOSS,
+        Edit(
+            "masked_mean(is_log_ratio, action_mask, dim=-1).unsqueeze(-1)",
+            "(is_log_ratio * action_mask).sum(-1, keepdim=True)",
+        ),
+        "off-policy-correction.band",
+    ),
+    Mutant(
+        "sequences-by-the-width",
+        POLICY_LOSS,
+        Edit("masked_mean(is_log_ratio, action_mask, dim=-1).unsqueeze(-1)", "is_log_ratio.mean(-1, keepdim=True)"),
+        "off-policy-correction.mask",
+    ),
+    Mutant(
+        "sequences-along-columns",
+        POLICY_LOSS,
+        Edit(
+            "masked_mean(is_log_ratio, action_mask, dim=-1).unsqueeze(-1)",
+            "masked_mean(is_log_ratio, action_mask, dim=-1)",
+        ),
+        "off-policy-correction.square",
+    ),
+    Mutant("weights-not-multiplied", POLICY_LOSS, Edit("coef * loss", "loss"), "corrected-loss.token-weights"),
+    Mutant("weights-squared", POLICY_LOSS, Edit("coef * loss", "coef * coef * loss"), "corrected-loss.token-weights"),
+)
+
 MUTANTS = (
     *(LOG_PROBS + ACTOR_FORWARD + PACKS + REWARD_AND_CRITIC + LOSSES + SURROGATES),
-    *(KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS + WHOLE_PATH),
+    *(KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS + WHOLE_PATH + CORRECTION),
 )

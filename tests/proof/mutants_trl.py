@@ -761,4 +761,134 @@ SURROGATES = (
     ),
 )
 
-MUTANTS = LOG_PROBS + FUSED_HEAD + SCORING + SEQUENCES + REWARDS_AND_PACKS + LOSSES + SURROGATES + CREDIT
+CORRECTION = (
+    Mutant(
+        "weights-turned-round",
+        GROUPS,
+        Edit(
+            "old_per_token_logps - sampling_per_token_logps",
+            "sampling_per_token_logps - old_per_token_logps",
+            nth=1,
+            of=2,
+        ),
+        "off-policy-correction.token",
+    ),
+    Mutant(
+        "weights-without-mask",
+        GROUPS,
+        Edit(
+            "(old_per_token_logps - sampling_per_token_logps) * mask", "old_per_token_logps - sampling_per_token_logps"
+        ),
+        "off-policy-correction.mask",
+    ),
+    Mutant(
+        "weights-without-the-mask-of-tools",
+        GROUPS,
+        Edit("completion_mask if tool_mask is None else completion_mask * tool_mask", "completion_mask", nth=2, of=2),
+        "off-policy-correction.holes",
+    ),
+    Mutant(
+        "weights-of-none-are-nan",
+        GROUPS,
+        Edit("torch.nan_to_num(per_token_logps_diff, nan=0.0)", "per_token_logps_diff"),
+        "off-policy-correction.nan-of-the-engine",
+    ),
+    Mutant(
+        "weights-of-none-are-zero",
+        GROUPS,
+        Edit("torch.nan_to_num(per_token_logps_diff, nan=0.0)", "torch.nan_to_num(per_token_logps_diff, nan=-1e4)"),
+        "off-policy-correction.nan-of-the-engine",
+    ),
+    Mutant(
+        "weights-of-sequences-by-the-mean",
+        GROUPS,
+        Edit("per_token_logps_diff.sum(dim=-1, keepdim=True)", "per_token_logps_diff.mean(dim=-1, keepdim=True)"),
+        "off-policy-correction.sequence-product",
+    ),
+    Mutant(
+        "weights-along-columns",
+        GROUPS,
+        Edit("per_token_logps_diff.sum(dim=-1, keepdim=True)", "per_token_logps_diff.sum(dim=-1)"),
+        "corrected-loss.square",
+    ),
+    Mutant(
+        "weights-of-sequences-masked-alone",
+        GROUPS,
+        Edit("['sequence_mask', 'sequence_truncate']", "['sequence_mask']"),
+        "off-policy-correction.sequence-product",
+    ),
+    Mutant(
+        "weights-by-the-log-ratio",
+        GROUPS,
+        Edit("torch.exp(logps_diff)", "1 + logps_diff"),
+        "off-policy-correction.token",
+    ),
+    Mutant(
+        "weights-clamped-at-ten",
+        GROUPS,
+        Edit("torch.exp(logps_diff)", "torch.exp(logps_diff.clamp(max=10.0))"),
+        "off-policy-correction.log-clamp",
+    ),
+    Mutant(
+        "weights-held-from-above-alone",
+        GROUPS,
+        Edit(
+            "torch.clamp(vllm_importance_sampling_ratio, min=_a, max=_b)",
+            "torch.clamp(vllm_importance_sampling_ratio, max=_b)",
+        ),
+        "off-policy-correction.truncation-below",
+    ),
+    Mutant(
+        "weights-held-at-one-more",
+        GROUPS,
+        Edit(
+            "torch.clamp(vllm_importance_sampling_ratio, min=_a, max=_b)",
+            "torch.clamp(vllm_importance_sampling_ratio, min=_a, max=1 + _b)",
+        ),
+        "off-policy-correction.truncation",
+    ),
+    Mutant(
+        "band-of-both-sides",
+        GROUPS,
+        Edit("(vllm_importance_sampling_ratio < _a) | _b", "(vllm_importance_sampling_ratio < _a) & _b"),
+        "off-policy-correction.band",
+    ),
+    Mutant(
+        "band-without-its-upper-bound",
+        GROUPS,
+        Edit("vllm_importance_sampling_ratio > max_val", "vllm_importance_sampling_ratio >= max_val"),
+        "off-policy-correction.bounds",
+    ),
+    Mutant(
+        "band-without-its-lower-bound",
+        GROUPS,
+        Edit("vllm_importance_sampling_ratio < min_val", "vllm_importance_sampling_ratio <= min_val"),
+        "off-policy-correction.bounds",
+    ),
+    Mutant(
+        "band-fills-in-one",
+        GROUPS,
+        Edit(
+            "vllm_importance_sampling_ratio.masked_fill(_a, value=0.0)",
+            "vllm_importance_sampling_ratio.masked_fill(_a, value=1.0)",
+        ),
+        "off-policy-correction.band",
+    ),
+    Mutant(
+        "weights-not-multiplied",
+        LOSS,
+        Edit("per_token_loss * inputs['importance_sampling_ratio']", "per_token_loss"),
+        "corrected-loss.token-weights",
+    ),
+    Mutant(
+        "weights-squared",
+        LOSS,
+        Edit(
+            "per_token_loss * inputs['importance_sampling_ratio']",
+            "per_token_loss * inputs['importance_sampling_ratio'] ** 2",
+        ),
+        "corrected-loss.token-weights",
+    ),
+)
+
+MUTANTS = LOG_PROBS + FUSED_HEAD + SCORING + SEQUENCES + REWARDS_AND_PACKS + LOSSES + SURROGATES + CREDIT + CORRECTION

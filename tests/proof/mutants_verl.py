@@ -36,6 +36,11 @@ KL_PLUS = f"{ALGORITHMS}:kl_penalty"
 PLACE_SCORES = "verl.experimental.reward_loop.reward_manager.base:RewardManagerBase.assemble_rm_scores"
 RAY_TRAINER = "verl.trainer.ppo.ray_trainer"
 PENALTY = f"{RAY_TRAINER}:apply_kl_penalty"
+HELPER = "verl.trainer.ppo.rollout_corr_helper"
+TO_BATCH = f"{HELPER}:compute_rollout_correction_and_add_to_batch"
+CORRECTED = f"{HELPER}:compute_rollout_correction_and_rejection_mask"
+WEIGHTS = f"{HELPER}:compute_rollout_correction_weights"
+REJECTION = f"{HELPER}:compute_rollout_rejection_mask"
 ESTIMATE = f"{RAY_TRAINER}:compute_advantage"
 SESSIONS = "verl.trainer.ppo.v1.utils:compute_advantage_for_multi_trajectories"
 GAE = f"{ALGORITHMS}:compute_gae_advantage_return"
@@ -50,6 +55,7 @@ PADDED = {"remove_padding": False}
 STATIC = {"pad_to": 8}
 CHUNKS = {"chunked_entropy": True}
 PLUS = {"kl_plus": True}
+REJECTS = {"rejection": True}
 
 LOG_PROBS = (
     Mutant(
@@ -1165,5 +1171,195 @@ SURROGATES = (
     ),
 )
 
+CORRECTION = (
+    Mutant(
+        "weights-turned-round",
+        CORRECTED,
+        Edit("old_log_prob - rollout_log_prob", "rollout_log_prob - old_log_prob"),
+        "off-policy-correction.token",
+    ),
+    Mutant(
+        "weights-with-a-default-bound",
+        TO_BATCH,
+        Edit("rollout_corr_config.get('rollout_is_threshold', 2.0)", "2.0"),
+        "off-policy-correction.truncation",
+    ),
+    Mutant(
+        "weights-by-the-log-ratio",
+        WEIGHTS,
+        Edit("torch.exp(log_ratio_safe)", "1 + log_ratio_safe"),
+        "off-policy-correction.token",
+    ),
+    Mutant(
+        "weights-of-sequences-by-the-width",
+        WEIGHTS,
+        Edit("torch.exp(log_ratio_sum_safe)", "torch.exp(log_ratio_sum_safe / log_ratio.shape[-1])"),
+        "off-policy-correction.sequence-product",
+    ),
+    Mutant(
+        "weights-of-sequences-by-the-mean",
+        WEIGHTS,
+        Edit(
+            "verl_F.masked_sum(log_ratio, response_mask, axis=-1)",
+            "verl_F.masked_mean(log_ratio, response_mask, axis=-1)",
+        ),
+        "off-policy-correction.sequence-product",
+    ),
+    Mutant(
+        "weights-of-sequences-without-mask",
+        WEIGHTS,
+        Edit("verl_F.masked_sum(log_ratio, response_mask, axis=-1)", "log_ratio.sum(-1)"),
+        "off-policy-correction.mask",
+    ),
+    Mutant(
+        "weights-of-pads-kept",
+        WEIGHTS,
+        Edit("raw_rollout_is_weights * response_mask", "raw_rollout_is_weights"),
+        "off-policy-correction.masked-cells",
+    ),
+    Mutant(
+        "weights-untruncated",
+        WEIGHTS,
+        Edit("raw_rollout_is_weights.clamp(max=rollout_is_threshold_upper)", "raw_rollout_is_weights"),
+        "off-policy-correction.truncation",
+    ),
+    Mutant(
+        "weights-held-from-below",
+        WEIGHTS,
+        Edit(
+            "raw_rollout_is_weights.clamp(max=rollout_is_threshold_upper)",
+            "raw_rollout_is_weights.clamp(min=1 / rollout_is_threshold_upper, max=rollout_is_threshold_upper)",
+        ),
+        "off-policy-correction.truncation",
+    ),
+    Mutant(
+        "weights-of-a-band-are-one",
+        WEIGHTS,
+        Edit(
+            "torch.where(token_kept_mask, raw_rollout_is_weights, _a)",
+            "torch.where(token_kept_mask, torch.ones_like(raw_rollout_is_weights), _a)",
+        ),
+        "off-policy-correction.kept",
+    ),
+    Mutant(
+        "weights-of-a-band-all-kept",
+        WEIGHTS,
+        Edit(
+            "(raw_rollout_is_weights >= _a) & (raw_rollout_is_weights <= _b)",
+            "(raw_rollout_is_weights >= _a) | (raw_rollout_is_weights <= _b)",
+        ),
+        "off-policy-correction.band",
+    ),
+    Mutant(
+        "band-without-its-lower-bound",
+        WEIGHTS,
+        Edit(
+            "raw_rollout_is_weights >= rollout_is_threshold_lower",
+            "raw_rollout_is_weights > rollout_is_threshold_lower",
+        ),
+        "off-policy-correction.bounds",
+    ),
+    Mutant(
+        "band-without-its-upper-bound",
+        WEIGHTS,
+        Edit(
+            "raw_rollout_is_weights <= rollout_is_threshold_upper",
+            "raw_rollout_is_weights < rollout_is_threshold_upper",
+        ),
+        "off-policy-correction.bounds",
+    ),
+    Mutant(
+        "weights-clamped-at-ten",
+        WEIGHTS,
+        Edit(
+            "torch.clamp(log_ratio, min=-SAFETY_BOUND, max=SAFETY_BOUND)",
+            "torch.clamp(log_ratio, min=-SAFETY_BOUND, max=10.0)",
+        ),
+        "off-policy-correction.log-clamp",
+    ),
+    Mutant(
+        "weights-with-a-graph",
+        WEIGHTS,
+        Edit("rollout_is_weights.detach()", "rollout_is_weights"),
+        "off-policy-correction.no-graph",
+    ),
+    Mutant(
+        "weights-not-multiplied",
+        POLICY_LOSS,
+        Edit("pg_losses * rollout_is_weights", "pg_losses"),
+        "corrected-loss.token-weights",
+    ),
+    Mutant(
+        "weights-squared",
+        POLICY_LOSS,
+        Edit("pg_losses * rollout_is_weights", "pg_losses * rollout_is_weights**2"),
+        "corrected-loss.token-weights",
+    ),
+    Mutant(
+        "gspo-without-weights",
+        GSPO,
+        Edit("pg_losses * rollout_is_weights", "pg_losses"),
+        "corrected-loss.other-surrogates",
+    ),
+    Mutant(
+        "cispo-without-weights",
+        CISPO,
+        Edit("pg_losses * rollout_is_weights", "pg_losses"),
+        "corrected-loss.other-surrogates",
+    ),
+    Mutant(
+        "rejection-turned-round",
+        REJECTION,
+        Edit("-log_ratio_safe", "log_ratio_safe"),
+        "off-policy-correction.band",
+        options=REJECTS,
+    ),
+    Mutant(
+        "rejection-from-above-alone",
+        REJECTION,
+        Edit("(per_token_stat >= lower_log) & (per_token_stat <= upper_log)", "per_token_stat <= upper_log"),
+        "off-policy-correction.band",
+        options=REJECTS,
+    ),
+    Mutant(
+        "rejection-by-either-bound",
+        REJECTION,
+        Edit(
+            "(per_token_stat >= lower_log) & (per_token_stat <= upper_log)",
+            "(per_token_stat >= lower_log) | (per_token_stat <= upper_log)",
+        ),
+        "off-policy-correction.band",
+        options=REJECTS,
+    ),
+    Mutant(
+        "rejection-by-the-mean-for-the-sum",
+        f"{REJECTION}._sequence_sum",
+        Edit("verl_F.masked_sum(values, response_mask, axis=-1)", "verl_F.masked_mean(values, response_mask, axis=-1)"),
+        "off-policy-correction.band",
+        options=REJECTS,
+    ),
+    Mutant(
+        "rejection-by-the-width",
+        f"{REJECTION}._sequence_mean",
+        Edit("verl_F.masked_mean(values, response_mask, axis=-1)", "values.mean(-1)"),
+        "off-policy-correction.band",
+        options=REJECTS,
+    ),
+    Mutant(
+        "rejection-forgets-the-mask",
+        REJECTION,
+        Edit("(response_mask * final_mask).to(dtype=_a)", "final_mask.to(dtype=_a)"),
+        "off-policy-correction.masked-cells",
+        options=REJECTS,
+    ),
+    Mutant(
+        "rejection-not-applied",
+        TO_BATCH,
+        Edit("modified_response_mask", "batch.batch['response_mask']", nth=2, of=2),
+        "off-policy-correction.band",
+        options=REJECTS,
+    ),
+)
+
 MODELS = LOG_PROBS + MASKS_AND_POSITIONS + PADDING_HELPERS + ENGINE_INPUTS + ENGINE_OUTPUTS
-MUTANTS = MODELS + LOSSES + SURROGATES + KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS
+MUTANTS = MODELS + LOSSES + SURROGATES + KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS + CORRECTION

@@ -29,7 +29,7 @@ class OpenRLHF(Losses):
     save = staticmethod(standins.save_model)
 
     def __init__(self, packing=False, attn_implementation="sdpa", policy_loss="ppo"):
-        self.__dict__.update(packs_internally=packing, **standins.LACKS, **(GSPO if policy_loss == "gspo" else {}))
+        self.__dict__.update(packs_internally=packing, **standins.LACKS | (GSPO if policy_loss == "gspo" else {}))
         self.mode = {"packing_samples": packing, "attn_implementation": attn_implementation}
 
     def token_entropy(self, logits, temperature):

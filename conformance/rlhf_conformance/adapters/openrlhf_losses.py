@@ -1,7 +1,8 @@
 """OpenRLHF's losses, its credit, and the step that puts them together.
 
 Its experience maker is asked for whitening, group advantages and credit as a whole, in two micro-batches; its training
-step for the objective, with an actor that has answered. The weights for the engine are made inside of the policy loss.
+step for the objective, with an actor that has answered. The weights for the engine are made inside of the policy loss,
+and read there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker as
 
 # It takes this mean, whatever it is asked for, and its ratio to the engine with any correction.
 GSPO = {"surrogates": ("gspo",), "aggregations": ("sequence-mean",), "correction_bypass": True}
+GSPO |= {"off_policy_weights": None}
 
 
 class Losses(Adapter):
@@ -25,12 +27,8 @@ class Losses(Adapter):
     whitening_ddof, whitening_eps, whitening_eps_place, whitening_of_few = 0, 1e-8, "floor", "zero"
     group_baselines, group_scales, group_layout = ("mean", "leave-one-out"), ("group-std", "none"), "equal"
     group_eps = 1e-9
-    correction_levels, correction_modes, sequence_correction_modes = (
-        ("token", "sequence"),
-        ("truncate", "mask"),
-        ("mask",),
-    )
-    sequence_weights, correction_lower, correction_kept = ("geometric",), "both", "token-weight"
+    correction_levels, correction_modes, correction_lower = ("token", "sequence"), ("truncate", "mask"), "both"
+    sequence_correction_modes, sequence_weights, correction_kept = ("mask",), ("geometric",), "token-weight"
     objective_terms, kl_aggregation, entropy_aggregation = ("kl", "entropy"), "token-mean", "token-mean"
 
     def loss_fn(self, options, **correction):
@@ -40,6 +38,10 @@ class Losses(Adapter):
     def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
         rows = (log_probs, old_log_probs, advantages, action_mask)
         return PolicyLossResult(*self.loss_fn(options)(*rows, **standins.counts(options))[:3])
+
+    def off_policy_weights(self, old_log_probs, rollout_log_probs, action_mask, options):
+        loss_fn = PolicyLoss(**standins.correction(options))
+        return standins.weights(loss_fn, old_log_probs, rollout_log_probs, action_mask)
 
     def corrected_loss(self, log_probs, old_log_probs, advantages, rollout_log_probs, action_mask, options):
         rows = (log_probs, old_log_probs, advantages, action_mask, rollout_log_probs)

@@ -10,6 +10,7 @@
 - groups of workers that hold a model: they answer with the log-probs and the values that were handed in.
 - the actor, the strategy and the optimizer of a training step: the actor answers with the log-probs and the entropies
   that were handed in, and the backward pass and the step do nothing. The loss is what `backward` is given.
+- what puts the losses of actions together, where the weights in them are read: it keeps what it is given.
 
 Import this module before anything of OpenRLHF. deepspeed and peft are real; the model layer imports no ray and no vllm.
 """
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import peft  # noqa: F401  (before the stand-in, so that no probe for flash-attn meets it)
 import torch
@@ -40,7 +42,7 @@ vars(ENGINE).update(batch_vllm_engine_call=None, create_vllm_engines=None)
 vars(IMAGES).update(merge_mm_train_inputs=None)
 sys.modules |= {"ray": RAY, **{module.__name__: module for module in (LAUNCHER, ENGINE, IMAGES)}}
 
-from openrlhf.models import PolicyLoss  # noqa: E402
+from openrlhf.models import PolicyLoss, loss  # noqa: E402
 from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  # noqa: E402
 
@@ -52,7 +54,7 @@ if CORRECTS:
 del sys.modules["ray"]  # for whoever asks afterwards whether it is installed
 logging.getLogger(RemoteExperienceMaker.__module__).setLevel(logging.WARNING)
 
-LACKS = {} if CORRECTS else {"corrected_loss": None, "objective": None}
+LACKS = {} if CORRECTS else {"off_policy_weights": None, "corrected_loss": None, "objective": None}
 TAKES_COUNTS = "batch_num_tokens" in inspect.signature(PolicyLoss.forward).parameters
 """Whether losses can be divided by counts of the whole step: since 0.10.3."""
 
@@ -70,6 +72,22 @@ def correction(options: Any) -> dict[str, Any]:
     band = (options.lower or 0.0, options.upper)
     asked = {"is_correction_level": level[options.level], "is_correction_mode": mode[options.mode]}
     return {**asked, "is_correction_threshold": band}
+
+
+def weights(loss_fn: Any, old: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The weights (B, T) that the policy loss multiplies by: its losses, before they are put together, of actions whose
+    ratio is 1 and whose advantage is -1. The graph of that ratio, whose gradient is 0, is taken off."""
+    seen: list[torch.Tensor] = []
+
+    def put_together(losses: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        seen.append(losses)
+        return losses.new_zeros(())
+
+    with mock.patch.object(loss, "aggregate_loss", put_together):
+        loss_fn(old, old, torch.full_like(old, -1.0), mask, rollout)
+    found = seen[0]
+    has_graph = found.requires_grad and bool(torch.autograd.grad(found.sum(), old, retain_graph=True)[0].any())
+    return found if has_graph else found.detach()
 
 
 def counts(options: Any) -> dict[str, Any]:

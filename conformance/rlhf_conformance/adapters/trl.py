@@ -4,7 +4,7 @@ called as RewardTrainer does.
 Modes: `trainer`; `attn_implementation`; the fields of the trainer's config, as `loss_type` ("dapo", "bnpo": token mean,
 "grpo": sequence mean, "dr_grpo": constant length, "cispo": CISPO with a token mean) and `disable_dropout`;
 `get_reward`: rewards as trl.experimental reads them. No critic: PPO left TRL after 1.12, so that nothing has token
-rewards, returns or whitening. RLOO's loss clips the ratio of whole responses.
+rewards, returns or whitening. RLOO's loss clips the ratio of whole responses, and corrects for no engine.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from rlhf_conformance.adapters import trl_standins as standins
 
 GRPO = {"kl_estimators": ("k3",), "kl_gradient": "weighted", "group_scales": ("group-std", "batch-std", "none")}
 RLOO = {"kl_estimators": ("k1",), "group_baselines": ("leave-one-out",), "policy_loss": None}
+RLOO |= {"off_policy_weights": None, "corrected_loss": None}
 
 
 class TRL(Adapter):
     dual_clip = count_empty_rows = True  # the dual clip is GRPOConfig.delta
     group_layout, group_eps, group_of_one = "equal", 1e-4, "zero"
+    correction_levels, correction_modes, correction_lower = ("token", "sequence"), ("truncate", "mask"), "both"
+    correction_nan, off_policy_weights = "one", staticmethod(standins.weights)
     token_log_probs = staticmethod(utils.selective_log_softmax)
 
     def __init__(self, trainer="grpo", loss_type="dapo", attn_implementation="sdpa", get_reward=False, **config):
@@ -82,6 +85,13 @@ class TRL(Adapter):
         trainer = standins.loss_trainer(action_mask.device, self.loss_type, options)
         loss = standins.policy_loss(trainer, log_probs, old_log_probs, advantages, action_mask, options.global_count)
         return PolicyLossResult(loss, trainer._metrics["train"].get("clip_ratio/region_mean", [None])[-1])
+
+    def corrected_loss(self, log_probs, old_log_probs, advantages, rollout_log_probs, action_mask, options):
+        trainer, weights = standins.loss_trainer(action_mask.device, self.loss_type, options), None
+        if options.weights:
+            weights = self.off_policy_weights(old_log_probs, rollout_log_probs, action_mask, options.weights)
+        rows, count = (log_probs, old_log_probs, advantages, action_mask), options.global_count
+        return standins.policy_loss(trainer, *rows, count, weights=weights)
 
     def kl(self, log_probs, ref_log_probs, action_mask, options):
         return standins.kl(self.trainer, log_probs, ref_log_probs)

@@ -5,6 +5,8 @@
 - for the loss, which GRPO takes from a model and a batch: a forward that returns the log-probs that were handed in.
 - for advantages, which both make as they generate: responses that were not generated, a forward as for the loss, and a
   reward function that returns the scores that were handed in.
+- for the weights of vLLM's actions, which GRPO makes there as well: a rollout function, as TRL lets its users have one,
+  that returns the log-probs of the engine and the mask that were handed in, beside a vLLM that is up to date.
 
 The trainers are built by their own constructors, and everything that is judged is their own code.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import tempfile
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import torch
 from datasets import Dataset
@@ -84,13 +87,15 @@ def policy_loss(
     action_mask: Tensor,
     count: int | None,
     ref_log_probs: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """GRPO's own loss of tensors (B, T), a scalar. It reads the shape of the ids and, so, nothing of the model.
 
     `count` is that of the step's actions, None for those of the mask. Without old log-probs the trainer takes the new
-    ones, detached; with those of a reference it adds the KL.
+    ones, detached; with those of a reference it adds the KL; with weights, as `weights` gives them, it corrects.
     """
     nothing = action_mask[:, :0]
+    trainer.use_vllm = weights is not None
     trainer.beta = 0.0 if ref_log_probs is None else 1.0
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (log_probs, torch.zeros_like(log_probs), None)
     inputs = {
@@ -101,9 +106,37 @@ def policy_loss(
         "old_per_token_logps": old_log_probs,
         "ref_per_token_logps": ref_log_probs,
         "advantages": advantages,
+        "importance_sampling_ratio": weights,
         "num_items_in_batch": action_mask.sum() if count is None else torch.tensor(count),
     }
     return trainer._compute_loss(trainer.model, inputs)
+
+
+def weights(old_log_probs: Tensor, rollout_log_probs: Tensor, action_mask: Tensor, options: Any) -> Tensor:
+    """GRPO's own weights of tensors (B, T), which are (B, T), or (B, 1) for sequences; options as of
+    `OffPolicyOptions`. What vLLM has no log-prob for it hands over as None."""
+    trainer, count = bare_trainer("grpo", old_log_probs.device), len(action_mask)
+    rollout = {
+        "prompt_ids": [[2]] * count,
+        "completion_ids": [[trainer.eos_token_ids[0]] * action_mask.shape[1]] * count,
+        "logprobs": [[None if x != x else x for x in row] for row in rollout_log_probs.tolist()],
+        "env_mask": action_mask.long().tolist(),
+    }
+    around: dict[str, Any] = {
+        "use_vllm": True,
+        "vllm_importance_sampling_mode": f"{options.level}_{options.mode}",
+        "vllm_importance_sampling_clip_min": options.lower,
+        "vllm_importance_sampling_clip_max": options.upper,
+        "rollout_func": lambda *_: rollout,
+        "_get_per_token_logps_and_entropies": lambda *_, **__: (old_log_probs, None, None),
+        "reward_funcs": [lambda **_: [0.0] * count],
+        "num_generations": count,
+        "beta": 0.0,
+    }
+    trainer._last_loaded_step = trainer.state.global_step  # which only a trainer that made a vLLM has
+    with mock.patch.multiple(trainer, **around):
+        made = trainer._generate_and_score_completions([{"prompt": "2"}] * count)
+    return made["importance_sampling_ratio"]
 
 
 def advantages(

@@ -1,7 +1,8 @@
 """verl 0.9: its engine prepares, runs and reads the models. What is made of their numbers is in `verl_losses.py`.
 
 Modes: `remove_padding` (on: rows are packed inside), `pad_to` (packs of a multiple of so many tokens),
-`chunked_entropy`, `attn_implementation`, `kl_plus` (the estimators with a "+", which have k2's gradient).
+`chunked_entropy`, `attn_implementation`, `kl_plus` (the estimators with a "+", which have k2's gradient), `rejection`
+(what weights would hold or mask is rejected, `rollout_rs`, by "token_k1", "seq_sum_k1" or "seq_mean_k1").
 
 Not provided: rewards and generation (servers of their own), packs of the caller's, save and restore (of FSDP modules).
 """
@@ -26,9 +27,9 @@ class Verl(Losses):
     architectures = ("llama", "qwen2", "mistral", "gemma3_text", "granite", "phi")  # it wants num_key_value_heads
     position_ids = staticmethod(compute_position_id_with_mask)
 
-    def __init__(self, remove_padding=True, pad_to=0, chunked_entropy=False, attn_implementation="sdpa", kl_plus=False):
+    def __init__(self, remove_padding=True, pad_to=0, chunked_entropy=False, attn_implementation="sdpa", **losses):
+        super().__init__(**losses)
         self.packs_internally = remove_padding
-        self.kl_suffix, self.kl_gradient = ("+", "k2") if kl_plus else ("", "plain")
         self.mode = {"remove_padding": remove_padding, "pad_to": pad_to, "chunked_entropy": chunked_entropy}
         self.mode["attention"] = attn_implementation
 

@@ -1,7 +1,8 @@
 """verl's losses and its credit: its core algorithms, its rollout correction, the loss of its workers, and its trainer,
 which goes from scores to advantages.
 
-Rejection masks beside the weights (`rollout_rs`) are not asked for: they take other statistics than a weight.
+`REJECTION` is what it declares where it rejects and weighs nothing (`rollout_rs`), by "k1", whose statistics are those
+of weights. Rejection by k2 or k3 is not asked for, and neither is rejection beside weights.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from verl.utils import torch_functional
 MODES = {"token-mean": "token-mean", "sequence-mean": "seq-mean-token-mean"}
 SUMS = {"constant-length": "seq-mean-token-sum-norm", "token-sum": "token-sum"}
 SURROGATES = {"ppo": "vanilla", "gspo": "gspo", "cispo": "cispo", "reinforce": "gpg"}
+REJECTION = {"correction_modes": ("mask",), "sequence_weights": ("product", "geometric"), "correction_kept": "one"}
+REJECTION |= {"correction_log_clamped": "actions", "rejected_tokens": "left-out"}
 
 
 class Losses(Adapter):
@@ -33,6 +36,11 @@ class Losses(Adapter):
     correction_log_clamp, correction_masked, correction_bypass = 20.0, "zero", True
     objective_terms = ("kl", "entropy")
 
+    def __init__(self, kl_plus=False, rejection=False):
+        self.kl_suffix, self.kl_gradient = ("+", "k2") if kl_plus else ("", "plain")
+        self.rejects = rejection
+        self.__dict__.update(REJECTION if rejection else {})
+
     def weighted(self, log_probs, old_log_probs, advantages, action_mask, options, weights=None):
         rows = (old_log_probs, log_probs, advantages, action_mask.bool())
         take, config = core_algos.get_policy_loss_fn(SURROGATES[options.surrogate]), standins.loss_config(options)
@@ -43,12 +51,16 @@ class Losses(Adapter):
         return PolicyLossResult(loss, metrics.get("actor/pg_clipfrac"), metrics.get("actor/ppo_kl"))
 
     def off_policy_weights(self, old_log_probs, rollout_log_probs, action_mask, options):
-        return standins.weights(old_log_probs - rollout_log_probs, action_mask.long(), options)
+        rows = (old_log_probs, rollout_log_probs, action_mask, options)
+        if self.rejects:
+            return standins.rejection(*rows)["response_mask"].to(old_log_probs.dtype)
+        return standins.correction(*rows)["rollout_is_weights"]
 
     def corrected_loss(self, log_probs, old_log_probs, advantages, rollout_log_probs, action_mask, options):
         weights, old = None, rollout_log_probs if options.bypass else old_log_probs  # as apply_bypass_mode puts them
         if options.weights:
             weights = self.off_policy_weights(old_log_probs, rollout_log_probs, action_mask, options.weights)
+            action_mask, weights = (weights, None) if self.rejects else (action_mask, weights)
         return self.weighted(log_probs, old, advantages, action_mask, options, weights)[0]
 
     def objective(self, log_probs, old, advantages, entropies, ref, values, old_values, returns, mask, options):

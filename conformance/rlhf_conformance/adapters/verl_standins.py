@@ -46,7 +46,8 @@ sys.modules |= absent
 import verl.experimental.reward_loop.reward_manager.base  # noqa: E402
 import verl.trainer.ppo.v1.utils  # noqa: E402, F401
 from verl.protocol import DataProto  # noqa: E402
-from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights  # noqa: E402
+from verl.trainer.config.algorithm import RolloutCorrectionConfig  # noqa: E402
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch  # noqa: E402
 from verl.utils import tensordict_utils, torch_functional  # noqa: E402
 from verl.utils.metric import Metric  # noqa: E402
 from verl.workers.config import ActorConfig, PolicyLossConfig  # noqa: E402
@@ -180,17 +181,36 @@ def objective(
     return loss, {name: metric.values[0] for name, metric in log.items() if isinstance(metric, Metric)}
 
 
-def weights(log_ratios: torch.Tensor, mask: torch.Tensor, options: Any) -> torch.Tensor:
-    """The weights of rows (B, T) by the trainer's own function, of a batch with one row more, whose one action is
-    within the band: of batches without an accepted action its metrics raise."""
+def correction(old: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, options: Any) -> dict[str, torch.Tensor]:
+    """What the trainer's own correction makes of a batch (B, T), with its weights: `rollout_is_weights`."""
     band, inside = options.upper, 0.0
     if options.mode == "mask":
         lower = options.lower or min(1e-12, options.upper)
         band, inside = f"{lower}_{options.upper}", math.log((lower + options.upper) / 2)
-    more, action = torch.full_like(log_ratios[:1], inside), torch.zeros_like(mask[:1])
+    return _corrected(old, rollout, mask, inside, rollout_is=options.level, rollout_is_threshold=band)
+
+
+def rejection(old: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, options: Any) -> dict[str, torch.Tensor]:
+    """What it makes of a batch where it rejects, and weighs nothing: `response_mask` is 1 on what it accepts. It holds
+    the ratio of the engine to the trainer between its bounds, which are those of the weight turned round."""
+    kind = {"product": "seq_sum_k1", "geometric": "seq_mean_k1"}[options.sequence_weight]
+    kind = "token_k1" if options.level == "token" else kind
+    band = f"{1 / options.upper}_{1 / options.lower if options.lower else math.inf}"
+    return _corrected(old, rollout, mask, 0.0, rollout_rs=kind, rollout_rs_threshold=band)
+
+
+def _corrected(
+    old: torch.Tensor, rollout_log_probs: torch.Tensor, mask: torch.Tensor, inside: float, **config: Any
+) -> dict[str, torch.Tensor]:
+    """Of a batch with one row more, which has one action with the log-ratio `inside`."""
+    more = {"old_log_probs": torch.full_like(old[:1], inside), "rollout_log_probs": torch.zeros_like(old[:1])}
+    tables = {"old_log_probs": old, "rollout_log_probs": rollout_log_probs}
+    rows = {name: torch.cat([table, more[name]]) for name, table in tables.items()}
+    action = torch.zeros_like(mask[:1])
     action[:, 0] = 1
-    rows = torch.cat([log_ratios, more]), torch.cat([mask, action])
-    return compute_rollout_correction_weights(*rows, options.level, band)[0][:-1]
+    batch = rollout(torch.cat([mask, action]), **rows)
+    made = compute_rollout_correction_and_add_to_batch(batch, RolloutCorrectionConfig(**config))[0]
+    return {name: table[:-1] for name, table in made.batch.items()}
 
 
 class Padded(dict[str, Any]):
