@@ -217,6 +217,8 @@ class Reference(Adapter):
             names = ("level", "mode", "upper", "lower", "sequence_weight", "log_clamp", "log_clamped", "kept", "of_nan")
             asked = {name: getattr(options, name) for name in names}
             weights = ref.off_policy_weights(old_log_probs, rollout_log_probs, action_mask, **asked)
+            if (options.mode, options.rejected) == ("mask", "left-out"):
+                action_mask = action_mask.bool() & (weights != 0)
         old = rollout_log_probs if options.bypass else old_log_probs
         loss, count = self._policy_loss(options), options.global_count
         return loss(log_probs, old, advantages, action_mask, loss_weights=weights, global_count=count).loss

@@ -7,8 +7,6 @@ from dataclasses import replace
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.adapters.reference import Reference
 from rlhf_conformance.chapters._losses.conventions import CONVENTIONS as OF_LOSSES
-from rlhf_conformance.chapters.corrected_loss import bending as bent
-from rlhf_conformance.chapters.corrected_loss.bending import Given
 from rlhf_conformance.diagnosis.conventions import Convention, flag, other_than
 
 
@@ -17,12 +15,8 @@ def _rejecting(rejected: str) -> type[Adapter]:
 
     class Rejecting(Reference):
         def corrected_loss(self, *arguments):
-            g = Given(*arguments)
-            if g.options.level is None or g.options.mode != "mask" or rejected == "counted":
-                return super().corrected_loss(*arguments)
-            weights = self.off_policy_weights(g.old, g.rollout, g.mask, g.options.weights)
-            left = g.mask.bool() & (weights != 0)
-            return bent.weighted(g._replace(mask=left), lambda _: weights)
+            *tables, options = arguments
+            return super().corrected_loss(*tables, replace(options, rejected=rejected))
 
     return Rejecting
 
