@@ -23,6 +23,7 @@ GAE = f"{MAKER}.get_advantages_and_returns"
 RETURNS = f"{MAKER}.get_cumulative_returns"
 CREDIT = f"{MAKER}.compute_advantages_and_returns"
 PACKING = {"packing": True}
+STEP = "openrlhf.trainer.ray.ppo_actor:ActorPPOTrainer.training_step"
 
 LOG_PROBS = (
     Mutant(
@@ -869,7 +870,73 @@ CORRECTION = (
     Mutant("weights-squared", POLICY_LOSS, Edit("coef * loss", "coef * coef * loss"), "corrected-loss.token-weights"),
 )
 
+STEPS = (
+    Mutant(
+        "step-kl-subtracted",
+        STEP,
+        Edit("actor_loss + kl_loss * kl_ctl", "actor_loss - kl_loss * kl_ctl"),
+        "objective.kl-term",
+    ),
+    Mutant(
+        "step-kl-without-coefficient",
+        STEP,
+        Edit("kl_loss * kl_ctl", "kl_loss"),
+        "objective.coefficients",
+    ),
+    Mutant(
+        "step-kl-detached",
+        STEP,
+        Edit("actor_loss + kl_loss * kl_ctl", "actor_loss + kl_loss.detach() * kl_ctl"),
+        "objective.kl-gradient",
+    ),
+    Mutant(
+        "step-kl-from-the-old-policy",
+        STEP,
+        Edit(
+            "compute_approx_kl(action_log_probs, base_action_log_probs, log_probs_old=_a, kl_estimator=_b, "
+            "unbiased_gradient=_c)",
+            "compute_approx_kl(action_log_probs, old_action_log_probs, log_probs_old=_a, kl_estimator=_b, "
+            "unbiased_gradient=_c)",
+        ),
+        "objective.kl-term",
+    ),
+    Mutant(
+        "step-kl-over-every-cell",
+        STEP,
+        Edit(
+            "aggregate_loss(kl, experience.action_mask, **loss_batch_info)",
+            "aggregate_loss(kl, torch.ones_like(experience.action_mask), **loss_batch_info)",
+        ),
+        "objective.mask",
+    ),
+    Mutant(
+        "step-entropy-added",
+        STEP,
+        Edit("entropy_loss * self.args.actor.entropy_coef", "-entropy_loss * self.args.actor.entropy_coef"),
+        "objective.entropy-term",
+    ),
+    Mutant(
+        "step-entropy-detached",
+        STEP,
+        Edit("entropy_loss * self.args.actor.entropy_coef", "entropy_loss.detach() * self.args.actor.entropy_coef"),
+        "objective.entropy-gradient",
+    ),
+    Mutant(
+        "step-policy-loss-detached",
+        STEP,
+        Edit("actor_loss + kl_loss * kl_ctl", "actor_loss.detach() + kl_loss * kl_ctl"),
+        "objective.gradient",
+    ),
+    Mutant(
+        "gspo-bypass-to-the-old-policy",
+        POLICY_LOSS,
+        Edit("log_probs - rollout_log_probs", "log_probs - old_log_probs"),
+        "corrected-loss.bypass",
+        options=GSPO,
+    ),
+)
+
 MUTANTS = (
     *(LOG_PROBS + ACTOR_FORWARD + PACKS + REWARD_AND_CRITIC + LOSSES + SURROGATES),
-    *(KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS + WHOLE_PATH + CORRECTION),
+    *(KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS + WHOLE_PATH + CORRECTION + STEPS),
 )

@@ -620,4 +620,43 @@ CREDIT = (
     ),
 )
 
-MUTANTS = LOG_PROBS + ROWS + GENERATING + PPO + WEIGHTS + PACKS + LOSSES + CREDIT
+OBJECTIVE = (
+    Mutant(
+        "objective-value-subtracted",
+        PPO_LOSS,
+        Edit("policy_loss + value_loss * self.value_coeff", "policy_loss - value_loss * self.value_coeff"),
+        "objective.value-term",
+    ),
+    Mutant(
+        "objective-value-without-coefficient",
+        PPO_LOSS,
+        Edit("policy_loss + value_loss * self.value_coeff", "policy_loss + value_loss"),
+        "objective.coefficients",
+    ),
+    Mutant(
+        "objective-value-detached",
+        PPO_LOSS,
+        Edit("policy_loss + value_loss * self.value_coeff", "policy_loss + value_loss.detach() * self.value_coeff"),
+        "objective.value-gradient",
+    ),
+    Mutant(
+        "objective-policy-detached",
+        PPO_LOSS,
+        Edit("policy_loss + value_loss * self.value_coeff", "policy_loss.detach() + value_loss * self.value_coeff"),
+        "objective.gradient",
+    ),
+    Mutant(
+        "objective-coefficient-on-the-policy",
+        PPO_LOSS,
+        Edit("policy_loss + value_loss * self.value_coeff", "policy_loss * self.value_coeff + value_loss"),
+        "objective.value-term",
+    ),
+    Mutant(
+        "objective-averaged",
+        PPO_LOSS,
+        Edit("policy_loss + value_loss * self.value_coeff", "(policy_loss + value_loss * self.value_coeff) / 2"),
+        "objective.policy-alone",
+    ),
+)
+
+MUTANTS = LOG_PROBS + ROWS + GENERATING + PPO + WEIGHTS + PACKS + LOSSES + CREDIT + OBJECTIVE

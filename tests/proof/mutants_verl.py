@@ -36,6 +36,7 @@ KL_PLUS = f"{ALGORITHMS}:kl_penalty"
 PLACE_SCORES = "verl.experimental.reward_loop.reward_manager.base:RewardManagerBase.assemble_rm_scores"
 RAY_TRAINER = "verl.trainer.ppo.ray_trainer"
 PENALTY = f"{RAY_TRAINER}:apply_kl_penalty"
+PPO_LOSS = "verl.workers.utils.losses:ppo_loss"
 HELPER = "verl.trainer.ppo.rollout_corr_helper"
 TO_BATCH = f"{HELPER}:compute_rollout_correction_and_add_to_batch"
 CORRECTED = f"{HELPER}:compute_rollout_correction_and_rejection_mask"
@@ -1228,7 +1229,7 @@ CORRECTION = (
         WEIGHTS,
         Edit(
             "raw_rollout_is_weights.clamp(max=rollout_is_threshold_upper)",
-            "raw_rollout_is_weights.clamp(min=1 / rollout_is_threshold_upper, max=rollout_is_threshold_upper)",
+            "raw_rollout_is_weights.clamp(0.8, rollout_is_threshold_upper)",
         ),
         "off-policy-correction.truncation",
     ),
@@ -1361,5 +1362,59 @@ CORRECTION = (
     ),
 )
 
+STEPS = (
+    Mutant(
+        "step-entropy-added",
+        PPO_LOSS,
+        Edit("entropy_coeff * entropy_loss", "-entropy_coeff * entropy_loss"),
+        "objective.entropy-term",
+    ),
+    Mutant(
+        "step-entropy-detached",
+        PPO_LOSS,
+        Edit("entropy_coeff * entropy_loss", "entropy_coeff * entropy_loss.detach()"),
+        "objective.entropy-gradient",
+    ),
+    Mutant(
+        "step-kl-subtracted",
+        PPO_LOSS,
+        Edit("kl_loss * config.kl_loss_coef", "-kl_loss * config.kl_loss_coef"),
+        "objective.kl-term",
+    ),
+    Mutant(
+        "step-kl-detached",
+        PPO_LOSS,
+        Edit("kl_loss * config.kl_loss_coef", "kl_loss.detach() * config.kl_loss_coef"),
+        "objective.kl-gradient",
+    ),
+    Mutant(
+        "step-kl-from-the-old-policy",
+        PPO_LOSS,
+        Edit(
+            "kl_penalty(logprob=log_prob, ref_logprob=_a, kl_penalty=_b)",
+            "kl_penalty(logprob=log_prob, ref_logprob=old_log_prob, kl_penalty=_b)",
+        ),
+        "objective.kl-term",
+    ),
+    Mutant(
+        "step-kl-by-token",
+        PPO_LOSS,
+        Edit(
+            "agg_loss(loss_mat=kld, loss_mask=response_mask, loss_agg_mode=config.loss_agg_mode, **_a)",
+            "agg_loss(loss_mat=kld, loss_mask=response_mask, loss_agg_mode='token-mean', **_a)",
+        ),
+        "objective.aggregation",
+    ),
+    Mutant(
+        "step-entropy-by-token",
+        PPO_LOSS,
+        Edit(
+            "agg_loss(loss_mat=entropy, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **_a)",
+            "agg_loss(loss_mat=entropy, loss_mask=response_mask, loss_agg_mode='token-mean', **_a)",
+        ),
+        "objective.aggregation",
+    ),
+)
+
 MODELS = LOG_PROBS + MASKS_AND_POSITIONS + PADDING_HELPERS + ENGINE_INPUTS + ENGINE_OUTPUTS
-MUTANTS = MODELS + LOSSES + SURROGATES + KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS + CORRECTION
+MUTANTS = MODELS + LOSSES + SURROGATES + KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS + CORRECTION + STEPS
