@@ -17,6 +17,7 @@ from rlhf_reference.policy_loss import PolicyLoss
 from rlhf_reference.value_loss import ValueLoss
 
 KlGradient = Literal["plain", "k2", "weighted"]
+KlCorrection = Literal["none", "ratio"]
 
 
 class ObjectiveOutput(NamedTuple):
@@ -39,6 +40,8 @@ class Objective(nn.Module):
                           `kl_log_ratio_clamp` of 0, the estimate within `kl_clamp`
     kl_gradient           "plain": of the estimate; "k2": of k2, whatever the estimate; "weighted": of the estimate
                           times `exp(log_prob - log_prob.detach())`
+    kl_correction         "ratio": the estimate is multiplied by the ratio of the policy loss before its clip, which has
+                          a graph where the gradient is "weighted"; "none": it is not
     entropy_coef          weight of the entropy, which is subtracted: a bonus
     value_, kl_, entropy_aggregation    see `rlhf_reference.aggregation`; None: that of the policy loss
     """
@@ -55,6 +58,7 @@ class Objective(nn.Module):
         kl_log_ratio_clamp: float | None = None,
         kl_clamp: float | None = None,
         kl_gradient: KlGradient = "plain",
+        kl_correction: KlCorrection = "none",
         kl_aggregation: Aggregation | None = None,
         entropy_coef: float = 0.0,
         entropy_aggregation: Aggregation | None = None,
@@ -63,7 +67,7 @@ class Objective(nn.Module):
         self.policy_loss = policy_loss
         self.value_coef, self.kl_coef, self.entropy_coef = value_coef, kl_coef, entropy_coef
         self.value_clip_eps = value_clip_eps
-        self.kl_estimator, self.kl_gradient = kl_estimator, kl_gradient
+        self.kl_estimator, self.kl_gradient, self.kl_correction = kl_estimator, kl_gradient, kl_correction
         self.kl_clamps = {"log_ratio_clamp": kl_log_ratio_clamp, "clamp": kl_clamp}
         self.value_aggregation, self.kl_aggregation = value_aggregation, kl_aggregation
         self.entropy_aggregation = entropy_aggregation
@@ -102,7 +106,8 @@ class Objective(nn.Module):
         if self.kl_coef:
             if ref_log_probs is None:
                 raise ValueError("kl_coef is not 0: ref_log_probs are needed")
-            kl = self._mean(self._kl(log_probs, ref_log_probs.detach(), mask), mask, self.kl_aggregation, global_count)
+            estimates = self._kl(log_probs, old_log_probs, ref_log_probs.detach(), mask)
+            kl = self._mean(estimates, mask, self.kl_aggregation, global_count)
             loss = loss + self.kl_coef * kl
         if self.entropy_coef:
             if entropies is None:
@@ -116,16 +121,18 @@ class Objective(nn.Module):
         aggregation = self.value_aggregation or self.policy_loss.aggregation
         return ValueLoss(self.value_clip_eps, aggregation, constant_length=self.policy_loss.constant_length)
 
-    def _kl(self, log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor) -> Tensor:
-        """(B, T) the estimates, with the gradient that is asked for."""
+    def _kl(self, log_probs: Tensor, old_log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor) -> Tensor:
+        """(B, T) the estimates, corrected, with the gradient that is asked for."""
         estimates = token_kl(log_probs, ref_log_probs, mask, self.kl_estimator, **self.kl_clamps)
+        corrected, own = self.kl_correction == "ratio", log_probs.where(mask, 0.0)
+        log_ratio = self.policy_loss.log_ratio(log_probs, old_log_probs, mask) if corrected else own - own.detach()
+        ratio = log_ratio.exp()
+        if self.kl_gradient == "weighted":
+            return estimates * ratio
         if self.kl_gradient == "k2":
             k2 = token_kl(log_probs, ref_log_probs, mask, "k2")
-            return k2 - k2.detach() + estimates.detach()
-        if self.kl_gradient == "weighted":
-            own = log_probs.where(mask, 0.0)
-            return estimates * (own - own.detach()).exp()
-        return estimates
+            estimates = k2 - k2.detach() + estimates.detach()
+        return estimates * ratio.detach() if corrected else estimates
 
     def _mean(
         self, values: Tensor, mask: Tensor, own: Aggregation | None, global_count: float | Tensor | None

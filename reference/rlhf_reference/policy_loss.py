@@ -106,11 +106,9 @@ class PolicyLoss(nn.Module):
             raise ValueError(f"the arguments differ in shape: {sorted(shapes)}")
         mask = action_mask.bool()
         log_probs = _select(log_probs, mask)
-        log_ratio = log_probs - _select(old_log_probs.detach(), mask)
         advantages = _select(advantages.detach(), mask)
-        kl = masked_mean(-log_ratio, mask)
-        if self.surrogate == "gspo":
-            log_ratio = _mean_of_sequence(log_ratio, mask)
+        kl = masked_mean(_select(old_log_probs.detach(), mask) - log_probs, mask)
+        log_ratio = self.log_ratio(log_probs, old_log_probs, mask)
 
         weights = _select(weights.detach(), mask)
         log_probs, log_ratio = (x.where(weights != 0, 0.0) for x in (log_probs, log_ratio))
@@ -119,6 +117,13 @@ class PolicyLoss(nn.Module):
             losses, mask, self.aggregation, global_count=global_count, constant_length=self.constant_length
         )
         return PolicyLossOutput(loss, self._clip_fraction(log_ratio, advantages, mask), kl)
+
+    def log_ratio(self, log_probs: Tensor, old_log_probs: Tensor, action_mask: Tensor) -> Tensor:
+        """(B, T) the logarithm of the ratio before its clip, 0 outside the mask: that of each token, or with GSPO that
+        of its sequence."""
+        mask = action_mask.bool()
+        log_ratio = _select(log_probs, mask) - _select(old_log_probs.detach(), mask)
+        return _mean_of_sequence(log_ratio, mask) if self.surrogate == "gspo" else log_ratio
 
     def _followed(self, log_probs: Tensor, log_ratio: Tensor, negative: Tensor) -> Tensor:
         """(B, T) what the advantages weigh: a ratio, or log-probs."""

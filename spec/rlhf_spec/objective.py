@@ -3,20 +3,23 @@
 ``policy loss + value_coef * value loss + kl_coef * KL - entropy_coef * entropy``: each term is a loss of tokens under
 the same action mask, put together by its own mean, which is that of the policy loss unless it is said otherwise.
 Sources: Schulman et al. 2017, arXiv:1707.06347, equation 9, for the value and the entropy; Shao et al. 2024,
-arXiv:2402.03300, equation 3, for the KL beside the policy loss.
+arXiv:2402.03300, equation 3, for the KL beside the policy loss; DeepSeek-AI 2025, arXiv:2512.02556, for the KL times
+the ratio.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rlhf_spec.aggregation import Masks, Rows, aggregate, check_shapes, map_actions, scale, weights
 from rlhf_spec.kl import token_kl, token_kl_gradient
-from rlhf_spec.policy_loss import policy_loss, policy_loss_gradient
+from rlhf_spec.policy_loss import policy_loss, policy_loss_gradient, ratio, sequence_log_ratio
 from rlhf_spec.value_loss import token_value_loss, token_value_loss_gradient
 
 TERMS = ("value", "kl", "entropy")
 AS_POLICY = "as-policy"
+KL_CORRECTIONS = ("none", "ratio")
 
 
 def value_term(
@@ -50,14 +53,47 @@ def value_term(
     return _term(losses, action_mask, value_aggregation, aggregation, global_count, count_empty_rows, constant_length)
 
 
+def kl_corrections(
+    log_probs: Rows,
+    old_log_probs: Rows,
+    action_mask: Masks,
+    *,
+    kl_correction: str = "none",
+    surrogate: str = "ppo",
+) -> list[list[float]]:
+    """What the KL of each action is multiplied with: 1, or for ``"ratio"`` the ratio of the policy to the one that
+    sampled, for ``"gspo"`` that of the sequence: ``B rows of (T,) -> B rows of (T,)``, 0 under the mask.
+
+    With it the estimate, whose action the old policy has sampled, is one of the KL of the new policy (TRL,
+    ``use_bias_correction_kl``). Raises ValueError for a correction that is none of ``KL_CORRECTIONS``.
+
+    >>> kl_corrections([[-1.0, -2.0]], [[-1.0, -1.0]], [[1, 0]])
+    [[1.0, 0.0]]
+    >>> kl_corrections([[0.0, 2.0]], [[0.0, 0.0]], [[1, 1]], kl_correction="ratio", surrogate="gspo")  # e for both
+    [[2.718281828459045, 2.718281828459045]]
+    """
+    if kl_correction not in KL_CORRECTIONS:
+        raise ValueError(f"there is no KL correction {kl_correction!r}; they are {', '.join(KL_CORRECTIONS)}")
+    if kl_correction == "none":
+        return map_actions(lambda _: 1.0, action_mask, log_probs)
+    if surrogate != "gspo":
+        return map_actions(ratio, action_mask, log_probs, old_log_probs)
+    rows = zip(log_probs, old_log_probs, action_mask, strict=True)
+    of_sequences = [[ratio(sequence_log_ratio(*row), 0.0)] * len(row[-1]) for row in rows]
+    return map_actions(lambda of_sequence: of_sequence, action_mask, of_sequences)
+
+
 def kl_term(
     log_probs: Rows,
     ref_log_probs: Rows,
     action_mask: Masks,
     *,
+    old_log_probs: Rows | None = None,
+    surrogate: str = "ppo",
     estimator: str = "k3",
     log_ratio_clamp: float | None = None,
     clamp: float | None = None,
+    kl_correction: str = "none",
     kl_aggregation: str = AS_POLICY,
     aggregation: str = "token-mean",
     global_count: float | None = None,
@@ -66,16 +102,25 @@ def kl_term(
 ) -> float:
     """The KL from the reference as a term, before its coefficient: ``B rows of (T,) -> ()``, in nats.
 
-    Raises ValueError as ``token_kl`` and ``aggregate`` do.
+    ``old_log_probs`` and ``surrogate`` are those of the policy loss, for ``kl_correction``. Raises ValueError as
+    ``token_kl``, ``kl_corrections`` and ``aggregate`` do.
 
     >>> kl_term([[-1.0, -2.0]], [[-1.5, -2.5]], [[1, 1]], estimator="k2")  # 0.5^2 / 2 each
     0.125
+    >>> old = [[-1.0, -2.0 - math.log(3.0)]]
+    >>> of_kl = dict(old_log_probs=old, estimator="k2", kl_correction="ratio")
+    >>> round(kl_term([[-1.0, -2.0]], [[-1.5, -2.5]], [[1, 1]], **of_kl), 6)  # 1 and 3 times 0.125
+    0.25
     """
+    corrections = kl_corrections(
+        log_probs, old_log_probs or log_probs, action_mask, kl_correction=kl_correction, surrogate=surrogate
+    )
     estimates = map_actions(
-        lambda log_prob, ref: token_kl(log_prob, ref, estimator, log_ratio_clamp, clamp),
+        lambda log_prob, ref, correction: correction * token_kl(log_prob, ref, estimator, log_ratio_clamp, clamp),
         action_mask,
         log_probs,
         ref_log_probs,
+        corrections,
     )
     return _term(estimates, action_mask, kl_aggregation, aggregation, global_count, count_empty_rows, constant_length)
 
@@ -126,6 +171,7 @@ def objective(
     estimator: str = "k3",
     log_ratio_clamp: float | None = None,
     clamp: float | None = None,
+    kl_correction: str = "none",
     kl_aggregation: str = AS_POLICY,
     entropy_coef: float = 0.0,
     entropy_aggregation: str = AS_POLICY,
@@ -174,9 +220,8 @@ def objective(
         total += value_coef * value_term(values, old_values, returns, action_mask, **of_value, **mean)
     if kl_coef:
         of_kl: dict[str, Any] = {"estimator": estimator, "log_ratio_clamp": log_ratio_clamp, "clamp": clamp}
-        total += kl_coef * kl_term(
-            log_probs, ref_log_probs, action_mask, **of_kl, kl_aggregation=kl_aggregation, **mean
-        )
+        of_kl |= {"kl_correction": kl_correction, "surrogate": surrogate, "kl_aggregation": kl_aggregation}
+        total += kl_coef * kl_term(log_probs, ref_log_probs, action_mask, old_log_probs=old_log_probs, **of_kl, **mean)
     if entropy_coef:
         total -= entropy_coef * entropy_term(entropies, action_mask, entropy_aggregation=entropy_aggregation, **mean)
     return total
@@ -198,6 +243,7 @@ def objective_gradient(
     estimator: str = "k3",
     log_ratio_clamp: float | None = None,
     clamp: float | None = None,
+    kl_correction: str = "none",
     kl_gradient: str = "plain",
     kl_aggregation: str = AS_POLICY,
     aggregation: str = "token-mean",
@@ -206,7 +252,8 @@ def objective_gradient(
     constant_length: float | None = None,
 ) -> list[list[float]]:
     """The gradient of ``objective`` with respect to the log-probs: that of the policy loss and that of the KL, whether
-    or not the clip binds. Rows shaped like them, 0 under the mask. The entropies are arguments of their own.
+    or not the clip binds. Rows shaped like them, 0 under the mask. The entropies are arguments of their own. A
+    correction of the KL has a gradient where ``kl_gradient`` is ``"weighted"``, and is a constant otherwise.
 
     >>> band = dict(clip_eps_low=0.2, clip_eps_high=0.2)
     >>> objective_gradient([[-1.0]], [[-1.0]], [[3.0]], [[-1.5]], [[1]], **band, kl_coef=2.0, estimator="k2")  # -3 + 1
@@ -234,15 +281,37 @@ def objective_gradient(
     )
     if not kl_coef:
         return of_policy
+    corrections = kl_corrections(
+        log_probs, old_log_probs, action_mask, kl_correction=kl_correction, surrogate=surrogate
+    )
+    token_weights = weights(action_mask, mean_of(kl_aggregation, aggregation), **mean)
+    of_sequences = (kl_correction, kl_gradient, surrogate) == ("ratio", "weighted", "gspo")
     slopes = map_actions(
-        lambda log_prob, ref: (
-            kl_coef * token_kl_gradient(log_prob, ref, estimator, log_ratio_clamp, clamp, kl_gradient)
+        lambda log_prob, ref, correction: (
+            kl_coef
+            * correction
+            * token_kl_gradient(
+                log_prob, ref, estimator, log_ratio_clamp, clamp, "plain" if of_sequences else kl_gradient
+            )
         ),
         action_mask,
         log_probs,
         ref_log_probs,
+        corrections,
     )
-    of_kl = scale(slopes, weights(action_mask, mean_of(kl_aggregation, aggregation), **mean))
+    of_kl = scale(slopes, token_weights)
+    if of_sequences:
+        corrected = map_actions(
+            lambda log_prob, ref, correction: (
+                kl_coef * correction * token_kl(log_prob, ref, estimator, log_ratio_clamp, clamp)
+            ),
+            action_mask,
+            log_probs,
+            ref_log_probs,
+            corrections,
+        )
+        through = _through_sequences(scale(corrected, token_weights), action_mask)
+        of_kl = [[x + y for x, y in zip(*rows, strict=True)] for rows in zip(of_kl, through, strict=True)]
     return [[x + y for x, y in zip(*rows, strict=True)] for rows in zip(of_policy, of_kl, strict=True)]
 
 
@@ -317,6 +386,15 @@ def mean_of(own: str, aggregation: str) -> str:
     ('sequence-mean', 'token-mean')
     """
     return aggregation if own == AS_POLICY else own
+
+
+def _through_sequences(rows: Rows, action_mask: Masks) -> list[list[float]]:
+    """To each action its share of what the ratio of its sequence multiplies."""
+    found = []
+    for row, mask in zip(rows, action_mask, strict=True):
+        total = math.fsum(x for x, m in zip(row, mask, strict=True) if m)
+        found.append([total / sum(map(bool, mask)) if m else 0.0 for m in mask])
+    return found
 
 
 def _term(

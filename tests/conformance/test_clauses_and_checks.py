@@ -132,6 +132,7 @@ OF_BYPASS = ("", "-other-surrogates", "-dual-clip", "-off", "-old", "-old-nan", 
 OF_VALUE_TERM, OF_KL_TERM, OF_ENTROPY_TERM = (
     (f"{term}-term", f"{term}-gradient") for term in ("value", "kl", "entropy")
 )
+OF_KL_TERM = (*OF_KL_TERM, "kl-correction")
 RULED_OUT = [
     ("temperature", False, {f"{chapter}.temperature" for chapter in ("log-probs", *MODELS)}),
     (
@@ -192,6 +193,8 @@ RULED_OUT = [
     ("objective_terms", ("kl",), {f"objective.{name}" for name in (*OF_VALUE_TERM, *OF_ENTROPY_TERM)}),
     ("objective_terms", ("entropy",), {f"objective.{name}" for name in (*OF_VALUE_TERM, *OF_KL_TERM)}),
     ("entropy_aggregation", "token-mean", {"objective.micro-batches"}),
+    ("objective_global_count", False, {"objective.micro-batches"}),
+    ("kl_correction", "ratio", set()),
     ("constant_length", False, {f"policy-loss.{name}" for name in OF_CONSTANTS}),
     (
         "constant_length",

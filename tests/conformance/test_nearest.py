@@ -145,6 +145,8 @@ CONVENTIONS = {
         for term in ("value", "kl", "entropy")
         for mean in ("as-policy", "token-mean", "sequence-mean")
     },
+    "kl_correction = 'none'": ("objective.kl-correction", {"kl_correction": "ratio"}),
+    "kl_correction = 'ratio'": ("objective.kl-correction", {}),
     "rejected_tokens = 'counted'": ("corrected-loss.rejected-tokens", {"rejected_tokens": "left-out"}),
     "rejected_tokens = 'left-out'": ("corrected-loss.rejected-tokens", {}),
     "correction_bypass = False": ("corrected-loss.bypass", {}),

@@ -249,6 +249,7 @@ class Reference(Adapter):
             kl_log_ratio_clamp=options.log_ratio_clamp,
             kl_clamp=options.clamp,
             kl_gradient=options.kl_gradient,
+            kl_correction=options.kl_correction,
             kl_aggregation=own(options.kl_aggregation),
             entropy_coef=options.entropy_coef,
             entropy_aggregation=own(options.entropy_aggregation),

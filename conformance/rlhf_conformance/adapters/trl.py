@@ -21,7 +21,7 @@ from rlhf_conformance.adapters import trl_standins as standins
 
 GRPO = {"kl_estimators": ("k3",), "kl_gradient": "weighted", "group_scales": ("group-std", "batch-std", "none")}
 RLOO = {"kl_estimators": ("k1",), "group_baselines": ("leave-one-out",), "policy_loss": None}
-RLOO |= {"off_policy_weights": None, "corrected_loss": None}
+RLOO |= {"off_policy_weights": None, "corrected_loss": None, "objective": None}
 
 
 class TRL(Adapter):
@@ -29,6 +29,8 @@ class TRL(Adapter):
     group_layout, group_eps, group_of_one = "equal", 1e-4, "zero"
     correction_levels, correction_modes, correction_lower = ("token", "sequence"), ("truncate", "mask"), "both"
     correction_nan, off_policy_weights = "one", staticmethod(standins.weights)
+    objective_terms, entropy_aggregation, kl_correction = ("kl", "entropy"), "token-mean", "ratio"
+    objective_global_count = False
     token_log_probs = staticmethod(utils.selective_log_softmax)
 
     def __init__(self, trainer="grpo", loss_type="dapo", attn_implementation="sdpa", get_reward=False, **config):
@@ -92,6 +94,13 @@ class TRL(Adapter):
             weights = self.off_policy_weights(old_log_probs, rollout_log_probs, action_mask, options.weights)
         rows, count = (log_probs, old_log_probs, advantages, action_mask), options.global_count
         return standins.policy_loss(trainer, *rows, count, weights=weights)
+
+    def objective(
+        self, log_probs, old_log_probs, advantages, entropies, ref_log_probs, _, __, ___, action_mask, options
+    ):
+        trainer = standins.loss_trainer(action_mask.device, self.loss_type, options)
+        rows, count = (log_probs, old_log_probs, advantages, action_mask), options.global_count
+        return standins.objective(trainer, *rows, count, ref_log_probs, entropies, options)
 
     def kl(self, log_probs, ref_log_probs, action_mask, options):
         return standins.kl(self.trainer, log_probs, ref_log_probs)

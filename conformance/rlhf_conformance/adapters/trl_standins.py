@@ -88,16 +88,23 @@ def policy_loss(
     count: int | None,
     ref_log_probs: Tensor | None = None,
     weights: Tensor | None = None,
+    *,
+    beta: float = 1.0,
+    entropies: Tensor | None = None,
+    entropy_coef: float = 0.0,
 ) -> Tensor:
     """GRPO's own loss of tensors (B, T), a scalar. It reads the shape of the ids and, so, nothing of the model.
 
     `count` is that of the step's actions, None for those of the mask. Without old log-probs the trainer takes the new
-    ones, detached; with those of a reference it adds the KL; with weights, as `weights` gives them, it corrects.
+    ones, detached; with those of a reference it adds the KL times `beta`; with weights, as `weights` gives them, it
+    corrects; with a coefficient it subtracts the entropy.
     """
     nothing = action_mask[:, :0]
     trainer.use_vllm = weights is not None
-    trainer.beta = 0.0 if ref_log_probs is None else 1.0
-    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (log_probs, torch.zeros_like(log_probs), None)
+    trainer.beta = 0.0 if ref_log_probs is None else beta
+    trainer.entropy_coef, trainer._entropy_bonus_enabled = entropy_coef, entropy_coef != 0.0
+    entropies = torch.zeros_like(log_probs) if entropies is None else entropies
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (log_probs, entropies, None)
     inputs = {
         "prompt_ids": nothing,
         "prompt_mask": nothing,
@@ -110,6 +117,22 @@ def policy_loss(
         "num_items_in_batch": action_mask.sum() if count is None else torch.tensor(count),
     }
     return trainer._compute_loss(trainer.model, inputs)
+
+
+def objective(
+    trainer: GRPOTrainer,
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    action_mask: Tensor,
+    count: int | None,
+    ref_log_probs: Tensor,
+    entropies: Tensor,
+    options: Any,
+) -> Tensor:
+    """The same with the terms beside it; coefficients as of `ObjectiveOptions`."""
+    rows, terms = (log_probs, old_log_probs, advantages, action_mask), {"entropy_coef": options.entropy_coef}
+    return policy_loss(trainer, *rows, count, ref_log_probs, beta=options.kl_coef, entropies=entropies, **terms)
 
 
 def weights(old_log_probs: Tensor, rollout_log_probs: Tensor, action_mask: Tensor, options: Any) -> Tensor:

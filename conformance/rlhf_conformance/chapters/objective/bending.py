@@ -53,8 +53,17 @@ def estimated(d: Tensor, estimator: str) -> Tensor:
     return {"k1": d, "k2": d.square() / 2, "k3": torch.expm1(-d) + d, "abs": d.abs()}[estimator]
 
 
+def correction(g: Given) -> Tensor:
+    """(B, T) what the estimates of the KL are multiplied by, as it is declared."""
+    o, new = g.options, chosen(g.new, g.mask)
+    log_ratio = new - (chosen(g.old, g.mask) if o.kl_correction == "ratio" else new.detach())
+    if (o.kl_correction, o.surrogate) == ("ratio", "gspo"):
+        log_ratio = (log_ratio.sum(-1, keepdim=True) / g.mask.bool().sum(-1, keepdim=True).clamp(min=1)).expand_as(new)
+    return log_ratio.exp() if o.kl_gradient == "weighted" else log_ratio.exp().detach()
+
+
 def kls(g: Given) -> Tensor:
-    return estimated(chosen(g.new, g.mask) - chosen(g.ref, g.mask), g.options.estimator)
+    return estimated(chosen(g.new, g.mask) - chosen(g.ref, g.mask), g.options.estimator) * correction(g)
 
 
 def entropies(g: Given) -> Tensor:

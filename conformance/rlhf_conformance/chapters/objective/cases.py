@@ -143,6 +143,7 @@ def _options(picks: Picks, adapter: Adapter, policy: PolicyLossOptions, wanted: 
         kl_coef=coefs["kl"],
         estimator=estimator,
         **held,
+        kl_correction=adapter.kl_correction,
         kl_gradient=adapter.kl_gradient or "plain",
         kl_aggregation=adapter.kl_aggregation,
         entropy_coef=coefs["entropy"],

@@ -55,6 +55,17 @@ def gradients_of(leaves: Sequence[str], *requires: Requirement, **shape: Any) ->
 use("objective.policy-alone", losses.value_of(OBJECTIVE, gradient=True, terms=()))
 use("objective.value-term", value_of(has("value"), terms=("value",)))
 use("objective.kl-term", value_of(has("kl"), terms=("kl",)))
+use(
+    "objective.kl-correction",
+    losses.value_of(
+        OBJECTIVE,
+        has("kl"),
+        gradient=True,
+        terms=("kl",),
+        zones=("inside", "above", "below", "far"),
+        unequal_eps=None,
+    ),
+)
 use("objective.entropy-term", value_of(has("entropy"), terms=("entropy",)))
 use("objective.total", losses.value_of(OBJECTIVE, terms=TERMS))
 
@@ -152,7 +163,7 @@ use("objective.other-surrogates", OBJECTIVE.template(_whole, _others("surrogates
 
 
 def one_count(adapter: Adapter) -> str | None:
-    said = "the terms are divided by different counts: one global count does not fit them"
+    said = "the terms are divided by counts of their own: one global count does not fit them"
     return None if OBJECTIVE.has_one_count(adapter) else said
 
 

@@ -147,6 +147,79 @@ class KlTermAlwaysK3(_Bent):
         return bent.kl(g.with_options(estimator="k3"))
 
 
+@fault("objective.kl-correction")
+class KlTimesTheRatio(_Asked):
+    "The KL of each action is multiplied by the ratio, which is not declared."
+
+    def _asked(self, g):
+        return g.with_options(kl_correction="ratio")
+
+
+class _Corrected(Reference):
+    """Declares the correction, and multiplies by something else."""
+
+    kl_correction, kl_gradient = "ratio", "weighted"
+
+    def objective(self, *arguments):
+        return bent.objective(Given(*arguments), kl=self._kl)
+
+    def _kl(self, g):
+        uncorrected = bent.kls(g.with_options(kl_correction="none", kl_gradient="plain"))
+        return bent.mean(self._correction(g) * uncorrected, g, g.options.kl_aggregation)
+
+    def _correction(self, g):
+        raise NotImplementedError
+
+
+@fault("objective.kl-correction")
+class KlCorrectionForgotten(_Corrected):
+    "The correction of the KL is declared, and not made."
+
+    def _correction(self, g):
+        return 1.0
+
+
+@fault("objective.kl-correction")
+class KlCorrectionClipped(_Corrected):
+    "The KL is multiplied by the clipped ratio."
+
+    def _correction(self, g):
+        return bent.correction(g).clamp(1 - g.options.clip_eps_low, 1 + g.options.clip_eps_high)
+
+
+@fault("objective.kl-correction")
+class KlCorrectionTurnedRound(_Corrected):
+    "The KL is multiplied by the old probability over the new one."
+
+    def _correction(self, g):
+        return 1 / bent.correction(g)
+
+
+@fault("objective.kl-correction", bug="kl-arguments-exchanged")
+class KlCorrectionToTheReference(_Corrected):
+    "The KL is multiplied by the ratio to the reference model."
+
+    def _correction(self, g):
+        return bent.correction(g._replace(old=g.ref))
+
+
+@fault("objective.kl-correction")
+class KlCorrectionWithoutGraph(_Corrected):
+    "The ratio that the KL is multiplied by is a constant, where its graph is declared."
+
+    def _correction(self, g):
+        return bent.correction(g).detach()
+
+
+@fault("objective.kl-correction")
+class KlCorrectionOfTheRow(_Corrected):
+    "The KL of every token is multiplied by the mean ratio of its row, where that of the token is declared."
+
+    def _correction(self, g):
+        ratio = bent.correction(g).where(g.mask.bool(), 0.0)
+        return (ratio.sum(-1, keepdim=True) / g.mask.bool().sum(-1, keepdim=True).clamp(min=1)).expand_as(ratio)
+
+
 @fault("objective.entropy-term")
 class EntropyTermAdded(_Bent):
     "The entropy is added: what should be a bonus is a penalty."

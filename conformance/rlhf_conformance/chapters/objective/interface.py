@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 AS_POLICY = "as-policy"
 MEANS = (AS_POLICY, "token-mean", "sequence-mean")
+KL_CORRECTIONS = ("none", "ratio")
 
 
 @stored
@@ -25,8 +26,8 @@ class ObjectiveOptions(PolicyLossOptions):
     """What the objective is asked to be: the options of the policy loss, its first term, and those of the others.
 
     A coefficient of a term that is not declared is 0. `value_clip_eps` is None where values are not clipped.
-    `estimator` is one of those that `kl_estimators` declares. The means of the terms, the clamps of the KL and its
-    gradient are what is declared, not asked for. `global_count` is the denominator of every term.
+    `estimator` is one of those that `kl_estimators` declares. The means of the terms, the clamps of the KL, its
+    correction and its gradient are what is declared, not asked for. `global_count` is the denominator of every term.
     """
 
     value_coef: float = 0.0
@@ -36,6 +37,7 @@ class ObjectiveOptions(PolicyLossOptions):
     estimator: str = "k3"
     log_ratio_clamp: float | None = None
     clamp: float | None = None
+    kl_correction: str = "none"
     kl_gradient: str = "plain"
     kl_aggregation: str = AS_POLICY
     entropy_coef: float = 0.0
@@ -48,6 +50,7 @@ class ObjectiveOptions(PolicyLossOptions):
             super().offered_by(adapter)
             and all(name in adapter.objective_terms for name, coef in coefs.items() if coef)
             and (not self.kl_coef or self.estimator in adapter.kl_estimators)
+            and self.kl_correction == adapter.kl_correction
             and all(getattr(self, f"{name}_aggregation") == getattr(adapter, f"{name}_aggregation") for name in coefs)
         )
 
@@ -77,6 +80,15 @@ class Objective(Losses):
     ] = AS_POLICY
     kl_aggregation: Annotated[str, OneOf(MEANS), "the same of the KL"] = AS_POLICY
     entropy_aggregation: Annotated[str, OneOf(MEANS), "the same of the entropy"] = AS_POLICY
+    objective_global_count: Annotated[
+        bool, "False if a term of the objective is averaged within the micro-batch, whatever `global_count` is"
+    ] = True
+    kl_correction: Annotated[
+        str,
+        OneOf(KL_CORRECTIONS),
+        'what the KL of each action is multiplied by in the objective: "none", or the "ratio" before its clip, which '
+        'is that of the sequence where the surrogate is "gspo"',
+    ] = "none"
 
     @method(
         Record(

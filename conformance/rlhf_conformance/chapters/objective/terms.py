@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,10 +39,10 @@ class Objective(Minimised):
         return ("log_probs", *(leaf for term, leaf in LEAVES.items() if term in adapter.objective_terms))
 
     def has_one_count(self, adapter: Adapter) -> bool:
-        """Whether all terms are divided by the same count, of tokens or of sequences."""
+        """Whether all terms are divided by the same count, of tokens or of sequences, and take it."""
         own = {getattr(adapter, f"{term}_aggregation") for term in offered(adapter)} - {spec.AS_POLICY}
         of_tokens = {name == "token-mean" for name in (*own, *aggregations_of("policy-loss", adapter))}
-        return not own or len(of_tokens) == 1
+        return adapter.objective_global_count and (not own or len(of_tokens) == 1)
 
     def takes_global_count(self, adapter: Adapter) -> bool:
         return super().takes_global_count(adapter) and self.has_one_count(adapter)
@@ -97,9 +98,13 @@ class Objective(Minimised):
         def parts(i: int, j: int) -> list[Number]:
             found = [(gradient[i][j], errors[i][j])]
             if o.kl_coef:
-                d, weight = case.log_ratio(i, j), abs(o.kl_coef) * weights[i][j]
-                slope = token_kl_gradient(d, 0.0, o.estimator, o.log_ratio_clamp, o.clamp, o.kl_gradient)
-                found.append((weight * slope, weight * budgets.kl_slope(d, o.estimator, o.kl_gradient, dtype)))
+                slope, error = _kl_slope(case, i, j, dtype)
+                weight = abs(o.kl_coef) * weights[i][j]
+                found.append((weight * slope, weight * error))
+                for at in _through_sequence(case, i):
+                    share = abs(o.kl_coef) * weights[i][at] / sum(case.action_mask[i])
+                    estimate, error = _kl_token(case, i, at, dtype)
+                    found.append((share * estimate, share * error))
             return found
 
         return parts
@@ -155,9 +160,34 @@ def _value_token(case: ObjectiveCase, i: int, j: int, dtype: Any) -> Number:
 def _kl_token(case: ObjectiveCase, i: int, j: int, dtype: Any) -> Number:
     o, d = case.options, case.log_ratio(i, j)
     held = {"log_ratio_clamp": o.log_ratio_clamp, "clamp": o.clamp}
-    return token_kl(d, 0.0, o.estimator, o.log_ratio_clamp, o.clamp), error_with(
-        held, o.kl_gradient, o.estimator, d, dtype
-    )
+    estimate = token_kl(d, 0.0, o.estimator, o.log_ratio_clamp, o.clamp)
+    return _corrected(case, i, j, (estimate, error_with(held, o.kl_gradient, o.estimator, d, dtype)), dtype)
+
+
+def _kl_slope(case: ObjectiveCase, i: int, j: int, dtype: Any) -> Number:
+    """What the KL of an action adds to the gradient of its own log-prob."""
+    o, d = case.options, case.log_ratio(i, j)
+    kind = "plain" if _through_sequence(case, i) else o.kl_gradient
+    slope = token_kl_gradient(d, 0.0, o.estimator, o.log_ratio_clamp, o.clamp, kind)
+    return _corrected(case, i, j, (slope, budgets.kl_slope(d, o.estimator, kind, dtype)), dtype)
+
+
+def _through_sequence(case: ObjectiveCase, i: int) -> list[int]:
+    """The actions whose KL adds to the gradients of all others of its row: the ratio of the row corrects it."""
+    o = case.options
+    through = (o.kl_correction, o.kl_gradient, o.surrogate) == ("ratio", "weighted", "gspo")
+    return [j for j, marked in enumerate(case.action_mask[i]) if marked and through]
+
+
+def _corrected(case: ObjectiveCase, i: int, j: int, number: Number, dtype: Any) -> Number:
+    """Of an action, times its correction."""
+    o = case.options
+    if o.kl_correction == "none":
+        return number
+    rows = [case.log_probs[i]], [case.old_log_probs[i]], [case.action_mask[i]]
+    ratio = spec.kl_corrections(*rows, kl_correction=o.kl_correction, surrogate=o.surrogate)[0][j]
+    of_ratio = budgets.policy_token(ratio, math.log(ratio) if ratio else 0.0, 1.0, dtype)
+    return ratio * number[0], budgets.weighted(*number, ratio, of_ratio, dtype)
 
 
 def _entropy_token(case: ObjectiveCase, i: int, j: int, dtype: Any) -> Number:

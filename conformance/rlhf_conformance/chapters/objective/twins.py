@@ -52,6 +52,35 @@ class TermsSummedByToken(Reference):
 
 
 @twin
+class KlOfTheNewPolicy(Reference):
+    "As in TRL's GRPO: the KL is multiplied by the ratio of the policy loss, with its graph, and added token by token."
+
+    surrogates, objective_terms = ("ppo", "gspo"), ("kl", "entropy")
+    kl_estimators, kl_gradient, kl_correction = ("k3",), "weighted", "ratio"
+    kl_log_ratio_clamp = kl_clamp = None
+    aggregations, entropy_aggregation = ("token-mean",), "token-mean"
+    constant_length = token_sum = False
+
+    def objective(self, new, old, advantages, entropies, ref, values, old_values, returns, mask, options):
+        new, old, advantages, entropies, ref = (
+            upcast(x).where(mask.bool(), 0.0) for x in (new, old, advantages, entropies, ref)
+        )
+        counts, log_ratio = mask.bool().sum(-1, keepdim=True).clamp(min=1), new - old
+        if options.surrogate == "gspo":
+            log_ratio = log_ratio.sum(-1, keepdim=True) / counts
+        ratio = log_ratio.exp()
+        held = ratio.clamp(1 - options.clip_eps_low, 1 + options.clip_eps_high)
+        capped = ratio if options.dual_clip is None else ratio.where(advantages > 0, ratio.clamp(max=options.dual_clip))
+        losses = -torch.min(capped * advantages, held * advantages)
+        if options.kl_coef:
+            losses = losses + options.kl_coef * (torch.exp(ref - new) - (ref - new) - 1) * ratio
+        loss = averaged(losses, mask, options)
+        if options.entropy_coef:
+            loss = loss - options.entropy_coef * averaged(entropies, mask, options)
+        return loss
+
+
+@twin
 class TermsOfOwnMethods(Reference):
     "The policy loss and the value loss are those of the adapter's own methods; KL and entropy stand beside them."
 
