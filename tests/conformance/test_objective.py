@@ -62,6 +62,24 @@ def test_the_gradients_of_the_objective_are_those_of_its_value(subject, leaf):
     assert compared > CASES
 
 
+@pytest.mark.parametrize("surrogate", ["ppo", "gspo", "cispo"])
+def test_the_gradient_of_a_corrected_kl_is_that_of_its_value(subject, surrogate):
+    """By differences, less the policy loss: the ratio has a graph, with GSPO through all actions of its row."""
+    own, compared = subject(surrogates=(surrogate,), kl_gradient="weighted", kl_correction="ratio"), 0
+    for case in drawn(objective_cases(own, terms=("kl",), surrogates=(surrogate,), zones=("inside",))):
+        alone = case.with_options(kl_coef=0.0)
+        for i, j in case.actions[:3]:
+            step = 1e-6
+            up, down = (
+                moved(OBJECTIVE, case, "log_probs", i, j, by) - moved(OBJECTIVE, alone, "log_probs", i, j, by)
+                for by in (step, -step)
+            )
+            slope = OBJECTIVE.gradient(case)[i][j] - OBJECTIVE.gradient(alone)[i][j]
+            assert slope == pytest.approx((up - down) / (2 * step), rel=1e-4, abs=1e-6)
+            compared += slope != 0
+    assert compared > CASES
+
+
 def test_the_gradient_of_the_corrected_loss_is_that_of_its_value(subject):
     """The weights are constants: they are made of the old log-probs."""
     own, compared = subject(surrogates=("ppo", "reinforce")), 0

@@ -891,4 +891,67 @@ CORRECTION = (
     ),
 )
 
-MUTANTS = LOG_PROBS + FUSED_HEAD + SCORING + SEQUENCES + REWARDS_AND_PACKS + LOSSES + SURROGATES + CREDIT + CORRECTION
+STEPS = (
+    Mutant(
+        "step-kl-subtracted",
+        LOSS,
+        Edit("per_token_loss + self.beta * per_token_kl", "per_token_loss - self.beta * per_token_kl"),
+        "objective.kl-term",
+    ),
+    Mutant(
+        "step-kl-without-beta",
+        LOSS,
+        Edit("per_token_loss + self.beta * per_token_kl", "per_token_loss + per_token_kl"),
+        "objective.coefficients",
+    ),
+    Mutant(
+        "step-kl-uncorrected",
+        LOSS,
+        Edit("per_token_kl * coef_1", "per_token_kl"),
+        "objective.kl-correction",
+    ),
+    Mutant(
+        "step-kl-correction-detached",
+        LOSS,
+        Edit("per_token_kl * coef_1", "per_token_kl * coef_1.detach()"),
+        "objective.kl-gradient",
+    ),
+    Mutant(
+        "step-kl-correction-clipped",
+        LOSS,
+        Edit("per_token_kl * coef_1", "per_token_kl * coef_1.clamp(0.8, 1.2)"),
+        "objective.kl-correction",
+    ),
+    Mutant(
+        "step-entropy-added",
+        LOSS,
+        Edit("loss - apply_coef * entropy_loss", "loss + apply_coef * entropy_loss"),
+        "objective.entropy-term",
+    ),
+    Mutant(
+        "step-entropy-detached",
+        LOSS,
+        Edit("loss - apply_coef * entropy_loss", "loss - apply_coef * entropy_loss.detach()"),
+        "objective.entropy-gradient",
+    ),
+    Mutant(
+        "step-entropy-over-every-cell",
+        LOSS,
+        Edit("entropies * effective_mask", "entropies", nth=1, of=2),
+        "objective.mask",
+    ),
+    Mutant(
+        "step-entropy-summed",
+        LOSS,
+        Edit(
+            "(entropies * effective_mask).sum() / effective_mask.sum().clamp(min=1.0)",
+            "(entropies * effective_mask).sum()",
+        ),
+        "objective.entropy-term",
+    ),
+)
+
+MUTANTS = (
+    *(LOG_PROBS + FUSED_HEAD + SCORING + SEQUENCES + REWARDS_AND_PACKS),
+    *(LOSSES + SURROGATES + CREDIT + CORRECTION + STEPS),
+)
