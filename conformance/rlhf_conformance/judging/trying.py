@@ -82,6 +82,10 @@ class OutOfBudget(BaseException):
     """There is no time for another case. Not an Exception, of which Hypothesis would look for a smaller one."""
 
 
+class SmallEnough(OutOfBudget):
+    """The failing case is made no smaller. Hypothesis, left to itself, would go on to propose hundreds of cases."""
+
+
 Broken = ClauseFailure | AdapterError | WiringError
 Kind = tuple[str, str]
 """What failures of a clause are told apart by: the quantity without its numbers, and the backbone."""
@@ -123,13 +127,11 @@ class _Trial:
     count: Callable[[int], None] = lambda begun: None
 
     def attempt(self, case: Any) -> None:
-        """One case. After enough of shrinking, only cases already known to fail fail again, so that it ends."""
+        """One case. Raises SmallEnough after enough of shrinking."""
         if not self.settled and self.gave_up is not None:
             self.left -= 1
             if self.left < 0 or time.monotonic() > self.gave_up:
-                if repr(case) in self.tried:
-                    raise self.tried[repr(case)]
-                return
+                raise SmallEnough
         errors = self._errors(case)
         new = {kind: error for kind, error in errors.items() if kind not in self.given}
         if new and self.wanted is None:
@@ -316,10 +318,10 @@ def _explore(
             if next(drawn) >= skipped:
                 trial.attempt(case)
 
-        return _outcome(searching(cases, attempt, phases, seed, wanted + skipped, database))
+        return _smallest(trial, searching(cases, attempt, phases, seed, wanted + skipped, database))
     kept = InMemoryExampleDatabase() if database is None else database
     search = searching(cases.strategy, trial.attempt, [Phase.reuse, *shrinking], seed, ALL, kept)
-    first = None if database is None else _outcome(search, nothing=SkipTest)
+    first = None if database is None else _smallest(trial, search, nothing=SkipTest)
     for data in itertools.islice(cases.drawn(seed), skipped, skipped + wanted):
         trial.settled = first is not None
         if trial.settled and (time.monotonic() > until or trial.subject.poison is not None):
@@ -331,10 +333,17 @@ def _explore(
             # Which puts it where the search begins.
             _outcome(functools.partial(search.hypothesis.fuzz_one_input, data))
             flaky = Flaky("the case that failed passed when it was tried again")
-            first = _outcome(search, nothing=SkipTest) or flaky
+            first = _smallest(trial, search, nothing=SkipTest) or flaky
         if isinstance(first, Flaky):
             break
     return first
+
+
+def _smallest(trial: _Trial, search: Callable[[], Any], nothing: type[BaseException] | tuple[()] = ()) -> Any:
+    """What a search ends with: the exception of the smallest failing case, which is the last that was kept where no
+    smaller one was looked for any more; None where there is none."""
+    outcome = _outcome(search, nothing)
+    return next(reversed(trial.tried.values())) if isinstance(outcome, SmallEnough) else outcome
 
 
 def _attempt(trial: _Trial, cases: Picked[Any], data: bytes) -> None:
