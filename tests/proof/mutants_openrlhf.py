@@ -892,12 +892,7 @@ STEPS = (
     Mutant(
         "step-kl-from-the-old-policy",
         STEP,
-        Edit(
-            "compute_approx_kl(action_log_probs, base_action_log_probs, log_probs_old=_a, kl_estimator=_b, "
-            "unbiased_gradient=_c)",
-            "compute_approx_kl(action_log_probs, old_action_log_probs, log_probs_old=_a, kl_estimator=_b, "
-            "unbiased_gradient=_c)",
-        ),
+        Edit("experience.base_action_log_probs", "experience.action_log_probs"),
         "objective.kl-term",
     ),
     Mutant(

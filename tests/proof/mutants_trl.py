@@ -893,28 +893,10 @@ CORRECTION = (
 
 STEPS = (
     Mutant(
-        "step-kl-subtracted",
-        LOSS,
-        Edit("per_token_loss + self.beta * per_token_kl", "per_token_loss - self.beta * per_token_kl"),
-        "objective.kl-term",
-    ),
-    Mutant(
         "step-kl-without-beta",
         LOSS,
         Edit("per_token_loss + self.beta * per_token_kl", "per_token_loss + per_token_kl"),
         "objective.coefficients",
-    ),
-    Mutant(
-        "step-kl-uncorrected",
-        LOSS,
-        Edit("per_token_kl * coef_1", "per_token_kl"),
-        "objective.kl-correction",
-    ),
-    Mutant(
-        "step-kl-correction-detached",
-        LOSS,
-        Edit("per_token_kl * coef_1", "per_token_kl * coef_1.detach()"),
-        "objective.kl-gradient",
     ),
     Mutant(
         "step-kl-correction-clipped",

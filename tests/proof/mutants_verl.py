@@ -1399,19 +1399,13 @@ STEPS = (
     Mutant(
         "step-kl-by-token",
         PPO_LOSS,
-        Edit(
-            "agg_loss(loss_mat=kld, loss_mask=response_mask, loss_agg_mode=config.loss_agg_mode, **_a)",
-            "agg_loss(loss_mat=kld, loss_mask=response_mask, loss_agg_mode='token-mean', **_a)",
-        ),
+        Edit("config.loss_agg_mode", "'token-mean'", nth=2, of=2),
         "objective.aggregation",
     ),
     Mutant(
         "step-entropy-by-token",
         PPO_LOSS,
-        Edit(
-            "agg_loss(loss_mat=entropy, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **_a)",
-            "agg_loss(loss_mat=entropy, loss_mask=response_mask, loss_agg_mode='token-mean', **_a)",
-        ),
+        Edit("loss_agg_mode", "'token-mean'", nth=3, of=3),
         "objective.aggregation",
     ),
 )
