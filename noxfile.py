@@ -60,7 +60,7 @@ def check(session: nox.Session, *arguments: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The project's own tests. `nox -s tests -- tests/project -x` runs some of them."""
-    install(session, "-e", ".[bnb]", "hatchling", "editables")
+    install(session, "-e", ".[bnb]", "hatchling", "editables", "matplotlib")
     session.run("python", "-m", "pytest", "-n", "auto", "--dist", "worksteal", *session.posargs, env=ENVIRONMENT)
 
 

@@ -21,6 +21,7 @@ Read it in this order; every module stands on those before it.
     off_policy_correction
                    weights for actions that another engine sampled
     objective      the losses, the KL and the entropy together: what a step minimises
+    trainer        a step: its micro-batches, its gradient, its update
 
 Nothing here writes to its arguments or calls `.cuda()`, and the global random state is touched only to draw what was
 asked for: sampled tokens, a new LoRA adapter, a new head. A name is imported when it is first used (PEP 562), so
@@ -66,6 +67,9 @@ if TYPE_CHECKING:
     from rlhf_reference.sequences import process_sequences as process_sequences
     from rlhf_reference.token_rewards import penalized_scores as penalized_scores
     from rlhf_reference.token_rewards import token_level_rewards as token_level_rewards
+    from rlhf_reference.trainer import Sample as Sample
+    from rlhf_reference.trainer import StepMetrics as StepMetrics
+    from rlhf_reference.trainer import Trainer as Trainer
     from rlhf_reference.value_loss import ValueLoss as ValueLoss
     from rlhf_reference.whitening import whiten as whiten
 
@@ -91,6 +95,7 @@ _NAMES = {
     "group_advantages": ("group_relative_advantages",),
     "off_policy_correction": ("off_policy_weights",),
     "objective": ("Objective", "ObjectiveOutput"),
+    "trainer": ("Sample", "StepMetrics", "Trainer"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
