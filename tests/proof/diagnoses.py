@@ -96,6 +96,7 @@ ROUGH = "it has its name without the rounding that is laid over its answers here
 REASONS: dict[str, str] = {
     "abs-smoothed": ROUGH,
     "batch-with-empty-row-detached": ROUGH,
+    "kl-correction-turned-round": ROUGH,
     "penalties-by-suffix-sums": ROUGH,
     "small-number-in-the-logarithm": ROUGH,
     "temperatures-apart": ROUGH,
