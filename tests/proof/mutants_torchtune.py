@@ -657,6 +657,30 @@ OBJECTIVE = (
         Edit("policy_loss + value_loss * self.value_coeff", "(policy_loss + value_loss * self.value_coeff) / 2"),
         "objective.policy-alone",
     ),
+    Mutant(
+        "objective-value-coefficient-squared",
+        PPO_LOSS,
+        Edit("value_loss * self.value_coeff", "value_loss * self.value_coeff**2"),
+        "objective.coefficients",
+    ),
+    Mutant(
+        "objective-policy-twice",
+        PPO_LOSS,
+        Edit("policy_loss + value_loss * self.value_coeff", "2 * policy_loss + value_loss * self.value_coeff"),
+        "objective.policy-alone",
+    ),
+    Mutant(
+        "objective-whole-logged-as-policy",
+        PPO_LOSS,
+        Edit("policy_loss.detach()", "loss.detach()"),
+        "objective.parts",
+    ),
+    Mutant(
+        "objective-value-logged-with-its-coefficient",
+        PPO_LOSS,
+        Edit("value_loss.detach()", "(value_loss * self.value_coeff).detach()"),
+        "objective.parts",
+    ),
 )
 
 MUTANTS = LOG_PROBS + ROWS + GENERATING + PPO + WEIGHTS + PACKS + LOSSES + CREDIT + OBJECTIVE
