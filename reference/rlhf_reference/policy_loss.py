@@ -106,9 +106,10 @@ class PolicyLoss(nn.Module):
             raise ValueError(f"the arguments differ in shape: {sorted(shapes)}")
         mask = action_mask.bool()
         log_probs = _select(log_probs, mask)
+        log_ratio = log_probs - _select(old_log_probs.detach(), mask)
         advantages = _select(advantages.detach(), mask)
-        kl = masked_mean(_select(old_log_probs.detach(), mask) - log_probs, mask)
-        log_ratio = self.log_ratio(log_probs, old_log_probs, mask)
+        kl = masked_mean(-log_ratio, mask)
+        log_ratio = self._of_surrogate(log_ratio, mask)
 
         weights = _select(weights.detach(), mask)
         log_probs, log_ratio = (x.where(weights != 0, 0.0) for x in (log_probs, log_ratio))
@@ -122,7 +123,10 @@ class PolicyLoss(nn.Module):
         """(B, T) the logarithm of the ratio before its clip, 0 outside the mask: that of each token, or with GSPO that
         of its sequence."""
         mask = action_mask.bool()
-        log_ratio = _select(log_probs, mask) - _select(old_log_probs.detach(), mask)
+        return self._of_surrogate(_select(log_probs, mask) - _select(old_log_probs.detach(), mask), mask)
+
+    def _of_surrogate(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        """(B, T) of log-ratios of tokens those that the surrogate has."""
         return _mean_of_sequence(log_ratio, mask) if self.surrogate == "gspo" else log_ratio
 
     def _followed(self, log_probs: Tensor, log_ratio: Tensor, negative: Tensor) -> Tensor:

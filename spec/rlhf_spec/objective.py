@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_spec.aggregation import Masks, Rows, aggregate, check_shapes, map_actions, scale, weights
 from rlhf_spec.kl import token_kl, token_kl_gradient
-from rlhf_spec.policy_loss import policy_loss, policy_loss_gradient, ratio, sequence_log_ratio
+from rlhf_spec.policy_loss import of_sequences, policy_loss, policy_loss_gradient, ratio
 from rlhf_spec.value_loss import token_value_loss, token_value_loss_gradient
 
 TERMS = ("value", "kl", "entropy")
@@ -76,11 +76,7 @@ def kl_corrections(
         raise ValueError(f"there is no KL correction {kl_correction!r}; they are {', '.join(KL_CORRECTIONS)}")
     if kl_correction == "none":
         return map_actions(lambda _: 1.0, action_mask, log_probs)
-    if surrogate != "gspo":
-        return map_actions(ratio, action_mask, log_probs, old_log_probs)
-    rows = zip(log_probs, old_log_probs, action_mask, strict=True)
-    of_sequences = [[ratio(sequence_log_ratio(*row), 0.0)] * len(row[-1]) for row in rows]
-    return map_actions(lambda of_sequence: of_sequence, action_mask, of_sequences)
+    return map_actions(ratio, action_mask, *of_sequences(log_probs, old_log_probs, action_mask, surrogate))
 
 
 def kl_term(
@@ -285,13 +281,13 @@ def objective_gradient(
         log_probs, old_log_probs, action_mask, kl_correction=kl_correction, surrogate=surrogate
     )
     token_weights = weights(action_mask, mean_of(kl_aggregation, aggregation), **mean)
-    of_sequences = (kl_correction, kl_gradient, surrogate) == ("ratio", "weighted", "gspo")
+    through_sequences = (kl_correction, kl_gradient, surrogate) == ("ratio", "weighted", "gspo")
     slopes = map_actions(
         lambda log_prob, ref, correction: (
             kl_coef
             * correction
             * token_kl_gradient(
-                log_prob, ref, estimator, log_ratio_clamp, clamp, "plain" if of_sequences else kl_gradient
+                log_prob, ref, estimator, log_ratio_clamp, clamp, "plain" if through_sequences else kl_gradient
             )
         ),
         action_mask,
@@ -300,7 +296,7 @@ def objective_gradient(
         corrections,
     )
     of_kl = scale(slopes, token_weights)
-    if of_sequences:
+    if through_sequences:
         corrected = map_actions(
             lambda log_prob, ref, correction: (
                 kl_coef * correction * token_kl(log_prob, ref, estimator, log_ratio_clamp, clamp)
@@ -311,8 +307,8 @@ def objective_gradient(
             corrections,
         )
         through = _through_sequences(scale(corrected, token_weights), action_mask)
-        of_kl = [[x + y for x, y in zip(*rows, strict=True)] for rows in zip(of_kl, through, strict=True)]
-    return [[x + y for x, y in zip(*rows, strict=True)] for rows in zip(of_policy, of_kl, strict=True)]
+        of_kl = _sum(of_kl, through)
+    return _sum(of_policy, of_kl)
 
 
 def objective_gradient_of_values(
@@ -386,6 +382,10 @@ def mean_of(own: str, aggregation: str) -> str:
     ('sequence-mean', 'token-mean')
     """
     return aggregation if own == AS_POLICY else own
+
+
+def _sum(one: Rows, other: Rows) -> list[list[float]]:
+    return [[x + y for x, y in zip(*rows, strict=True)] for rows in zip(one, other, strict=True)]
 
 
 def _through_sequences(rows: Rows, action_mask: Masks) -> list[list[float]]:

@@ -276,7 +276,7 @@ def policy_loss(
         ),
         action_mask,
         loss_weights or [[1.0] * len(mask) for mask in action_mask],
-        *_of_sequences(log_probs, old_log_probs, action_mask, surrogate),
+        *of_sequences(log_probs, old_log_probs, action_mask, surrogate),
         advantages,
     )
     return aggregate(
@@ -324,7 +324,7 @@ def policy_loss_gradient(
         ),
         action_mask,
         loss_weights or [[1.0] * len(mask) for mask in action_mask],
-        *_of_sequences(log_probs, old_log_probs, action_mask, surrogate),
+        *of_sequences(log_probs, old_log_probs, action_mask, surrogate),
         advantages,
     )
     token_weights = weights(
@@ -405,8 +405,13 @@ def _k3(log_prob: float, old_log_prob: float) -> float:
         return math.inf
 
 
-def _of_sequences(log_probs: Rows, old_log_probs: Rows, masks: Masks, surrogate: str) -> tuple[Rows, Rows]:
-    """New and old log-probs; for GSPO those of which every token's ratio is that of its sequence."""
+def of_sequences(log_probs: Rows, old_log_probs: Rows, masks: Masks, surrogate: str) -> tuple[Rows, Rows]:
+    """New and old log-probs of the ratios that a surrogate has; for GSPO those of which every token's ratio is that of
+    its sequence.
+
+    >>> of_sequences([[-1.0, -2.0]], [[-1.5, -3.5]], [[1, 1]], "gspo")
+    ([[1.0, 1.0]], [[0.0, 0.0]])
+    """
     if surrogate != "gspo":
         return log_probs, old_log_probs
     check_shapes(masks, log_probs, old_log_probs)

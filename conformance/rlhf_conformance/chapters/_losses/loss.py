@@ -297,6 +297,10 @@ def counts_empty_rows(adapter: Adapter) -> str | None:
     return None
 
 
+def has_other_surrogates(adapter: Adapter) -> str | None:
+    return None if len(adapter.surrogates) > 1 else "one surrogate is declared: there is no other"
+
+
 has_global_count = declares("global_count", "global_count is not declared")
 
 

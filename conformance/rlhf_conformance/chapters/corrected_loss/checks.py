@@ -64,10 +64,6 @@ def has_ppo(adapter: Adapter) -> str | None:
     return None if "ppo" in adapter.surrogates else "the surrogate 'ppo' is not declared"
 
 
-def has_several(adapter: Adapter) -> str | None:
-    return None if len(adapter.surrogates) > 1 else "one surrogate is declared: there is no other"
-
-
 SUMS = ("constant-length", "token-sum")
 DUAL: dict[str, Any] = {
     "surrogates": ("ppo",),
@@ -223,7 +219,7 @@ use(
         _whole,
         _cases_of(_declared, bypass=True, zones=("inside", "above", "below"), unequal_eps=None),
         has_bypass,
-        has_several,
+        losses.has_other_surrogates,
     ),
 )
 use("corrected-loss.bypass-dual-clip", of(has_bypass, has_ppo, has_dual_clip, bypass=True, **DUAL))

@@ -26,10 +26,6 @@ def has(*terms: str) -> Requirement:
     return lambda adapter: None if offered(adapter, terms) else said
 
 
-def has_other_surrogates(adapter: Adapter) -> str | None:
-    return None if len(adapter.surrogates) > 1 else "one surrogate is declared: there is no other"
-
-
 def has_other_means(adapter: Adapter) -> str | None:
     several = len(aggregations_of("policy-loss", adapter)) > 1
     return None if several else "one aggregation is declared: there is no other"
@@ -159,7 +155,7 @@ def _whole(subject: Subject, case: ObjectiveCase) -> Questions:
 
 
 use("objective.other-means", OBJECTIVE.template(_whole, _others("aggregations"), has_other_means))
-use("objective.other-surrogates", OBJECTIVE.template(_whole, _others("surrogates"), has_other_surrogates))
+use("objective.other-surrogates", OBJECTIVE.template(_whole, _others("surrogates"), losses.has_other_surrogates))
 
 
 def one_count(adapter: Adapter) -> str | None:
