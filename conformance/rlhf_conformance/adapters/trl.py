@@ -100,7 +100,8 @@ class TRL(Adapter):
     ):
         trainer = standins.loss_trainer(action_mask.device, self.loss_type, options)
         rows, count = (log_probs, old_log_probs, advantages, action_mask), options.global_count
-        return standins.objective(trainer, *rows, count, ref_log_probs, entropies, options)
+        terms = {"beta": options.kl_coef, "entropies": entropies, "entropy_coef": options.entropy_coef}
+        return standins.policy_loss(trainer, *rows, count, ref_log_probs, **terms)
 
     def kl(self, log_probs, ref_log_probs, action_mask, options):
         return standins.kl(self.trainer, log_probs, ref_log_probs)

@@ -119,22 +119,6 @@ def policy_loss(
     return trainer._compute_loss(trainer.model, inputs)
 
 
-def objective(
-    trainer: GRPOTrainer,
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    action_mask: Tensor,
-    count: int | None,
-    ref_log_probs: Tensor,
-    entropies: Tensor,
-    options: Any,
-) -> Tensor:
-    """The same with the terms beside it; coefficients as of `ObjectiveOptions`."""
-    rows, terms = (log_probs, old_log_probs, advantages, action_mask), {"entropy_coef": options.entropy_coef}
-    return policy_loss(trainer, *rows, count, ref_log_probs, beta=options.kl_coef, entropies=entropies, **terms)
-
-
 def weights(old_log_probs: Tensor, rollout_log_probs: Tensor, action_mask: Tensor, options: Any) -> Tensor:
     """GRPO's own weights of tensors (B, T), which are (B, T), or (B, 1) for sequences; options as of
     `OffPolicyOptions`. What vLLM has no log-prob for it hands over as None."""
