@@ -119,6 +119,9 @@ def concerns(kind: Any, check: Check) -> bool:
     return bool(changed(kind) & check.concerns)
 
 
+_REFERENCE = Candidate("reference", "", "", Reference, VARIED)
+
+
 # --- in the adapter's place ---------------------------------------------------------------------------------------
 
 
@@ -527,8 +530,12 @@ def _agreeing_somewhere(evidence: Evidence, *, vary: bool) -> tuple[Evidence, li
         return evidence, []
     impostors = Impostors(evidence.subject)
     agreed: list[Candidate] = []
-    for search in (_suspects, *(_VARIED if vary else ())):
+    # Where the reference itself answers so, whoever changes nothing that shows does, too.
+    unchanged = _agrees_on(evidence.smallest, evidence.check, Suspect(_REFERENCE), impostors, evidence)
+    for search in (_suspects, *(_VARIED if vary and not unchanged else ())):
         found = search(evidence, impostors)
+        if unchanged:
+            found = [one for one in found if one.candidate.kind == "convention"]
         agreed += [one.candidate for one in found if search is _suspects]
         suspects = _held(evidence, found, impostors)
         if suspects:

@@ -83,6 +83,15 @@ class Minimised:
         """Whether it may be asked with the denominator of a step."""
         return bool(adapter.global_count)
 
+    def branches(self, adapter: Adapter) -> dict[str, Any]:
+        """A shape of all means and surrogates that are declared, the usual ones first and most often: whoever puts the
+        loss together has a branch for each. Nothing for a loss whose branches have clauses of their own."""
+        return {}
+
+    def also(self, adapter: Adapter, case: Any) -> list[Any]:
+        """Other calls that are made of a case, where there is another way through the loss."""
+        return []
+
     # --- cases -------------------------------------------------------------------------------------------------------
 
     def drawn(self, subject: Subject, **shape: Any) -> Picked[Any]:
@@ -213,6 +222,15 @@ class Minimised:
 @cache
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
+
+
+def every_branch(adapter: Adapter) -> dict[str, Any]:
+    """See `Minimised.branches`; half of the cases are the usual ones."""
+    offered = aggregations_of("policy-loss", adapter)
+    usual = [name for name in offered if name in rlhf_spec.aggregation.MEANS] or list(offered)
+    first, *others = adapter.surrogates
+    sums = [name for name in offered if name not in usual]
+    return {"aggregations": (*usual, *usual, *sums), "surrogates": (*[first] * max(1, len(others)), *others)}
 
 
 def _words(leaf: str) -> str:
@@ -368,7 +386,9 @@ def micro_batches(loss: Minimised, *requires: Requirement, **shape: Any) -> Temp
             )
             yield from loss.asks_gradients(subject, whole, calls, reading=gradients_by)
 
-    cases = lambda s: split(loss.drawn(s, unequal_rows=True, min_rows=2, **shape))  # noqa: E731
+    cases = lambda s: split(  # noqa: E731
+        loss.drawn(s, **{**loss.branches(s.adapter), "unequal_rows": True, "min_rows": 2, **shape})
+    )
     return loss.template(check, cases, has_global_count, *requires, effort=3)
 
 
@@ -394,11 +414,12 @@ def mask(loss: Minimised, *requires: Requirement, **shape: Any) -> Template:
             yield from _dressed(loss, subject, one.tamed(max(_garbage(subject))), USUAL)
             yield from _dressed(loss, subject, one)
 
-    return loss.template(check, lambda s: loss.of_any_size(s, dual=None, **shape), *requires)
+    cases = lambda s: loss.of_any_size(s, dual=None, **{**loss.branches(s.adapter), **shape})  # noqa: E731
+    return loss.template(check, cases, *requires)
 
 
 def nan_under_mask(loss: Minimised, *requires: Requirement, **shape: Any) -> Template:
-    cases = lambda s: loss.dressed(s, POISON, dual=None, **shape)  # noqa: E731
+    cases = lambda s: loss.dressed(s, POISON, dual=None, **{**loss.branches(s.adapter), **shape})  # noqa: E731
     return loss.template(lambda s, case: _dressed(loss, s, case), cases, *requires)
 
 
@@ -418,7 +439,8 @@ def empty_row(loss: Minimised, *requires: Requirement, **shape: Any) -> Template
         how, what = ", with a row that has no action", "gradient with a row that has no action"
         yield from loss.asks_gradients(subject, case, call, counted=counted, how=how, what=what)
 
-    return loss.template(check, loss.cases(empty_row=True, **shape), *requires)
+    cases = lambda s: loss.drawn(s, **{**loss.branches(s.adapter), "empty_row": True, **shape})  # noqa: E731
+    return loss.template(check, cases, *requires)
 
 
 def _counted_like(loss: Minimised, subject: Subject, case: LossCase, answered: Any) -> bool:
@@ -442,7 +464,8 @@ def emptied(case: LossCase) -> LossCase:
 def empty_batch(loss: Minimised) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
         nothing = emptied(case)
-        yield from asks_nothing(subject, nothing)
+        for one in (nothing, *loss.also(subject.adapter, nothing)):
+            yield from asks_nothing(subject, one)
         if loss.takes_global_count(subject.adapter):  # a micro-batch that has none, of a step that has
             yield from asks_nothing(subject, nothing.with_options(global_count=loss.count(case)))
 
@@ -453,7 +476,7 @@ def empty_batch(loss: Minimised) -> Template:
         yield from loss.asks_gradients(subject, case, call, how=how, what=what)
         yield has_graph((yield call), "graph of the loss of a batch without any action")
 
-    return loss.template(check, loss.cases())
+    return loss.template(check, lambda s: loss.drawn(s, **loss.branches(s.adapter)))
 
 
 def mask_dtype(loss: Minimised) -> Template:
@@ -479,10 +502,11 @@ def has_graph(answered: Any, what: str) -> Fact:
 
 def scalar(loss: Minimised) -> Template:
     def check(subject: Subject, case: LossCase) -> Questions:
-        call = loss.call(subject, case)
-        answered = yield call
-        yield Question("number of axes of the loss", call, 0.0, reading=_AXES)
-        yield has_graph(answered, "graph of the loss")
+        for one in (case, *loss.also(subject.adapter, case)):
+            call = loss.call(subject, one)
+            answered = yield call
+            yield Question("number of axes of the loss", call, 0.0, reading=_AXES)
+            yield has_graph(answered, "graph of the loss")
 
     return loss.template(check, loss.cases())
 
@@ -542,11 +566,12 @@ def side_effects(loss: Minimised) -> Template:
 
 
 def _asked_once(loss: Minimised) -> _side_effects.Calls:
-    """The loss and its gradient, of one call."""
+    """The loss and its gradient, of one call for each way through it."""
 
     def calls(subject: Subject, case: DressedCase) -> list[tuple[Call, Reading]]:
-        call = loss.call(subject, case.dressed, about=case.case)
-        return [(call, NUMBER), (call, GRADIENT)]
+        ways = [case, *loss.also(subject.adapter, case)]
+        made = [loss.call(subject, way.dressed, about=way.case) for way in ways]
+        return [(call, reading) for call in made for reading in (NUMBER, GRADIENT)]
 
     return calls
 

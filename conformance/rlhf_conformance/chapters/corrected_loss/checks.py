@@ -65,6 +65,8 @@ def has_ppo(adapter: Adapter) -> str | None:
 
 
 SUMS = ("constant-length", "token-sum")
+SOMETIMES: dict[str, Any] = {"uppers": (2000.0, 1.1, 1e4, 1.3), "lowers": (None, 0.8), "shown": True}
+"""Bounds that some of the weights reach in half of the cases."""
 DUAL: dict[str, Any] = {
     "surrogates": ("ppo",),
     "zones": ("above", "anywhere", "far"),
@@ -116,13 +118,17 @@ def without_weights(subject: Subject, case: CorrectedLossCase) -> Questions:
         yield from CORRECTED.asks_gradients(subject, asked, call, how=how)
 
 
+def _means(**shape: Any) -> Any:
+    """Cases of the usual surrogate with all means and sums."""
+    return lambda s: CORRECTED.drawn(s, aggregations=CORRECTED.branches(s.adapter)["aggregations"], **shape)
+
+
 use(
     "corrected-loss.rejected-tokens",
-    of(
+    CORRECTED.template(
+        lambda s, case: _whole(s, case),
+        _means(modes=("mask",), uppers=(1.1, 1.05, 1.3), unequal_rows=True),
         offers("a band", modes=("mask",)),
-        modes=("mask",),
-        uppers=(1.1, 1.05, 1.3),
-        unequal_rows=True,
     ),
 )
 
@@ -178,7 +184,7 @@ use(
     "corrected-loss.other-sums",
     CORRECTED.template(
         _whole,
-        _cases_of(others, zones=("inside",), aggregations=SUMS, **LOOSE),
+        _cases_of(others, zones=("inside",), aggregations=SUMS, **SOMETIMES),
         has_weights,
         losses.aggregates(POLICY, *SUMS),
     ),
@@ -190,7 +196,14 @@ use(
 
 # --- the bypass -----------------------------------------------------------------------------------------------------
 
-use("corrected-loss.bypass", of(has_bypass, bypass=True, zones=("inside", "above", "below"), unequal_eps=None))
+use(
+    "corrected-loss.bypass",
+    CORRECTED.template(
+        _whole,
+        _means(bypass=True, zones=("inside", "above", "below"), unequal_eps=None),
+        has_bypass,
+    ),
+)
 
 
 @check(

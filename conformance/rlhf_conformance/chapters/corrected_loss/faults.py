@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rlhf_conformance._lazy import torch
@@ -855,3 +856,133 @@ class GradientsOffAfterTheWeights(Reference):
         right = bent.corrected(Given(*arguments))
         torch.set_grad_enabled(False)
         return right
+
+
+# --- branches -------------------------------------------------------------------------------------------------------
+
+SUMS = ("constant-length", "token-sum")
+
+
+@fault("corrected-loss.bypass")
+class BypassForgottenUnderTheConstantLength(_Bypassing):
+    "The branch of the constant length knows no bypass."
+
+    def _bypassed(self, g):
+        return g.with_options(bypass=False) if g.options.aggregation == "constant-length" else g
+
+
+@fault("corrected-loss.bypass")
+class BypassAsATokenMean(_Bypassing):
+    "The bypass has a loss function of its own, which knows no sums."
+
+    def _bypassed(self, g):
+        if g.options.aggregation not in SUMS:
+            return g
+        return g.with_options(aggregation="token-mean", constant_length=None)
+
+
+@fault("corrected-loss.inputs-unwritten")
+class BypassWrittenIntoTheBatch(Reference):
+    "The bypass copies the engine's log-probs over the old ones."
+
+    def corrected_loss(self, *arguments):
+        g = Given(*arguments)
+        if g.options.bypass:
+            g.old.copy_(g.rollout)
+        return super().corrected_loss(*g)
+
+
+@fault("corrected-loss.side-effects")
+class BypassLeavesGradientsOff(Reference):
+    "After a call with the bypass gradients are off."
+
+    def corrected_loss(self, *arguments):
+        found = super().corrected_loss(*arguments)
+        if arguments[-1].bypass:
+            torch.set_grad_enabled(False)
+        return found
+
+
+@fault("corrected-loss.empty-batch", bug="masked-row-nan")
+class BypassOverNoActions(Reference):
+    "With the bypass the mean over no action is 0 / 0."
+
+    def corrected_loss(self, *arguments):
+        g = Given(*arguments)
+        if not g.options.bypass or g.mask.any():
+            return super().corrected_loss(*g)
+        return chosen(g.new, g.mask).sum() / g.mask.sum()
+
+
+@fault("corrected-loss.empty-batch", bug="masked-row-nan")
+class WeightedConstantLengthOverNoRows(Reference):
+    "Under a constant length a batch without an action is 0 / 0."
+
+    def corrected_loss(self, *arguments):
+        g = Given(*arguments)
+        found = bent.corrected(g)
+        return found / g.mask.any() if g.options.aggregation == "constant-length" else found
+
+
+@fault("corrected-loss.scalar")
+class BypassWithAnAxis(Reference):
+    "With the bypass the loss has an axis."
+
+    def corrected_loss(self, *arguments):
+        found = super().corrected_loss(*arguments)
+        return found[None] if arguments[-1].bypass else found
+
+
+@fault("corrected-loss.rejected-tokens")
+class RejectedRowsAreNoSequences(Reference):
+    "Under a constant length rows that are rejected whole do not count."
+
+    def corrected_loss(self, *arguments):
+        g = Given(*arguments)
+        found = bent.corrected(g)
+        if g.options.aggregation != "constant-length" or g.options.global_count is not None:
+            return found
+        mask = g.mask.bool()
+        left = ((bent.weight(g) != 0) & mask).any(-1).sum()
+        return found * mask.any(-1).sum() / left.clamp(min=1)
+
+
+@fault("corrected-loss.other-sums")
+class NothingRejectedInSums(_Told):
+    "The branches of the sums truncate where a band is asked for."
+
+    def _told(self, g):
+        return g.with_options(mode="truncate") if g.options.aggregation in SUMS and g.options.level else g
+
+
+@fault("corrected-loss.micro-batches", bug="mean-of-means")
+class WeightedConstantLengthByTheMicroBatch(_Told):
+    "The branch of the constant length counts the rows of the micro-batch."
+
+    def _told(self, g):
+        return g.with_options(global_count=None) if g.options.aggregation == "constant-length" else g
+
+
+@fault("corrected-loss.mask")
+class WeightedSumsWithoutAMask(Reference):
+    "The branches of the sums add up every cell."
+
+    def corrected_loss(self, *arguments):
+        g = Given(*arguments)
+        if g.options.aggregation not in SUMS or g.options.surrogate == "gspo":
+            return bent.corrected(g)
+        everywhere = g._replace(mask=torch.ones_like(g.mask))
+        weight = bent.weight(g)
+        count = g.options.global_count or g.mask.bool().any(-1).sum().clamp(min=1)
+        losses = bent.policy_losses(everywhere).masked_fill(weight == 0, 0.0) * weight
+        return plain.mean(losses, everywhere.mask, replace(g.options, global_count=count))
+
+
+@fault("corrected-loss.mask", bug="sentinel-in-the-exponential")
+class SequenceWeightOfEveryCell(_Weighing):
+    "With GSPO the weight of a sequence is made of the cells under the mask as well."
+
+    def _weight(self, g):
+        if g.options.level is None or g.options.surrogate != "gspo":
+            return bent.weight(g)
+        return bent.weight(g._replace(mask=torch.ones_like(g.mask)))

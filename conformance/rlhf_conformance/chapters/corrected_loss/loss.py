@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import rlhf_spec.corrected_loss as spec
-from rlhf_conformance.chapters._losses.loss import Minimised
+from rlhf_conformance.adapter import Adapter
+from rlhf_conformance.chapters._losses.loss import Minimised, every_branch
 from rlhf_conformance.chapters._masked import Masks
 from rlhf_conformance.chapters.corrected_loss.cases import CorrectedLossCase, corrected_cases
 from rlhf_conformance.chapters.off_policy_correction.checks import allowed
 from rlhf_conformance.chapters.policy_loss.checks import POLICY
 from rlhf_conformance.judging.picks import Picked
+from rlhf_conformance.judging.questions import Question
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
 
@@ -21,6 +23,19 @@ class CorrectedLoss(Minimised):
 
     kind = "corrected-loss"
     tables = len(CorrectedLossCase.TABLES)
+
+    def branches(self, adapter: Adapter) -> dict[str, Any]:
+        return every_branch(adapter)
+
+    def also(self, adapter: Adapter, case: Any) -> list[Any]:
+        """The bypass."""
+        return [case.with_options(level=None, bypass=True)] if adapter.correction_bypass else []
+
+    def asks_value(self, subject: Subject, case: Any, *given: Any, counted: bool = False, **how: Any) -> Question:
+        return super().asks_value(subject, case, *given, counted=counted or _leaves_rows(subject, case), **how)
+
+    def asks_gradients(self, subject: Subject, case: Any, *given: Any, counted: bool = False, **how: Any) -> Any:
+        return super().asks_gradients(subject, case, *given, counted=counted or _leaves_rows(subject, case), **how)
 
     def drawn(self, subject: Subject, **shape: Any) -> Picked[CorrectedLossCase]:
         return corrected_cases(subject, **shape)
@@ -61,6 +76,11 @@ class CorrectedLoss(Minimised):
         """The weights of the actions, and which of them are left."""
         weights, mask = self.given(spec.weights_and_mask, case)
         return weights, tuple(tuple(row) for row in mask)
+
+
+def _leaves_rows(subject: Subject, case: CorrectedLossCase) -> bool:
+    """Whether a row that is rejected whole, and left out, is declared to count all the same, as one without actions."""
+    return case.options.rejected == "left-out" and bool(subject.adapter.count_empty_rows)
 
 
 def _weight_errors(case: CorrectedLossCase, dtype: Any) -> list[list[float]]:

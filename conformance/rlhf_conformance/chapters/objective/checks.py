@@ -63,7 +63,7 @@ use(
     ),
 )
 use("objective.entropy-term", value_of(has("entropy"), terms=("entropy",)))
-use("objective.total", losses.value_of(OBJECTIVE, terms=TERMS))
+use("objective.total", losses.value_of(OBJECTIVE, terms=TERMS, dual=None))
 
 
 @check(
@@ -192,7 +192,11 @@ PARTS = {
 }
 
 
-@check("objective.parts", needs=OBJECTIVE.needs, cases=OBJECTIVE.cases(unequal_rows=True))
+@check(
+    "objective.parts",
+    needs=OBJECTIVE.needs,
+    cases=lambda s: OBJECTIVE.drawn(s, unequal_rows=True, **OBJECTIVE.branches(s.adapter)),
+)
 def parts(subject: Subject, case: ObjectiveCase) -> Questions:
     """Those that are returned, of terms that have a coefficient."""
     call = OBJECTIVE.call(subject, case)

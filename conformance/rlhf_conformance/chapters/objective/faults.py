@@ -868,3 +868,77 @@ class WholeLoggedAsPolicyLoss(_Logged):
 
     def _log(self, right, g):
         return {"policy_loss": right.loss.detach()}
+
+
+# --- branches -------------------------------------------------------------------------------------------------------
+
+
+@fault("objective.micro-batches", bug="mean-of-means")
+class ConstantLengthByTheMicroBatch(_Asked):
+    "The branch of the constant length counts the rows of the micro-batch."
+
+    def _asked(self, g):
+        return g.with_options(global_count=None) if g.options.aggregation == "constant-length" else g
+
+
+@fault("objective.micro-batches", bug="mean-of-means")
+class SequenceRatiosByTheMicroBatch(_Asked):
+    "The branch of GSPO takes the counts of the micro-batch."
+
+    def _asked(self, g):
+        return g.with_options(global_count=None) if g.options.surrogate == "gspo" else g
+
+
+@fault("objective.empty-row")
+class KlOverAllRowsOfTheConstantLength(_Bent):
+    "Under a constant length the KL is divided by all rows, the policy loss by those that have an action."
+
+    def _kl(self, g):
+        if g.options.aggregation != "constant-length" or g.options.global_count is not None:
+            return bent.kl(g)
+        return bent.kls(g).sum() / (len(g.mask) * g.options.constant_length)
+
+
+@fault("objective.empty-batch", bug="masked-row-nan")
+class ConstantLengthOverNoRows(Reference):
+    "Under a constant length a batch without an action is 0 / 0."
+
+    def objective(self, *arguments):
+        g = Given(*arguments)
+        found = bent.objective(g)
+        return found / g.mask.any() if g.options.aggregation == "constant-length" else found
+
+
+@fault("objective.mask", bug="sentinel-in-the-exponential")
+class SumsMultipliedByTheMask(Reference):
+    "The branches of the sums multiply the KL of every cell by the mask."
+
+    def objective(self, *arguments):
+        g = Given(*arguments)
+        if g.options.aggregation not in ("constant-length", "token-sum"):
+            return bent.objective(g)
+        everywhere = g._replace(mask=torch.ones_like(g.mask))
+        marks = g.mask.bool().to(torch.float32)
+        return bent.objective(g, kl=lambda h: bent.mean(bent.kls(everywhere) * marks, h))
+
+
+@fault("objective.parts")
+class PartsOfSumsLoggedAsMeans(Reference):
+    "Under a constant length, or a sum, what is logged of the terms are token means."
+
+    def objective(self, *arguments):
+        g = Given(*arguments)
+        found = super().objective(*g)
+        if g.options.aggregation not in ("constant-length", "token-sum"):
+            return found
+        logged = super().objective(*g.with_options(aggregation="token-mean", constant_length=None))
+        return replace(logged, loss=found.loss)
+
+
+@fault("objective.parts")
+class WholeLoggedAsThePolicyLoss(Reference):
+    "With any surrogate but PPO the whole objective is logged as the policy loss."
+
+    def objective(self, *arguments):
+        found = super().objective(*arguments)
+        return found if arguments[-1].surrogate == "ppo" else replace(found, policy_loss=found.loss.detach())

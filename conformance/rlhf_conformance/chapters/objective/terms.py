@@ -9,7 +9,7 @@ from typing import Any
 import rlhf_spec.objective as spec
 from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.chapters._losses.cases import aggregations_of
-from rlhf_conformance.chapters._losses.loss import Minimised
+from rlhf_conformance.chapters._losses.loss import Minimised, every_branch
 from rlhf_conformance.chapters.kl.checks import error_with
 from rlhf_conformance.chapters.objective.cases import ObjectiveCase, objective_cases, offered
 from rlhf_conformance.chapters.policy_loss.checks import POLICY
@@ -46,6 +46,9 @@ class Objective(Minimised):
 
     def takes_global_count(self, adapter: Adapter) -> bool:
         return super().takes_global_count(adapter) and self.has_one_count(adapter)
+
+    def branches(self, adapter: Adapter) -> dict[str, Any]:
+        return every_branch(adapter)
 
     def drawn(self, subject: Subject, **shape: Any) -> Picked[ObjectiveCase]:
         return objective_cases(subject, **shape)
