@@ -14,6 +14,7 @@ from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapter import METHODS, Adapter
 from rlhf_conformance.chapters import _side_effects
 from rlhf_conformance.chapters._losses.cases import (
+    CONSTANT_LENGTHS,
     LossCase,
     LossShape,
     SplitCase,
@@ -22,7 +23,7 @@ from rlhf_conformance.chapters._losses.cases import (
     split,
     under_mask,
 )
-from rlhf_conformance.chapters._masked import DressedCase, WidenedCase, widened
+from rlhf_conformance.chapters._masked import DressedCase, MaskedCase, WidenedCase, widened
 from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template, declares
 from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import (
@@ -87,6 +88,16 @@ class Minimised:
         """A shape of all means and surrogates that are declared, the usual ones first and most often: whoever puts the
         loss together has a branch for each. Nothing for a loss whose branches have clauses of their own."""
         return {}
+
+    def next_aggregation(self, adapter: Adapter, case: LossCase) -> dict[str, Any]:
+        """The options for the mean or sum that is declared after the case's own; nothing for a loss without
+        `branches`."""
+        offered = list(dict.fromkeys(self.branches(adapter).get("aggregations", ())))
+        if len(offered) < 2:
+            return {}
+        chosen = offered[(offered.index(case.options.aggregation) + 1) % len(offered)]
+        longer = CONSTANT_LENGTHS[0] if chosen == "constant-length" else None
+        return {"aggregation": chosen, "constant_length": longer}
 
     def also(self, adapter: Adapter, case: Any) -> list[Any]:
         """Other calls that are made of a case, where there is another way through the loss."""
@@ -356,40 +367,52 @@ def mean(loss: Minimised, aggregation: str) -> Template:
 
     def check(subject: Subject, case: LossCase) -> Questions:
         yield loss.asks_value(subject, case)
-        long = case.repeated(REPEATED)
-
-        def recipes() -> dict[str, str]:
-            names = METHODS[loss.method].arguments
-            given = zip(names, loss.call(subject, case).given[:-1], strict=False)
-            return {name: f"{source(small)}.repeat(1, {REPEATED})" for name, small in given}
-
-        yield loss.asks_value(subject, long, loss.call(subject, long, recipes=recipes))
+        yield asks_long(loss, subject, case)
 
     cases = loss.cases(unequal_rows=True, square=True, aggregations=(aggregation,))
     return loss.template(check, cases, aggregates(loss, aggregation), effort=2)
 
 
+def asks_long(loss: Minimised, subject: Subject, case: MaskedCase) -> Question:
+    """The same with every row repeated: more actions than small counters and half precision can count."""
+    long = case.repeated(REPEATED)
+
+    def recipes() -> dict[str, str]:
+        names = METHODS[loss.method].arguments
+        given = zip(names, loss.call(subject, case).given[:-1], strict=False)
+        return {name: f"{source(small)}.repeat(1, {REPEATED})" for name, small in given}
+
+    return loss.asks_value(subject, long, loss.call(subject, long, recipes=recipes))
+
+
 def micro_batches(loss: Minimised, *requires: Requirement, **shape: Any) -> Template:
     def check(subject: Subject, case: SplitCase) -> Questions:
-        counts = (loss.count(case.case), int(loss.count(case.case)), 1)
-        for count in counts:  # as a float, as a whole number, and the least that there is
-            whole = case.case.with_options(global_count=count)
-            parts = [part.with_options(global_count=count) for part in case.parts]
-            calls = tuple(loss.call(subject, part) for part in parts)
-            yield Question(
-                f"sum of the losses of {len(parts)} micro-batches with the global count {count!r}",
-                calls,
-                loss.value(whole),
-                sum(loss.value_budget(part, subject.dtype) for part in parts),
-                reading=SUM,
-                formula=loss.formula(),
-            )
-            yield from loss.asks_gradients(subject, whole, calls, reading=gradients_by)
+        count = loss.count(case.case)
+        for given in (count, int(count), 1):  # as a float, as a whole number, and the least that there is
+            yield from asks(subject, case, given)
+        turned = case.case.with_options(**loss.next_aggregation(subject.adapter, case.case))
+        if turned != case.case:
+            yield from asks(subject, SplitCase(turned, case.cuts), loss.count(turned))
 
-    cases = lambda s: split(  # noqa: E731
-        loss.drawn(s, **{**loss.branches(s.adapter), "unequal_rows": True, "min_rows": 2, **shape})
-    )
-    return loss.template(check, cases, has_global_count, *requires, effort=3)
+    def asks(subject: Subject, case: SplitCase, count: float) -> Questions:
+        whole = case.case.with_options(global_count=count)
+        parts = [part.with_options(global_count=count) for part in case.parts]
+        calls = tuple(loss.call(subject, part) for part in parts)
+        yield Question(
+            f"sum of the losses of {len(parts)} micro-batches with the global count {count!r}",
+            calls,
+            loss.value(whole),
+            sum(loss.value_budget(part, subject.dtype) for part in parts),
+            reading=SUM,
+            formula=loss.formula(),
+        )
+        yield from loss.asks_gradients(subject, whole, calls, reading=gradients_by)
+
+    def cases(subject: Subject) -> Picked[SplitCase]:
+        branches = {name: tuple(dict.fromkeys(some)) for name, some in loss.branches(subject.adapter).items()}
+        return split(loss.drawn(subject, **{**branches, "unequal_rows": True, "min_rows": 2, **shape}))
+
+    return loss.template(check, cases, has_global_count, *requires, effort=2)
 
 
 def empty_rows_counted(loss: Minimised) -> Template:
@@ -407,9 +430,10 @@ def empty_rows_counted(loss: Minimised) -> Template:
 
 def mask(loss: Minimised, *requires: Requirement, **shape: Any) -> Template:
     def check(subject: Subject, case: DressedCase) -> Questions:
-        cases = [case]
+        turned = case.with_options(**loss.next_aggregation(subject.adapter, case.case))
+        cases = [case] if turned == case else [case, turned]
         if loss.takes_global_count(subject.adapter):  # with another denominator, as trainers ask in micro-batches
-            cases.append(case.with_options(global_count=loss.count(case.case)))
+            cases[1:] = [turned.with_options(global_count=loss.count(turned.case))]
         for one in cases:  # a quantity of its own, so that a trainer that only multiplies by the mask is not let off
             yield from _dressed(loss, subject, one.tamed(max(_garbage(subject))), USUAL)
             yield from _dressed(loss, subject, one)

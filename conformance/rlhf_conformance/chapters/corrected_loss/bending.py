@@ -30,8 +30,9 @@ class Given(NamedTuple):
 
 
 def exponent(g: Given) -> Tensor:
-    """(B, T) what the weights are the exponentials of."""
+    """(B, T) what the weights are the exponentials of; what the engine did not give counts as what the trainer has."""
     d, o = chosen(g.old, g.mask) - chosen(g.rollout, g.mask), g.options
+    d = d.masked_fill(d.isnan(), 0.0)
     if o.level == "sequence":
         d = d.sum(-1, keepdim=True).expand_as(d)
         if o.sequence_weight == "geometric":

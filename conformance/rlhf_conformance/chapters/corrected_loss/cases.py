@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -71,10 +72,12 @@ def corrected_cases(
     uppers: Sequence[float] = BINDING["uppers"],
     lowers: Sequence[float | None] = BINDING["lowers"],
     shown: bool = False,
+    lost: bool = False,
     **shape: Any,
 ) -> Picked[CorrectedLossCase]:
     """Cases of the policy loss, of whichever shape, and log-probs of the engine, which agree with the old ones where
-    they are to be `equal`; no weight lies near a bound. For a `bypass` there are no weights."""
+    they are to be `equal`; no weight lies near a bound. For a `bypass` there are no weights. One log-prob of the engine
+    is NaN where it is to be `lost`."""
     adapter, dtype = subject.adapter, subject.dtype
     wanted = OffPolicyShape(levels=levels, modes=modes, uppers=uppers, lowers=lowers, shown=shown)
     known = {name: weighable(adapter, name, wanted) for name in adapter.surrogates}
@@ -97,6 +100,12 @@ def corrected_cases(
         columns = range(policy.shape[1])
         drawn = tuple(tuple(other(i, j) for j in columns) for i in range(policy.shape[0]))
         old, rollout = (drawn, policy.old_log_probs) if bypass else (policy.old_log_probs, drawn)
+        at = picks.below(max(1, len(policy.actions)))
+        if lost:
+            rollout = tuple(
+                tuple(math.nan if (i, j) == policy.actions[at] else x for j, x in enumerate(row))
+                for i, row in enumerate(rollout)
+            )
         options = CorrectedLossOptions(**vars(policy.options), bypass=bypass, **declared(adapter))
         case = CorrectedLossCase(policy.log_probs, old, policy.advantages, rollout, policy.action_mask, options)
         if bypass:
@@ -107,7 +116,7 @@ def corrected_cases(
     surrogates = shape.pop("surrogates", None) or adapter.surrogates[:1]
     asked = tuple(name for name in surrogates if known.get(name) or (bypass and name in known))
     policies = loss_cases(adapter, dtype, "policy-loss", LossShape(surrogates=asked, **shape))
-    return policies.with_more(3 + 2 * ROWS * WIDTH, build)
+    return policies.with_more(4 + 2 * ROWS * WIDTH, build)
 
 
 def weighable(adapter: Adapter, surrogate: str, wanted: OffPolicyShape | None = None) -> list[Kind]:

@@ -12,6 +12,7 @@ from rlhf_conformance.chapters._masked import exactly
 from rlhf_conformance.chapters.corrected_loss.cases import LOG_PROBS, LOOSE, CorrectedLossCase, weighable
 from rlhf_conformance.chapters.corrected_loss.loss import CORRECTED
 from rlhf_conformance.chapters.off_policy_correction.cases import OffPolicyShape
+from rlhf_conformance.chapters.off_policy_correction.checks import says_of_nan
 from rlhf_conformance.chapters.policy_loss.checks import POLICY, has_dual_clip
 from rlhf_conformance.judging.checks import Questions, Requirement, Template, check, declares, use
 from rlhf_conformance.judging.picks import Picked, Picks
@@ -116,6 +117,9 @@ def without_weights(subject: Subject, case: CorrectedLossCase) -> Questions:
         call = CORRECTED.call(subject, asked)
         yield CORRECTED.asks_value(subject, asked, call, what=f"loss{how}")
         yield from CORRECTED.asks_gradients(subject, asked, call, how=how)
+
+
+use("corrected-loss.nan-of-the-engine", of(has_weights, says_of_nan, lost=True, unequal_rows=True))
 
 
 def _means(**shape: Any) -> Any:

@@ -858,6 +858,38 @@ class GradientsOffAfterTheWeights(Reference):
         return right
 
 
+@fault("corrected-loss.nan-of-the-engine")
+class EngineNanInTheLoss(Reference):
+    "What the weights make of NaN is right, and the log-ratio that is added to the loss for the log is not."
+
+    def corrected_loss(self, *arguments):
+        g = Given(*arguments)
+        apart = chosen(g.old, g.mask) - chosen(g.rollout, g.mask)
+        return super().corrected_loss(*g) + 0.0 * apart.sum()
+
+
+@fault("corrected-loss.nan-of-the-engine")
+class EngineNanRejected(Reference):
+    "An action without a log-prob of the engine is rejected by the comparison with the bounds, where 1 is declared."
+
+    def corrected_loss(self, *arguments):
+        g = Given(*arguments)
+        lost = chosen(g.rollout, g.mask).isnan()
+        rows = lost.any(-1, keepdim=True).expand_as(lost) if g.options.level == "sequence" else lost
+        if g.options.level is None or not lost.any():
+            return super().corrected_loss(*g)
+        return super().corrected_loss(*g._replace(advantages=g.advantages.masked_fill(rows, 0.0)))
+
+
+@fault("corrected-loss.nan-of-the-engine")
+class EngineNanAsZero(Reference):
+    "torch.nan_to_num makes a probability of 1 of a log-prob that the engine did not give."
+
+    def corrected_loss(self, *arguments):
+        g = Given(*arguments)
+        return super().corrected_loss(*g._replace(rollout=g.rollout.nan_to_num()))
+
+
 # --- branches -------------------------------------------------------------------------------------------------------
 
 SUMS = ("constant-length", "token-sum")
@@ -872,7 +904,7 @@ class BypassForgottenUnderTheConstantLength(_Bypassing):
 
 
 @fault("corrected-loss.bypass")
-class BypassAsATokenMean(_Bypassing):
+class BypassAsTokenMean(_Bypassing):
     "The bypass has a loss function of its own, which knows no sums."
 
     def _bypassed(self, g):
@@ -964,7 +996,7 @@ class WeightedConstantLengthByTheMicroBatch(_Told):
 
 
 @fault("corrected-loss.mask")
-class WeightedSumsWithoutAMask(Reference):
+class WeightedSumsWithoutMask(Reference):
     "The branches of the sums add up every cell."
 
     def corrected_loss(self, *arguments):

@@ -121,6 +121,11 @@ def _pair(
     raise AssertionError(f"no log-ratio away from the kinks near {d}")
 
 
+def held_pair(picks: Picks, estimator: str, adapter: Adapter, dtype: torch.dtype) -> tuple[float, float]:
+    """(log-prob, reference's), neither above 0, around the clamps that are declared, or far apart where none is."""
+    return _pair(picks, KlShape(zones=("beyond", "beyond", "usual")), adapter, estimator, dtype, certain=False)
+
+
 def near_reference(picks: Picks, log_prob: float, estimator: str, adapter: Adapter, dtype: torch.dtype) -> float:
     """What a reference may give an action that the policy gives this log-prob, not above 0; away from the kinks, and
     where no clamp binds. Now and then they agree."""

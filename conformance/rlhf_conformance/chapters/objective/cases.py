@@ -18,7 +18,7 @@ from rlhf_conformance.chapters._losses.cases import (
     value_token,
 )
 from rlhf_conformance.chapters._masked import MaskedCase, Masks, Rows, exactly
-from rlhf_conformance.chapters.kl.cases import clamps, near_reference
+from rlhf_conformance.chapters.kl.cases import PICKS, clamps, held_pair, near_reference
 from rlhf_conformance.chapters.objective.interface import ObjectiveOptions
 from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions
 from rlhf_conformance.chapters.value_loss.interface import ValueLossOptions
@@ -121,6 +121,26 @@ def objective_cases(
 
     drawn = loss_cases(adapter, dtype, "policy-loss", LossShape(**shape))
     return drawn.with_more(OPTION_PICKS + 2 + CELL_PICKS * CELLS, build)
+
+
+def beyond_clamps(cases: Picked[ObjectiveCase], subject: Subject) -> Picked[ObjectiveCase]:
+    """Actions that are as likely as they were, and of which most lie beyond a clamp of the KL, of an estimator that is
+    held by one in most cases."""
+    adapter, slots = subject.adapter, ROWS * WIDTH
+    estimators = [*adapter.kl_estimators, *(2 * [name for name in adapter.kl_estimators if name in adapter.kl_clamped])]
+
+    def change(case: ObjectiveCase, picks: Picks) -> ObjectiveCase:
+        estimator, drawn = picks.of(estimators), [picks.part(PICKS) for _ in range(slots)]
+        tables = {name: [list(row) for row in getattr(case, name)] for name in ("log_probs", "ref_log_probs")}
+        for n, (i, j) in enumerate(case.actions):
+            pair = held_pair(drawn[n % slots].again(), estimator, adapter, subject.dtype)
+            tables["log_probs"][i][j], tables["ref_log_probs"][i][j] = pair
+        tables["old_log_probs"] = tables["log_probs"]
+        held: dict[str, Any] = {"estimator": estimator, **clamps(adapter, estimator)}
+        moved = case.changed(**{name: tuple(map(tuple, table)) for name, table in tables.items()})
+        return moved.with_options(**held)
+
+    return cases.with_more(1 + slots * PICKS, change)
 
 
 OPTION_PICKS = 16

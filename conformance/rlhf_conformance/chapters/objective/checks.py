@@ -9,7 +9,7 @@ from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.chapters._losses import loss as losses
 from rlhf_conformance.chapters._losses.cases import aggregations_of
 from rlhf_conformance.chapters._masked import MaskedCase, Rows
-from rlhf_conformance.chapters.objective.cases import TERMS, ObjectiveCase, offered
+from rlhf_conformance.chapters.objective.cases import TERMS, ObjectiveCase, beyond_clamps, offered
 from rlhf_conformance.chapters.objective.terms import OBJECTIVE
 from rlhf_conformance.judging.checks import Questions, Requirement, Template, check, use
 from rlhf_conformance.judging.picks import Picked, Picks
@@ -60,6 +60,14 @@ use(
         terms=("kl",),
         zones=("inside", "above", "below", "far"),
         unequal_eps=None,
+    ),
+)
+use(
+    "objective.kl-clamp",
+    OBJECTIVE.template(
+        lambda s, case: _whole(s, case),
+        lambda s: beyond_clamps(OBJECTIVE.drawn(s, terms=("kl",), zones=("inside",)), s),
+        has("kl"),
     ),
 )
 use("objective.entropy-term", value_of(has("entropy"), terms=("entropy",)))
@@ -136,8 +144,12 @@ use(
 )
 
 # --- means ----------------------------------------------------------------------------------------------------------
-
 use("objective.aggregation", losses.value_of(OBJECTIVE, gradient=True, unequal_rows=True, terms=TERMS))
+
+
+@check("objective.many-actions", needs=OBJECTIVE.needs, cases=OBJECTIVE.cases(unequal_rows=True, terms=TERMS), effort=4)
+def many_actions(subject: Subject, case: ObjectiveCase) -> Questions:
+    yield losses.asks_long(OBJECTIVE, subject, case)
 
 
 def _others(names: str) -> Any:

@@ -870,6 +870,64 @@ class WholeLoggedAsPolicyLoss(_Logged):
         return {"policy_loss": right.loss.detach()}
 
 
+@fault("objective.many-actions")
+class KlCountedInHalfPrecision(_Bent):
+    "The KL is divided by a count that was made in bfloat16, which knows no 257."
+
+    def _kl(self, g):
+        if g.options.aggregation != "token-mean" or g.options.global_count is not None:
+            return bent.kl(g)
+        return bent.kls(g).sum() / g.mask.bool().to(torch.bfloat16).sum().float().clamp(min=1)
+
+
+@fault("objective.many-actions")
+class EntropyCountedInBytes(_Bent):
+    "The entropy is divided by a count that ends at 255, as the mask's dtype does."
+
+    def _entropy(self, g):
+        if g.options.aggregation != "token-mean" or g.options.global_count is not None:
+            return bent.entropy(g)
+        return bent.entropies(g).sum() / g.mask.bool().sum().clamp(min=1, max=255)
+
+
+# --- clamps of the KL -----------------------------------------------------------------------------------------------
+
+
+@fault("objective.kl-clamp")
+class KlUnclampedInTheObjective(_Asked):
+    "In the objective no estimate of the KL is clamped, as it is in the metric."
+
+    def _asked(self, g):
+        return g.with_options(log_ratio_clamp=None, clamp=None)
+
+
+@fault("objective.kl-clamp")
+class KlClampHalvedInTheObjective(_Asked):
+    "In the objective the clamp of the KL is half of what is declared."
+
+    def _asked(self, g):
+        return g.with_options(clamp=g.options.clamp and g.options.clamp / 2)
+
+
+@fault("objective.kl-clamp", bug="k3-clamp-after-exp")
+class KlClampedAfterTheExponential(_Bent):
+    "In the objective the clamp comes after the exponential: the gradient is 0 times infinity."
+
+    def _kl(self, g):
+        held = bent.kls(g)
+        return bent.mean(held if g.options.clamp is None else held.clamp(-g.options.clamp, g.options.clamp), g)
+
+
+@fault("objective.kl-clamp")
+class KlPullsBeyondTheClamp(_Bent):
+    "In the objective a clamped estimate keeps the gradient that it has without the clamp."
+
+    def _kl(self, g):
+        bound, free = g.options.clamp, bent.kls(g)
+        held = free if bound is None else free.clamp(-bound, bound)
+        return bent.mean(value_of(held, gradient_of=free), g)
+
+
 # --- branches -------------------------------------------------------------------------------------------------------
 
 
