@@ -132,7 +132,7 @@ OF_BYPASS = ("", "-other-surrogates", "-dual-clip", "-off", "-old", "-old-nan", 
 OF_VALUE_TERM, OF_KL_TERM, OF_ENTROPY_TERM = (
     (f"{term}-term", f"{term}-gradient") for term in ("value", "kl", "entropy")
 )
-OF_KL_TERM = (*OF_KL_TERM, "kl-correction")
+OF_KL_TERM = (*OF_KL_TERM, "kl-correction", "kl-clamp")
 RULED_OUT = [
     ("temperature", False, {f"{chapter}.temperature" for chapter in ("log-probs", *MODELS)}),
     (
@@ -184,6 +184,7 @@ RULED_OUT = [
         },
     ),
     ("rejected_tokens", "left-out", set()),
+    ("correction_nan", None, {f"{name}.nan-of-the-engine" for name in ("off-policy-correction", "corrected-loss")}),
     ("correction_bypass", False, {f"corrected-loss.bypass{what}" for what in OF_BYPASS}),
     (
         "objective_terms",
