@@ -179,7 +179,7 @@ def test_the_bypass_reads_the_engine_and_not_the_old_log_probs(subject):
     ],
 )
 def test_a_failure_is_a_script_that_shows_it(clause, name, tmp_path):
-    report = check(faults()[name].adapter(), profile="smoke", only=[clause])
+    report = check(faults()[name].adapter(), profile="gate", only=[clause])
     result = report.result(clause)
     assert result.verdict == "fail"
     text = script(result, report)

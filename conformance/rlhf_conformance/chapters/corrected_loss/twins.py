@@ -37,7 +37,7 @@ class RolloutCorrectionByRow(Reference):
     "Row by row: the weights in float64, (B, 1) for sequences; PPO's loss times them, as in verl."
 
     surrogates = ("ppo",)
-    correction_bypass = False
+    correction_bypass, correction_nan = False, None
 
     def corrected_loss(self, new, old, advantages, rollout, mask, options):
         rows = []
@@ -86,7 +86,7 @@ class BypassAlone(Reference):
     "The engine's log-probs are put in the place of the old ones before anything else; truncation by token beside it."
 
     correction_levels, correction_modes, correction_lower = ("token",), ("truncate",), None
-    correction_log_clamp = None
+    correction_log_clamp = correction_nan = None
 
     def corrected_loss(self, new, old, advantages, rollout, mask, options):
         if options.bypass:

@@ -100,9 +100,15 @@ class TermsOfOwnMethods(Reference):
             loss = loss - entropy * options.entropy_coef
         if options.kl_coef > 0:
             new, ref = (upcast(x).where(mask.bool(), 0.0) for x in (new, ref))
-            kl = averaged(_estimate(new - ref, options.estimator) * (new - new.detach()).exp(), mask, options)
+            kl = averaged(self._held(new - ref, options.estimator) * (new - new.detach()).exp(), mask, options)
             loss = loss + kl * options.kl_coef
         return ObjectiveResult(loss, *(None if x is None else float(x) for x in (policy, value, kl, entropy)))
+
+    def _held(self, d, estimator):
+        if estimator not in self.kl_clamped:
+            return _estimate(d, estimator)
+        held = _estimate(d.clamp(-self.kl_log_ratio_clamp, self.kl_log_ratio_clamp), estimator)
+        return held.clamp(-self.kl_clamp, self.kl_clamp)
 
 
 @twin
