@@ -197,6 +197,12 @@ class Minimised:
             formula=self.formula(counted),
         )
 
+    def asks_whole(self, subject: Subject, case: Any) -> Questions:
+        """The value of one call, and its gradients."""
+        call = self.call(subject, case)
+        yield self.asks_value(subject, case, call)
+        yield from self.asks_gradients(subject, case, call)
+
     def asks_gradients(
         self,
         subject: Subject,

@@ -130,7 +130,7 @@ def _means(**shape: Any) -> Any:
 use(
     "corrected-loss.rejected-tokens",
     CORRECTED.template(
-        lambda s, case: _whole(s, case),
+        CORRECTED.asks_whole,
         _means(modes=("mask",), uppers=(1.1, 1.05, 1.3), unequal_rows=True),
         offers("a band", modes=("mask",)),
     ),
@@ -167,13 +167,7 @@ def beyond_every_bound(cases: Picked[CorrectedLossCase], dtype: Any) -> Picked[C
     cases=lambda s: beyond_every_bound(CORRECTED.drawn(s, modes=("mask",), dual=None), s.dtype),
 )
 def rejected_overflow(subject: Subject, case: CorrectedLossCase) -> Questions:
-    yield from _whole(subject, case)
-
-
-def _whole(subject: Subject, case: CorrectedLossCase) -> Questions:
-    call = CORRECTED.call(subject, case)
-    yield CORRECTED.asks_value(subject, case, call)
-    yield from CORRECTED.asks_gradients(subject, case, call)
+    yield from CORRECTED.asks_whole(subject, case)
 
 
 def _cases_of(choose: Any, **shape: Any) -> Any:
@@ -182,12 +176,14 @@ def _cases_of(choose: Any, **shape: Any) -> Any:
 
 use(
     "corrected-loss.other-surrogates",
-    CORRECTED.template(_whole, _cases_of(others, zones=("inside", "above"), unequal_eps=None), has_others),
+    CORRECTED.template(
+        CORRECTED.asks_whole, _cases_of(others, zones=("inside", "above"), unequal_eps=None), has_others
+    ),
 )
 use(
     "corrected-loss.other-sums",
     CORRECTED.template(
-        _whole,
+        CORRECTED.asks_whole,
         _cases_of(others, zones=("inside",), aggregations=SUMS, **SOMETIMES),
         has_weights,
         losses.aggregates(POLICY, *SUMS),
@@ -203,7 +199,7 @@ use(
 use(
     "corrected-loss.bypass",
     CORRECTED.template(
-        _whole,
+        CORRECTED.asks_whole,
         _means(bypass=True, zones=("inside", "above", "below"), unequal_eps=None),
         has_bypass,
     ),
@@ -218,7 +214,7 @@ use(
 )
 def bypass_old(subject: Subject, case: CorrectedLossCase) -> Questions:
     """With other old log-probs than those that it was asked with first."""
-    yield from _whole(subject, case)
+    yield from CORRECTED.asks_whole(subject, case)
     rows, numbers = case.action_mask, itertools.cycle(exactly(x - 0.05, subject.dtype) for x in LOG_PROBS[::-7])
     moved = case.changed(old_log_probs=tuple(tuple(next(numbers) if m else 0.0 for m in row) for row in rows))
     call = CORRECTED.call(subject, moved)
@@ -233,7 +229,7 @@ def _declared(adapter: Adapter) -> tuple[str, ...]:
 use(
     "corrected-loss.bypass-other-surrogates",
     CORRECTED.template(
-        _whole,
+        CORRECTED.asks_whole,
         _cases_of(_declared, bypass=True, zones=("inside", "above", "below"), unequal_eps=None),
         has_bypass,
         losses.has_other_surrogates,
@@ -266,7 +262,7 @@ def bypass_off(subject: Subject, case: CorrectedLossCase) -> Questions:
 )
 def bypass_old_nan(subject: Subject, case: CorrectedLossCase) -> Questions:
     nothing = tuple(tuple(math.nan for _ in row) for row in case.old_log_probs)
-    yield from _whole(subject, case.changed(old_log_probs=nothing))
+    yield from CORRECTED.asks_whole(subject, case.changed(old_log_probs=nothing))
 
 
 use("corrected-loss.bypass-micro-batches", losses.micro_batches(CORRECTED, has_bypass, bypass=True))

@@ -65,7 +65,7 @@ use(
 use(
     "objective.kl-clamp",
     OBJECTIVE.template(
-        lambda s, case: _whole(s, case),
+        OBJECTIVE.asks_whole,
         lambda s: beyond_clamps(OBJECTIVE.drawn(s, terms=("kl",), zones=("inside",)), s),
         has("kl"),
     ),
@@ -99,9 +99,7 @@ def coefficients(subject: Subject, case: ObjectiveCase) -> Questions:
 )
 def zero_coefficient(subject: Subject, case: ObjectiveCase) -> Questions:
     """One term has none, and neither has it numbers: NaN and infinities stand at the actions."""
-    call = OBJECTIVE.call(subject, case)
-    yield OBJECTIVE.asks_value(subject, case, call)
-    yield from OBJECTIVE.asks_gradients(subject, case, call)
+    yield from OBJECTIVE.asks_whole(subject, case)
 
 
 TABLES = {"value": ("values", "old_values", "returns"), "kl": ("ref_log_probs",), "entropy": ("entropies",)}
@@ -160,14 +158,11 @@ def _others(names: str) -> Any:
     return lambda s: OBJECTIVE.drawn(s, unequal_rows=True, terms=TERMS, **{names: tuple(declared(s))})
 
 
-def _whole(subject: Subject, case: ObjectiveCase) -> Questions:
-    call = OBJECTIVE.call(subject, case)
-    yield OBJECTIVE.asks_value(subject, case, call)
-    yield from OBJECTIVE.asks_gradients(subject, case, call)
-
-
-use("objective.other-means", OBJECTIVE.template(_whole, _others("aggregations"), has_other_means))
-use("objective.other-surrogates", OBJECTIVE.template(_whole, _others("surrogates"), losses.has_other_surrogates))
+use("objective.other-means", OBJECTIVE.template(OBJECTIVE.asks_whole, _others("aggregations"), has_other_means))
+use(
+    "objective.other-surrogates",
+    OBJECTIVE.template(OBJECTIVE.asks_whole, _others("surrogates"), losses.has_other_surrogates),
+)
 
 
 def one_count(adapter: Adapter) -> str | None:

@@ -994,9 +994,8 @@ class PartsOfSumsLoggedAsMeans(Reference):
 
 
 @fault("objective.parts")
-class WholeLoggedAsThePolicyLoss(Reference):
+class WholeLoggedAsThePolicyLoss(_Logged):
     "With any surrogate but PPO the whole objective is logged as the policy loss."
 
-    def objective(self, *arguments):
-        found = super().objective(*arguments)
-        return found if arguments[-1].surrogate == "ppo" else replace(found, policy_loss=found.loss.detach())
+    def _log(self, right, g):
+        return {} if g.options.surrogate == "ppo" else {"policy_loss": right.loss.detach()}
