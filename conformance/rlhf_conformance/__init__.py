@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions as PolicyLossOptions
     from rlhf_conformance.chapters.policy_loss.interface import PolicyLossResult as PolicyLossResult
     from rlhf_conformance.chapters.sequences.interface import ProcessedSequences as ProcessedSequences
+    from rlhf_conformance.chapters.step.interface import StepOptions as StepOptions
+    from rlhf_conformance.chapters.step.interface import StepResult as StepResult
     from rlhf_conformance.chapters.token_rewards.interface import TokenRewardOptions as TokenRewardOptions
     from rlhf_conformance.chapters.value_loss.interface import ValueLossOptions as ValueLossOptions
     from rlhf_conformance.oracle.batch import Batch as Batch
     from rlhf_conformance.oracle.batch import Prompts as Prompts
+    from rlhf_conformance.oracle.batch import StepSample as StepSample
     from rlhf_conformance.oracle.probes import Checkpoint as Checkpoint
     from rlhf_conformance.results import Report as Report
     from rlhf_conformance.run.command import check as check
@@ -51,6 +54,9 @@ _HOME_OF = {
     "ProcessedSequences": "chapters.sequences.interface",
     "Prompts": "oracle.batch",
     "Report": "results",
+    "StepOptions": "chapters.step.interface",
+    "StepResult": "chapters.step.interface",
+    "StepSample": "oracle.batch",
     "TokenRewardOptions": "chapters.token_rewards.interface",
     "UsageError": "run.loading",
     "ValueLossOptions": "chapters.value_loss.interface",

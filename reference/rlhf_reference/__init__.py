@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from rlhf_reference.trainer import Sample as Sample
     from rlhf_reference.trainer import StepMetrics as StepMetrics
     from rlhf_reference.trainer import Trainer as Trainer
+    from rlhf_reference.trainer import by_rows as by_rows
+    from rlhf_reference.trainer import by_tokens as by_tokens
     from rlhf_reference.value_loss import ValueLoss as ValueLoss
     from rlhf_reference.whitening import whiten as whiten
 
@@ -95,7 +97,7 @@ _NAMES = {
     "group_advantages": ("group_relative_advantages",),
     "off_policy_correction": ("off_policy_weights",),
     "objective": ("Objective", "ObjectiveOutput"),
-    "trainer": ("Sample", "StepMetrics", "Trainer"),
+    "trainer": ("Sample", "StepMetrics", "Trainer", "by_rows", "by_tokens"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -8,6 +8,7 @@ whatever layout it was asked in. And the norm is clipped once, over all weights,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -145,13 +146,17 @@ class Trainer:
 
     def update(self) -> None:
         """Move the weights by the gradient that was accumulated, its norm clipped over all of them, and forget it."""
-        if self.max_norm is not None:
-            weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-            torch.nn.utils.clip_grad_norm_(weights, self.max_norm)
+        self.clip()
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def clip(self) -> float:
+        """Clip the norm of the accumulated gradient, over all weights at once, if it is to be. -> what it was before"""
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        bound = math.inf if self.max_norm is None else self.max_norm
+        return float(torch.nn.utils.clip_grad_norm_(weights, bound))
 
     def _count(self, samples: Sequence[Sample]) -> int | None:
         """The denominator of the step: its actions, or its samples that have one."""
@@ -205,6 +210,26 @@ class Trainer:
         rows = batch.pad(self.pad_token_id)
         answers = model(rows.input_ids, rows.num_actions, rows.attention_mask, **options)
         return tuple(rows.unpad_actions(answer) for answer in several(answers))
+
+
+def by_rows(samples: Sequence[Sample], size: int) -> Cut:
+    """Micro-batches of so many samples, in the order in which they stand; the last one may have fewer."""
+    return [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
+
+
+def by_tokens(samples: Sequence[Sample], most: int) -> Cut:
+    """Micro-batches of at most so many tokens, prompts included: each sample goes to the first one that has room for
+    it, the longest samples first. A sample that is longer is alone in its own."""
+    lengths = [len(sample.prompt) + len(sample.response) for sample in samples]
+    parts: list[list[int]] = []
+    for i in sorted(range(len(samples)), key=lambda i: -lengths[i]):
+        roomy = (part for part in parts if sum(lengths[j] for j in part) + lengths[i] <= most)
+        part = next(roomy, None)
+        if part is None:
+            parts.append([i])
+        else:
+            part.append(i)
+    return parts
 
 
 def several(answers: Any) -> Iterable[Tensor]:

@@ -126,6 +126,7 @@ OTHER_SURROGATES = {
     "corrected-loss.other-surrogates",
     "corrected-loss.bypass-other-surrogates",
     "objective.other-surrogates",
+    "step.surrogates",
 }
 CORRECTED_DUAL_CLIP = {"corrected-loss.dual-clip", "corrected-loss.bypass-dual-clip"}
 OF_BYPASS = ("", "-other-surrogates", "-dual-clip", "-off", "-old", "-old-nan", "-micro-batches", "-mask", "-empty-row")
@@ -133,8 +134,10 @@ OF_VALUE_TERM, OF_KL_TERM, OF_ENTROPY_TERM = (
     (f"{term}-term", f"{term}-gradient") for term in ("value", "kl", "entropy")
 )
 OF_KL_TERM = (*OF_KL_TERM, "kl-correction", "kl-clamp")
+OF_EMPTY_STEPS = {"step.empty-row", "step.empty-micro-batch"}
+CUT_ANYHOW = {f"step.{name}" for name in ("gradient", "dynamic-batches", "log-probs")}
 RULED_OUT = [
-    ("temperature", False, {f"{chapter}.temperature" for chapter in ("log-probs", *MODELS)}),
+    ("temperature", False, {f"{chapter}.temperature" for chapter in ("log-probs", *MODELS, "step")}),
     (
         "entropy_gradient",
         False,
@@ -200,10 +203,25 @@ RULED_OUT = [
     (
         "constant_length",
         "always",
-        {"policy-loss.token-mean", "policy-loss.sequence-mean", "policy-loss.token-sum", "objective.other-means"},
+        {
+            *(f"policy-loss.{name}" for name in ("token-mean", "sequence-mean", "token-sum")),
+            "objective.other-means",
+            "step.aggregations",
+        },
     ),
     ("token_sum", False, {"policy-loss.token-sum"}),
-    ("count_empty_rows", None, {"policy-loss.empty-rows-counted"}),
+    ("count_empty_rows", None, {"policy-loss.empty-rows-counted", *OF_EMPTY_STEPS}),
+    ("step_terms", ("policy",), {"step.kl-term", "step.entropy-term", "step.terms"}),
+    ("step_terms", ("policy", "kl"), {"step.entropy-term", "step.terms"}),
+    ("step_layouts", ("padded",), {"step.packed"}),
+    ("step_cuts", ("rows",), {"step.dynamic-batches"}),
+    ("step_cuts", ("tokens",), {s for s in SLUGS if s.startswith("step.")} - CUT_ANYHOW),
+    ("step_remainder", False, {"step.remainder"}),
+    ("step_samples", 4, {"step.again"}),
+    ("step_denominators", "micro-batch", {"step.dynamic-batches", "step.order"}),
+    ("step_advantages", "sample", set()),
+    ("step_empty", False, OF_EMPTY_STEPS),
+    ("step_max_norm", False, {"step.max-norm", "step.norm-unreached"}),
     ("kl_estimators", ("k1",), {"kl.k2", "kl.k3", "kl.abs", "kl.not-negative", "kl.clamped-gradient"}),
     ("kl_estimators", ("k2",), {"kl.k1", "kl.k3", "kl.abs", "kl.expectation", "kl.clamped-gradient"}),
     ("kl_gradient", None, {"kl.gradient", "kl.expected-gradient", "kl.clamped-gradient"}),

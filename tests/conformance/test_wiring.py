@@ -83,6 +83,8 @@ def is_right(kind: Any, name: str) -> bool:
         return name in ("a number", "0-d", "whole numbers", "fractions", "None")
     if isinstance(kind, wiring.Scalar):
         return name in ("0-d", "fractions")
+    if isinstance(kind, wiring.Named):
+        return name == "a dictionary"
     if name == "whole numbers":
         return not floats(kind)
     if name == "fractions":
@@ -149,8 +151,8 @@ def answered(subject: Subject, name: str, given: tuple[Any, ...], change: Callab
     return Subject(Changed(), "cpu", torch.float32, subject.store, subject.truth).ask(name, *given)
 
 
-def in_part(part: str, change: Callable[[torch.Tensor], Any]) -> Callable[[Any], Any]:
-    """The change to one part of an answer, or to all of it; of a list, to each tensor of it."""
+def in_part(part: str, change: Callable[[torch.Tensor], Any], each: bool = False) -> Callable[[Any], Any]:
+    """The change to one part of an answer, or to all of it; `each`: of a list or a mapping, to each tensor of it."""
 
     def changed(answer: Any) -> Any:
         if part in PAIR:
@@ -160,9 +162,14 @@ def in_part(part: str, change: Callable[[torch.Tensor], Any]) -> Callable[[Any],
             made = [value for value in vars(answer).values() if value is not None]
             value = next((v for v in (getattr(answer, part),) if v is not None), made[0])  # as the first that is made
             value = torch.tensor(value) if isinstance(value, float) else value
+            if isinstance(value, dict) and each:
+                return replace(answer, **{part: {name: change(x) for name, x in value.items()}})
+            value = next(iter(value.values())) if isinstance(value, dict) else value
             return replace(answer, **{part: change(value)})
         if is_dataclass(answer):
             return replace(answer, **{f.name: change(getattr(answer, f.name)) for f in fields(answer)})
+        if isinstance(answer, list) and each:
+            return [change(x) for x in answer]
         return change(torch.cat(list(answer)) if isinstance(answer, list | tuple) else answer)
 
     return changed
@@ -189,7 +196,7 @@ def test_a_wrong_kind_of_answer_is_wrong_wiring_with_a_sentence(name: str, part:
 def test_what_clauses_judge_is_well_wired(name: str, how: str, asked):
     subject, given = asked
     for part in parts_of(name):
-        answered(subject, name, given[name], in_part(part, FOR_CLAUSES[how]))
+        answered(subject, name, given[name], in_part(part, FOR_CLAUSES[how], each=True))
 
 
 WHOLE = ("None", "sparse", "a generator", "a subclass that raises", "meta", "nested")

@@ -20,6 +20,7 @@ EXAMPLES = {
     "grpo_only": ("group-advantages",),
     "correction_only": ("off-policy-correction", "corrected-loss"),
     "objective_only": ("objective",),
+    "step_only": ("step",),
 }
 """Who shows the chapters that the whole trainer does not."""
 NOWHERE = ("packing", "whitening", "credit")
@@ -75,3 +76,24 @@ def test_the_clauses_that_a_document_names_exist(text, document):
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_a_document_names_no_machine(text, document):
     assert not re.search(r"/(?:home|root|tmp|work)/", text(document))
+
+
+def test_a_mean_of_means_in_a_trainer_of_ones_own_is_found():
+    import step_only as example
+
+    class Averaged(example.GrpoTrainer):
+        def loss(self, samples, actions):
+            own = max(1, sum(int(sample.action_mask.sum()) for sample in samples))
+            return super().loss(samples, own) / self.parts
+
+        def accumulate(self, samples):
+            self.parts = -(-len(samples) // self.options.micro_batch_size)
+            return super().accumulate(samples)
+
+    class InHouse(example.InHouse):
+        def load_trainer(self, checkpoint, options):
+            return Averaged(checkpoint.path, checkpoint.dtype, checkpoint.device, checkpoint.temperature, options)
+
+    report = check(InHouse(), profile="smoke", only=["step.micro-batches"])
+    assert [result.verdict for result in report.results] == ["fail"]
+    assert "a mean of means" in report.results[0].failure.note

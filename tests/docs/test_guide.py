@@ -19,6 +19,7 @@ from rlhf_conformance import (
     KlOptions,
     ObjectiveOptions,
     PolicyLossOptions,
+    StepOptions,
     TokenRewardOptions,
     ValueLossOptions,
     check,
@@ -108,6 +109,20 @@ def test_the_adapter_of_what_a_step_minimises_is_green(python, examples, monkeyp
     assert (examples / "objective_only.py").read_text(encoding="utf-8").endswith(f"class InHouse(Adapter):{shown}")
     named = {name for row in table(GUIDE, "of the terms") for name in re.findall("`([a-z_]+)`", row[0])}
     assert named < {f.name for f in fields(ObjectiveOptions)}
+
+
+def test_the_adapter_of_a_whole_step_is_green(python, monkeypatch, table):
+    import step_only
+
+    monkeypatch.setitem(sys.modules, "my_trainer", types.ModuleType("my_trainer"))
+    monkeypatch.setitem(sys.modules, "my_trainer.loop", step_only)
+    adapter = adapter_of(python("my_trainer.loop"))
+    adapter.kl_estimators = ("k3",)
+    report = check(adapter(), profile="smoke", only=["step."])
+    assert report.verdict == "CONFORMANT"
+    assert {r.clause for r in report.results if r.verdict == "pass"} >= {"step.micro-batches", "step.update"}
+    named = {row[0].strip("`") for row in table(GUIDE, "of the step")}
+    assert named == {f.name for f in fields(StepOptions)} - {f.name for f in fields(ObjectiveOptions)}
 
 
 def test_the_adapter_with_an_engine_that_samples_is_green(python, examples, monkeypatch, table):

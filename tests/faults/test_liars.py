@@ -47,6 +47,8 @@ LIARS = {
     "weight-inside-of-the-clip": "corrected-loss.after-the-clip",
     "kl-term-detached": "objective.kl-gradient",
     "entropy-term-added": "objective.entropy-term",
+    "mean-of-micro-batch-means": "step.micro-batches",
+    "clipped-by-parameter": "step.max-norm",
 }
 
 

@@ -196,6 +196,8 @@ FLOATS = (
     "rewards",
     "action_values",
     "values",
+    "step_gradients",
+    "step_log_probs",
     *(name for name, row in METHODS.items() if "action_mask" in row.arguments),
 )
 """The methods that answer with floating-point numbers."""
@@ -206,6 +208,8 @@ def _rough(answer: Any) -> Any:
         return type(answer)(*(_rough(getattr(answer, part.name)) for part in fields(answer)))
     if isinstance(answer, list | tuple):
         return type(answer)(_rough(part) for part in answer)
+    if isinstance(answer, dict):
+        return {name: _rough(part) for name, part in answer.items()}
     if not isinstance(answer, torch.Tensor) or not answer.is_floating_point():
         return answer
     if torch.equal(answer.bfloat16().to(answer.dtype), answer):  # rounded so: finer noise would be rounded away

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import rlhf_reference as ref
@@ -12,7 +13,9 @@ from rlhf_conformance import (
     PackedSequences,
     PolicyLossResult,
     ProcessedSequences,
+    StepResult,
 )
+from rlhf_conformance._lazy import torch
 from rlhf_conformance.chapters._models.interface import ARCHITECTURES, LAYOUTS
 
 
@@ -49,6 +52,8 @@ class Reference(Adapter):
     correction_log_clamp = 20.0
     correction_nan, correction_masked = "one", "zero"
     correction_bypass = True
+    step_layouts, step_cuts = ("padded", "packed"), ("rows", "tokens")
+    step_remainder = True
 
     def __init__(
         self, attention: str | None = None, lora: bool = False, checkpointing: bool = False, dora: bool = False
@@ -192,6 +197,7 @@ class Reference(Adapter):
         return self._ready(made.load(folder, **self._options(checkpoint, lora=False), **more))
 
     def parameters(self, model):
+        model = getattr(model, "actor", model)
         regression = hasattr(model, "named_checkpoint_parameters")
         return model.named_checkpoint_parameters() if regression else super().parameters(model)
 
@@ -236,10 +242,25 @@ class Reference(Adapter):
         action_mask,
         options,
     ):
+        out = self._objective(options)(
+            log_probs,
+            old_log_probs,
+            advantages,
+            action_mask,
+            entropies=entropies,
+            ref_log_probs=ref_log_probs,
+            values=values,
+            old_values=old_values,
+            returns=returns,
+            global_count=options.global_count,
+        )
+        return ObjectiveResult(*out)
+
+    def _objective(self, options) -> Any:
         def own(aggregation):
             return None if aggregation == "as-policy" else aggregation
 
-        objective = ref.Objective(
+        return ref.Objective(
             self._policy_loss(options),
             value_coef=options.value_coef,
             value_clip_eps=options.value_clip_eps,
@@ -254,19 +275,6 @@ class Reference(Adapter):
             entropy_coef=options.entropy_coef,
             entropy_aggregation=own(options.entropy_aggregation),
         )
-        out = objective(
-            log_probs,
-            old_log_probs,
-            advantages,
-            action_mask,
-            entropies=entropies,
-            ref_log_probs=ref_log_probs,
-            values=values,
-            old_values=old_values,
-            returns=returns,
-            global_count=options.global_count,
-        )
-        return ObjectiveResult(*out)
 
     def value_loss(self, values, old_values, returns, action_mask, options):
         loss = ref.ValueLoss(options.clip_eps, options.aggregation)
@@ -324,3 +332,56 @@ class Reference(Adapter):
         asked = {"level": options.level, "mode": options.mode, "upper": options.upper, "lower": options.lower}
         asked["sequence_weight"] = options.sequence_weight
         return ref.off_policy_weights(old_log_probs, rollout_log_probs, action_mask, **asked, **declared)
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    def load_trainer(self, checkpoint, options):
+        actor = self.load_actor(checkpoint)
+        trained = [p for p in self.parameters(actor).values() if p.requires_grad]
+        trainer = ref.Trainer(
+            actor,
+            self._objective(options),
+            torch.optim.SGD(trained, lr=options.learning_rate),
+            max_norm=options.max_norm,
+            layout=options.layout,
+            pad_token_id=checkpoint.pad_token_id,
+        )
+        return Stepping(trainer, options)
+
+    def _samples(self, samples):
+        names = ("prompt", "response", "old_log_probs", "advantages", "action_mask", "ref_log_probs")
+        return [ref.Sample(*(getattr(sample, name) for name in names)) for sample in samples]
+
+    def step_gradients(self, stepping, samples):
+        trainer, samples = stepping.trainer, self._samples(samples)
+        trainer.optimizer.zero_grad()
+        metrics = trainer.accumulate(samples, stepping.cut(samples))
+        norm = trainer.clip()
+        found = {n: p.grad.clone() for n, p in self.parameters(stepping).items() if p.grad is not None}
+        trainer.optimizer.zero_grad()
+        return StepResult(found, metrics.loss, metrics.policy_loss, metrics.kl, metrics.entropy, norm)
+
+    def step_update(self, stepping, samples):
+        samples = self._samples(samples)
+        stepping.trainer.step(samples, stepping.cut(samples))
+
+    def step_log_probs(self, stepping, samples):
+        return stepping.trainer.log_probs(self._samples(samples))
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """A trainer, and what it was asked to do."""
+
+    trainer: ref.Trainer
+    options: Any
+
+    @property
+    def actor(self) -> Any:
+        return self.trainer.actor
+
+    def cut(self, samples: Any) -> Any:
+        """The micro-batches of a step."""
+        if self.options.max_tokens is not None:
+            return ref.by_tokens(samples, self.options.max_tokens)
+        return ref.by_rows(samples, self.options.micro_batch_size)

@@ -13,7 +13,7 @@ from rlhf_conformance.judging.isolation import RANDOM_NUMBERS
 from rlhf_conformance.judging.questions import ANSWER, Against, Answered, Call, Fact, Place, Question, Reading
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
-from rlhf_conformance.oracle.batch import Batch, Prompts
+from rlhf_conformance.oracle.batch import HANDED
 
 Calls = Callable[[Subject, Any], Sequence[tuple[Call, Reading]]]
 """(subject, case) -> the calls that are made, each with how its numbers are read."""
@@ -106,7 +106,7 @@ def _tensors(named: Mapping[str, Any]) -> list[tuple[str, torch.Tensor]]:
             found.append((name, value.detach()))
         elif isinstance(value, list):
             found += _tensors({f"{name}[{i}]": item for i, item in enumerate(value)})
-        elif isinstance(value, Batch | Prompts):
+        elif isinstance(value, HANDED):
             found += _tensors({f"{name}.{field.name}": getattr(value, field.name) for field in fields(value)})
     return found
 

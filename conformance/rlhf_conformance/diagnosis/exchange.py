@@ -16,7 +16,7 @@ from rlhf_conformance.judging.judge import ClauseFailure, Comparison, Judge
 from rlhf_conformance.judging.questions import Call as Asked
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.judging.wiring import WiringError
-from rlhf_conformance.oracle.batch import Batch, Prompts
+from rlhf_conformance.oracle.batch import HANDED
 from rlhf_conformance.oracle.probes import Checkpoint
 from rlhf_conformance.results import Call, Exchange, Failure, Number
 
@@ -111,7 +111,7 @@ def _plain(value: Any, recipe: str | None = None) -> Any:
         if recipe is not None:
             return {"made": recipe, **kept}
         return {"tensor": storing.to_json(value.detach().cpu().tolist()), **kept}
-    if isinstance(value, Batch | Prompts | Checkpoint):
+    if isinstance(value, (*HANDED, Checkpoint)):
         named = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name not in _WITHHELD}
         return {storing.TYPE: type(value).__name__, **named}
     if isinstance(value, torch.dtype):

@@ -21,7 +21,7 @@ from typing import Any
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.judging import raised
-from rlhf_conformance.oracle.batch import Batch, Prompts
+from rlhf_conformance.oracle.batch import HANDED
 
 
 class AdapterError(Exception):
@@ -298,7 +298,7 @@ def copied(value: Any) -> Any:
         return value.clone()
     if isinstance(value, list):
         return [copied(item) for item in value]
-    if isinstance(value, Batch | Prompts):
+    if isinstance(value, HANDED):
         return replace(value, **{f.name: copied(getattr(value, f.name)) for f in fields(value)})
     return value
 
@@ -318,6 +318,8 @@ def owned(answer: Any, depth: int = 0) -> Any:
         return plain(answer)
     if kind in (list, tuple):
         return kind(owned(item, depth + 1) for item in answer)
+    if kind is dict:
+        return {name: owned(item, depth + 1) for name, item in answer.items()}
     if is_dataclass(kind):
         return replace(answer, **{f.name: owned(getattr(answer, f.name), depth + 1) for f in fields(answer) if f.init})
     return answer
@@ -357,7 +359,7 @@ def differences(before: Any, after: Any, name: str) -> list[str]:
             return [name]
         pairs = enumerate(zip(before, after, strict=True))
         return [n for i, (b, a) in pairs for n in differences(b, a, f"{name}[{i}]")]
-    if isinstance(before, Batch | Prompts):
+    if isinstance(before, HANDED):
         names = [f.name for f in fields(before)]
         return [n for key in names for n in differences(getattr(before, key), getattr(after, key), f"{name}.{key}")]
     return []

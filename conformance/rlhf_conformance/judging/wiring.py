@@ -231,10 +231,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Named:
-    """Parameters by name."""
+    """Parameters, or what else there is of each, by name."""
 
-    def checked(self, method: str, value: Any, given: Given, device: str) -> Any:
-        wanted = "a mapping of names to parameters"
+    what: str = "parameters"
+
+    def checked(self, method: str, value: Any, given: Given, device: str, label: str = "") -> Any:
+        wanted = f"a mapping of names to {self.what}"
         if not is_a(value, Mapping):
             raise WiringError(method, describe(value), wanted)
         found = dict(value)

@@ -141,3 +141,28 @@ class Prompts:
     max_new_tokens: int
     stop_token_ids: tuple[int, ...]
     pad_token_id: int
+
+
+@dataclass(frozen=True, eq=False)
+class StepSample:
+    """One response and what was known of it when it was drawn: tensors with a number for each of the T tokens of the
+    response, but for the prompt. Numbers are float32, or float64 where the run is.
+
+    prompt         (P,) int64, at least one token
+    response       (T,) int64, at least one token
+    action_mask    (T,) int64, 1 on actions
+    old_log_probs  (T,) of the policy that sampled, in nats
+    advantages     (T,) in units of reward
+    ref_log_probs  (T,) of the reference model, in nats
+    """
+
+    prompt: torch.Tensor
+    response: torch.Tensor
+    action_mask: torch.Tensor
+    old_log_probs: torch.Tensor
+    advantages: torch.Tensor
+    ref_log_probs: torch.Tensor
+
+
+HANDED = (Batch, Prompts, StepSample)
+"""Objects that hold tensors, as adapters are given them."""

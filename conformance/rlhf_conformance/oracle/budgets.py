@@ -406,3 +406,21 @@ def correction_guard(of_exponent: float) -> float:
     """How far an exponent must lie from the logarithm of a bound so that no rounding puts its weight on the other
     side."""
     return max(1e-3, 2 * of_exponent)
+
+
+def accumulated(largest: float, sampled: float, parts: int, dtype: torch.dtype) -> float:
+    """Of each entry of a gradient that is the sum of those of so many micro-batches, each rounded as it is added: as
+    for `model_gradient`, of what is due and what a plain backward pass in the same dtype gives."""
+    return model_gradient(largest, sampled, dtype) + 2 * parts * unit(dtype) * largest
+
+
+def norm(size: float, apart: float, dtype: torch.dtype) -> float:
+    """Of the norm of a gradient of this size, where that of a plain backward pass in the same dtype lies so far
+    apart."""
+    return PLAIN * apart + size * (4 * ROUNDINGS * unit(dtype) + 4 * REDUCTION * FLOAT32) + 1e-9
+
+
+def updated(largest: float, moved: float, allowed: float, dtype: torch.dtype) -> float:
+    """Of each entry of a weight, of this largest magnitude, that was moved by a gradient times a learning rate: the
+    error of the move, and the rounding of the sum."""
+    return allowed + 2 * unit(dtype) * (largest + moved)

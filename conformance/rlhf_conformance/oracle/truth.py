@@ -12,7 +12,7 @@ transformers computes norms and rotary tables in float32 whatever the dtype, hen
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,6 +115,36 @@ class Truth:
         for sample, row in zip(samples, weights, strict=True):
             answers = _ANSWERS[answer](model(sample.tokens), sample, temperature)
             (answers.double() * torch.tensor(row, dtype=torch.float64, device=answers.device)).sum().backward()
+        found = {name: p.grad.clone() for name, p in model.module.named_parameters() if p.grad is not None}
+        model.module.zero_grad(set_to_none=True)
+        return found
+
+    def chained(
+        self,
+        probe: Probe,
+        samples: Sequence[Sample],
+        slopes: Callable[[dict[str, Rows]], dict[str, Rows]],
+        *,
+        answers: Sequence[str],
+        temperature: float = 1.0,
+        plain: bool = False,
+    ) -> dict[str, Any]:
+        """Gradient of a number that depends on the `answers` to all samples together, by the chain rule: `slopes` is
+        told them, a row for each sample, by their names, and says the slope of the number at each."""
+        model = self._model(probe, plain)
+        model.module.zero_grad(set_to_none=True)
+        outputs = [model(sample.tokens) for sample in samples]
+        rows = {
+            name: [_ANSWERS[name](x, sample, temperature).double() for x, sample in zip(outputs, samples, strict=True)]
+            for name in answers
+        }
+        due = slopes({name: [row.tolist() for row in own] for name, own in rows.items()})
+        parts = [
+            (row * torch.tensor(slope, dtype=torch.float64, device=row.device)).sum()
+            for name, own in rows.items()
+            for row, slope in zip(own, due[name], strict=True)
+        ]
+        torch.stack(parts).sum().backward()
         found = {name: p.grad.clone() for name, p in model.module.named_parameters() if p.grad is not None}
         model.module.zero_grad(set_to_none=True)
         return found

@@ -219,7 +219,7 @@ def _aggregation(picks: Picks, loss: str, adapter: Adapter, shape: LossShape) ->
     return picks.of([name for name in shape.aggregations or usual if name in offered])
 
 
-def _policy_options(picks: Picks, adapter: Adapter, shape: LossShape, special: Picks) -> PolicyLossOptions:
+def policy_options(picks: Picks, adapter: Adapter, shape: LossShape, special: Picks) -> PolicyLossOptions:
     surrogate = special.of([name for name in shape.surrogates or adapter.surrogates[:1] if name in adapter.surrogates])
     cap, constant_length = special.of(CAPS), special.of(CONSTANT_LENGTHS)
     low, either, other = picks.of(CLIP_EPS), picks.chance(2, 3), picks.below(len(CLIP_EPS) - 1)
@@ -260,14 +260,14 @@ def _value_options(picks: Picks, adapter: Adapter, shape: LossShape, special: Pi
 def _policy_token(
     picks: Picks, dtype: torch.dtype, options: PolicyLossOptions, shape: LossShape, zero: int | None
 ) -> Token:
-    """(log_prob, old_log_prob, advantage) of a zone of the log-ratio (`_log_ratios`). Where the new or the old log-prob
-    is to be 0, the greater of the two is."""
+    """(log_prob, old_log_prob, advantage) of a zone of the log-ratio (`log_ratios_of`). Where the new or the old
+    log-prob is to be 0, the greater of the two is."""
     zone, sign, base = picks.of(shape.zones), picks.of(shape.advantage_signs), 0.11 * (1 + picks.below(30))
     rare = picks.chance(1, 4)
     advantages = (RARE_ADVANTAGES if zone == "overflow" else (0.0, *RARE_ADVANTAGES)) if rare else USUAL_ADVANTAGES
     advantage = exactly(sign * picks.of(advantages), dtype) if zero != 2 or zone == "overflow" else 0.0
     base = 0.0 if zero in (0, 1) else base
-    log_ratio = picks.of(_log_ratios(zone, options))
+    log_ratio = picks.of(log_ratios_of(zone, options))
     if zone == "far":  # where no bound holds the ratio: up for A < 0, down for A > 0
         farthest = 7.0 if dtype == torch.float16 or options.surrogate == "gspo" else 18.0
         log_ratio = math.copysign(min(log_ratio, farthest), -sign)
@@ -312,7 +312,7 @@ RARE_ADVANTAGES = (6.3, 17.0, 40.0)
 
 
 @lru_cache(1024)
-def _log_ratios(zone: str, options: PolicyLossOptions) -> tuple[float, ...]:
+def log_ratios_of(zone: str, options: PolicyLossOptions) -> tuple[float, ...]:
     """What the log-ratio may be in a zone, the simplest first."""
     lowest, highest = 1 - options.clip_eps_low, 1 + options.clip_eps_high
     if options.surrogate == "cispo" and options.cispo_bounds == "cap":
@@ -390,7 +390,7 @@ def _value_far_from_kinks(
     return abs(abs(new - return_) - abs(clipped - return_)) > guard
 
 
-_OPTIONS: dict[str, Callable[..., Any]] = {"policy-loss": _policy_options, "value-loss": _value_options}
+_OPTIONS: dict[str, Callable[..., Any]] = {"policy-loss": policy_options, "value-loss": _value_options}
 _KINDS: dict[str, Any] = {"policy-loss": PolicyLossCase, "value-loss": ValueLossCase}
 _TOKENS: dict[str, Callable[..., Any]] = {"policy-loss": _policy_token, "value-loss": value_token}
 

@@ -78,8 +78,8 @@ class Models:
 
     @method(Named(), optional=True)
     def parameters(self, model: Any) -> Mapping[str, Parameter]:
-        """Parameters by name. The default looks at the model, its `.model` or its `.module`."""
-        for candidate in (model, getattr(model, "model", None), getattr(model, "module", None)):
+        """Parameters by name. The default looks at the model, its `.model`, its `.module` or its `.actor`."""
+        for candidate in (model, *(getattr(model, name, None) for name in ("model", "module", "actor"))):
             if candidate is not None and hasattr(candidate, "named_parameters"):
                 return dict(candidate.named_parameters())
         raise TypeError(f"{type(model).__name__} has no named_parameters(): override Adapter.parameters")

@@ -73,10 +73,21 @@ def decomposed(weight: Any, magnitude: Any) -> Any:
 
 def _layers(model: Any) -> dict[int, Any]:
     """The module that scales LoRA's product, by the identity of each parameter in it."""
-    roots = [model] if isinstance(model, torch.nn.Module) else list(getattr(model, "__dict__", {}).values())
-    modules = [m for root in roots if isinstance(root, torch.nn.Module) for m in root.modules()]
+    modules = [m for root in _roots(model, DEEPEST) for m in root.modules()]
     scaling = [m for m in modules if hasattr(m, "scaling") or (hasattr(m, "alpha") and hasattr(m, "rank"))]
     return {id(p): m for m in scaling for n, p in m.named_parameters() if is_adapters(n)}
+
+
+DEEPEST = 3
+"""A trainer holds a model, which may hold a module."""
+
+
+def _roots(holder: Any, depth: int) -> list[Any]:
+    """The modules that an object is, or holds, or that what it holds does."""
+    if isinstance(holder, torch.nn.Module):
+        return [holder]
+    held = list(getattr(holder, "__dict__", {}).values()) if depth else []
+    return [root for one in held for root in _roots(one, depth - 1)]
 
 
 def _scale(layer: Any, adapter: str, name: str) -> float:

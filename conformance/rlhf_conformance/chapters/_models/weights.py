@@ -31,25 +31,25 @@ SHOWN = 3
 class Weights:
     """The parameters of a loaded model, and the weights of its checkpoint that they stand for.
 
-    loaded      the model, as calls are given it
+    probe       what it was loaded from
+    model       the model itself, or the trainer that holds it
     parameters  what `Adapter.parameters` says, by the adapter's names
     """
 
     subject: Subject
-    loaded: Loaded
+    probe: Probe
+    model: Any
     parameters: Tensors
 
     @classmethod
     def of(cls, subject: Subject, loaded: Loaded) -> Weights:
-        return cls(subject, loaded, subject.uncopied("parameters", _model(subject, loaded)))
+        """Of a model that is remembered within the clause."""
+        model = subject.model(loaded.load, loaded.probe, loaded.temperature, loaded.normalize)
+        return cls.of_model(subject, loaded.probe, model)
 
-    @property
-    def probe(self) -> Probe:
-        return self.loaded.probe
-
-    @property
-    def model(self) -> Any:
-        return _model(self.subject, self.loaded)
+    @classmethod
+    def of_model(cls, subject: Subject, probe: Probe, model: Any) -> Weights:
+        return cls(subject, probe, model, subject.uncopied("parameters", model))
 
     @property
     def adapted(self) -> bool:
@@ -139,10 +139,6 @@ class Weights:
     def now(self, found: Tensors) -> Subject:
         """The subject, with the oracle of a checkpoint that holds what was found."""
         return replace(self.subject, truth=self.subject.truth.with_weights(self.probe, found))
-
-
-def _model(subject: Subject, loaded: Loaded) -> Any:
-    return subject.model(loaded.load, loaded.probe, loaded.temperature, loaded.normalize)
 
 
 def pulled_back(found: Tensors, gradients: Mapping[str, Any], leaves: Tensors) -> Tensors:

@@ -1,0 +1,1 @@
+"""One optimizer step, however it is cut."""

@@ -1,0 +1,183 @@
+"""A plain trainer for the faults to bend: right as it stands, one sample after the other, and a liar exchanges one part
+of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from rlhf_conformance import StepResult
+from rlhf_conformance._lazy import torch
+from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.chapters.objective import bending as bent
+from rlhf_conformance.chapters.objective.bending import Given
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from rlhf_conformance import StepSample
+
+
+@dataclass
+class Plain:
+    """An actor, its optimizer, and what is asked for.
+
+    actor   as the reference loads it
+    steps   how many there have been
+    kept    whatever a liar keeps from one call to the next
+    """
+
+    actor: Any
+    options: Any
+    optimizer: Any
+    steps: int = 0
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> list[Any]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+@dataclass
+class Part:
+    """A micro-batch: its samples, its number, and what of the whole step its loss needs.
+
+    count   what all losses of the step are divided by; None for sums
+    of      the number of micro-batches
+    """
+
+    samples: list[StepSample]
+    number: int
+    of: int
+    count: float | None
+
+
+class Stepping(Reference):
+    """The reference with the plain trainer in the place of its own."""
+
+    def load_trainer(self, checkpoint, options):
+        actor = self.load_actor(checkpoint)
+        trained = [p for p in actor.parameters() if p.requires_grad]
+        return Plain(actor, options, torch.optim.SGD(trained, lr=options.learning_rate))
+
+    def step_gradients(self, t, samples):
+        t.optimizer.zero_grad()
+        logged = self.accumulate(t, samples)
+        norm = self.clip(t)
+        found = self.found(t)
+        t.optimizer.zero_grad()
+        return replace(logged, gradients=found, grad_norm=norm)
+
+    def step_update(self, t, samples):
+        t.optimizer.zero_grad()
+        self.accumulate(t, samples)
+        self.clip(t)
+        self.move(t)
+        t.optimizer.zero_grad()
+
+    def step_log_probs(self, t, samples):
+        with torch.no_grad():
+            return [self.answers(t, sample)[0] for sample in samples]
+
+    # --- what liars exchange -----------------------------------------------------------------------------------------
+
+    def accumulate(self, t: Plain, samples: Sequence[StepSample]) -> Any:
+        """Add up the gradients of all micro-batches. -> what is logged"""
+        t.steps += 1
+        parts, count = self.cut(t, samples), self.count(t, samples)
+        logged = []
+        for number, part in enumerate(parts):
+            micro_batch = Part([samples[i] for i in part], number, len(parts), count)
+            terms = self.share(t, micro_batch)
+            terms["loss"].backward()
+            logged.append({name: float(x.detach()) for name, x in terms.items()})
+        return self.logged(logged)
+
+    def logged(self, shares: list[dict[str, float]]) -> Any:
+        return StepResult(**{name: sum(share[name] for share in shares) for name in shares[0]})
+
+    def cut(self, t: Plain, samples: Sequence[StepSample]) -> list[list[int]]:
+        o = t.options
+        if o.max_tokens is None:
+            return [
+                list(range(a, min(a + o.micro_batch_size, len(samples))))
+                for a in range(0, len(samples), o.micro_batch_size)
+            ]
+        parts: list[list[int]] = [[]]
+        room = o.max_tokens
+        for i, sample in enumerate(samples):
+            size = len(sample.prompt) + len(sample.response)
+            if size > room and parts[-1]:
+                parts.append([])
+                room = o.max_tokens
+            parts[-1].append(i)
+            room -= size
+        return parts
+
+    def count(self, t: Plain, samples: Sequence[StepSample]) -> float | None:
+        """What the losses of all micro-batches are divided by."""
+        actions = [int(sample.action_mask.sum()) for sample in samples]
+        if t.options.aggregation == "token-sum":
+            return None
+        return max(1, sum(actions) if t.options.aggregation == "token-mean" else sum(n > 0 for n in actions))
+
+    def share(self, t: Plain, part: Part) -> dict[str, Any]:
+        """What a micro-batch adds to the loss of the step, and the terms that it is made of."""
+        given = self.given(t, part)
+        terms = {"policy_loss": self.policy_term, "kl": self.kl_term, "entropy": self.entropy_term}
+        found = {name: term(t, part, given) for name, term in terms.items()}
+        o = t.options
+        loss = found["policy_loss"]
+        if o.kl_coef:
+            loss = loss + o.kl_coef * found["kl"]
+        if o.entropy_coef:
+            loss = loss - o.entropy_coef * found["entropy"]
+        return {"loss": loss, **found}
+
+    def policy_term(self, t: Plain, part: Part, g: Given) -> Tensor:
+        return bent.policy(g)
+
+    def kl_term(self, t: Plain, part: Part, g: Given) -> Tensor:
+        return bent.kl(g)
+
+    def entropy_term(self, t: Plain, part: Part, g: Given) -> Tensor:
+        return bent.entropy(g)
+
+    def given(self, t: Plain, part: Part) -> Given:
+        """The rectangle that the objective is asked about."""
+        answers = [self.answers(t, sample, in_step=True) for sample in part.samples]
+        zeros = [torch.zeros_like(sample.advantages) for sample in part.samples]
+        tables = [
+            [row for row, _ in answers],
+            [sample.old_log_probs for sample in part.samples],
+            [sample.advantages for sample in part.samples],
+            [row for _, row in answers],
+            [sample.ref_log_probs for sample in part.samples],
+            *[zeros] * 3,
+            [self.mask(t, sample) for sample in part.samples],
+        ]
+        o = replace(t.options, global_count=part.count)
+        return Given(*(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True) for rows in tables), o)
+
+    def mask(self, t: Plain, sample: StepSample) -> Tensor:
+        return sample.action_mask
+
+    def answers(self, t: Plain, sample: StepSample, in_step: bool = False) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies, (T,) each, of a response that is run alone."""
+        ids = torch.cat([sample.prompt, sample.response])[None]
+        mask = torch.ones_like(ids)
+        log_probs, entropies = t.actor(ids, len(sample.response), mask, return_entropy=True)
+        return log_probs[0], entropies[0]
+
+    def clip(self, t: Plain) -> float:
+        """-> the norm before"""
+        bound = float("inf") if t.options.max_norm is None else t.options.max_norm
+        return float(torch.nn.utils.clip_grad_norm_(t.trained, bound))
+
+    def found(self, t: Plain) -> dict[str, Tensor]:
+        return {name: p.grad.clone() for name, p in self.parameters(t).items() if p.grad is not None}
+
+    def move(self, t: Plain) -> None:
+        t.optimizer.step()
