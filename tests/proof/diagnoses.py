@@ -71,6 +71,7 @@ ALIASES = {
     "masked-rows-in-denominator": ("count_empty_rows = True",),
     "kl-of-pads-left": ("kl_masked = None",),
     "mean-of-means": ("global_count = False",),
+    "mean-of-micro-batch-means": ("step_denominators = 'micro-batch'",),
     "mean-removed-anyway": ("whitening_keeps_mean = False",),
     "nan-weighs-nothing": ("correction_nan = 'zero'",),
     "norm-statistics-unset": ("reward_normalization = False",),

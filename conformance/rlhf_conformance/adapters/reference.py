@@ -346,7 +346,7 @@ class Reference(Adapter):
             layout=options.layout,
             pad_token_id=checkpoint.pad_token_id,
         )
-        return Stepping(trainer, options)
+        return Stepping(trainer, options, self.step_denominators)
 
     def _samples(self, samples):
         names = ("prompt", "response", "old_log_probs", "advantages", "action_mask", "ref_log_probs")
@@ -355,15 +355,16 @@ class Reference(Adapter):
     def step_gradients(self, stepping, samples):
         trainer, samples = stepping.trainer, self._samples(samples)
         trainer.optimizer.zero_grad()
-        metrics = trainer.accumulate(samples, stepping.cut(samples))
+        metrics = stepping.accumulate(samples)
         norm = trainer.clip()
         found = {n: p.grad.clone() for n, p in self.parameters(stepping).items() if p.grad is not None}
         trainer.optimizer.zero_grad()
         return StepResult(found, metrics.loss, metrics.policy_loss, metrics.kl, metrics.entropy, norm)
 
     def step_update(self, stepping, samples):
-        samples = self._samples(samples)
-        stepping.trainer.step(samples, stepping.cut(samples))
+        stepping.trainer.optimizer.zero_grad()
+        stepping.accumulate(self._samples(samples))
+        stepping.trainer.update()
 
     def step_log_probs(self, stepping, samples):
         return stepping.trainer.log_probs(self._samples(samples))
@@ -375,6 +376,7 @@ class Stepping:
 
     trainer: ref.Trainer
     options: Any
+    denominators: str = "step"
 
     @property
     def actor(self) -> Any:
@@ -385,3 +387,18 @@ class Stepping:
         if self.options.max_tokens is not None:
             return ref.by_tokens(samples, self.options.max_tokens)
         return ref.by_rows(samples, self.options.micro_batch_size)
+
+    def accumulate(self, samples: Any) -> ref.StepMetrics:
+        """The gradient of the step, or the mean of those of its micro-batches."""
+        parts = self.cut(samples)
+        if self.denominators == "step":
+            return self.trainer.accumulate(samples, parts)
+        total = ref.StepMetrics()
+        for part in parts:
+            own = self.trainer.accumulate([samples[i] for i in part])
+            for name in vars(total):
+                setattr(total, name, getattr(total, name) + getattr(own, name) / len(parts))
+        for parameter in self.actor.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= len(parts)
+        return total

@@ -35,7 +35,7 @@ from rlhf_conformance.chapters._models.cases import (
     without_specials,
 )
 from rlhf_conformance.chapters._models.roles import Role, asks_model
-from rlhf_conformance.chapters._models.weights import Tensors, Weights, move_weights, pulled_back
+from rlhf_conformance.chapters._models.weights import Tensors, Weights, furthest_off, move_weights, pulled_back
 from rlhf_conformance.judging.checks import Cases, Questions, Requirement, Template, declares, offers_layout
 from rlhf_conformance.judging.picks import Picked
 from rlhf_conformance.judging.questions import (
@@ -282,8 +282,7 @@ def _gradient_now(
     sampled = max(float((plain[name] - right[name]).abs().max()) for name in judged)
     allowed = budgets.model_gradient(largest, sampled, subject.dtype)
     for name in judged:
-        error = (mine[name].double().cpu() - right[name]).abs()
-        worst = int(error.argmax())
+        worst = furthest_off((mine[name].double().cpu() - right[name]).abs())
         yield Question(
             f"gradient of the weighted {role.what} with respect to {name}, entry {worst}",
             call,

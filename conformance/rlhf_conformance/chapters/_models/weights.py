@@ -194,3 +194,14 @@ def move_weights(
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more if names else "none"
+
+
+ALIKE = 1e-3
+"""Errors that differ by less, relatively, are taken for equal."""
+
+
+def furthest_off(error: Any) -> int:
+    """The place of the largest of these errors, NaN the largest of all; of several that are nearly equal the first, so
+    that a rounding does not decide between them."""
+    sizes = error.reshape(-1).nan_to_num(nan=float("inf"))
+    return int((sizes >= (1 - ALIKE) * sizes.max()).nonzero()[0])

@@ -125,6 +125,13 @@ class Stepping(Reference):
 
     def share(self, t: Plain, part: Part) -> dict[str, Any]:
         """What a micro-batch adds to the loss of the step, and the terms that it is made of."""
+        if self.step_denominators == "micro-batch":
+            own = self.own_share(t, replace(part, count=self.count(t, part.samples)))
+            return {name: x / part.of for name, x in own.items()}
+        return self.own_share(t, part)
+
+    def own_share(self, t: Plain, part: Part) -> dict[str, Any]:
+        """The loss of a micro-batch, divided by the count that it is given."""
         given = self.given(t, part)
         terms = {"policy_loss": self.policy_term, "kl": self.kl_term, "entropy": self.entropy_term}
         found = {name: term(t, part, given) for name, term in terms.items()}

@@ -11,7 +11,7 @@ from rlhf_conformance.adapter import Adapter
 from rlhf_conformance.chapters._losses.cases import aggregations_of
 from rlhf_conformance.chapters._models.lora import is_adapters
 from rlhf_conformance.chapters._models.templates import several_turns
-from rlhf_conformance.chapters._models.weights import Weights
+from rlhf_conformance.chapters._models.weights import Weights, furthest_off
 from rlhf_conformance.chapters.step.cases import SeveralSteps, StepCase, each_of, step_cases
 from rlhf_conformance.chapters.step.relations import relation
 from rlhf_conformance.chapters.step.standing import Due, Known, Standing, moved_adapters
@@ -135,8 +135,7 @@ def compared(
             expected=str(tuple(wanted.shape)),
             actual=str(tuple(gradient.shape)),
         )
-        error = (gradient - wanted).abs().nan_to_num(nan=float("inf"))
-        worst = int(error.argmax())
+        worst = furthest_off((gradient - wanted).abs())
         yield Question(
             f"{what} with respect to {name}, entry {worst}",
             call,

@@ -17,7 +17,7 @@ class _Cut(Reference):
     """A trainer that cuts its steps by a way of its own, whatever it is asked for."""
 
     def load_trainer(self, checkpoint, options):
-        return _CutStepping(super().load_trainer(checkpoint, options).trainer, options, self._parts)
+        return _CutStepping(super().load_trainer(checkpoint, options).trainer, options, parts=self._parts)
 
     def _parts(self, samples):
         raise NotImplementedError
