@@ -101,7 +101,7 @@ class Objective(nn.Module):
         if self.value_coef:
             if values is None or old_values is None or returns is None:
                 raise ValueError("value_coef is not 0: values, old_values and returns are needed")
-            value = self._value_loss()(values, old_values, returns, action_mask, global_count=global_count)
+            value = self.value_loss(values, old_values, returns, action_mask, global_count=global_count)
             loss = loss + self.value_coef * value
         if self.kl_coef:
             if ref_log_probs is None:
@@ -117,7 +117,9 @@ class Objective(nn.Module):
             loss = loss - self.entropy_coef * entropy
         return ObjectiveOutput(loss, policy.detach(), *(x if x is None else x.detach() for x in (value, kl, entropy)))
 
-    def _value_loss(self) -> ValueLoss:
+    @property
+    def value_loss(self) -> ValueLoss:
+        """The value loss alone, before its coefficient."""
         aggregation = self.value_aggregation or self.policy_loss.aggregation
         return ValueLoss(self.value_clip_eps, aggregation, constant_length=self.policy_loss.constant_length)
 

@@ -80,8 +80,9 @@ class StepMetrics:
 
 
 class Trainer:
-    """Steps of an actor, and of a critic beside it.
+    """Steps of an actor, of a critic beside it, or of a critic alone.
 
+    actor         None: what is minimised is the value loss alone, times its coefficient
     objective     what a step minimises; all of its terms are divided by one count
     optimizer     of the weights that are trained: those of the actor, and of the critic
     critic        needed where the objective has a value loss
@@ -94,7 +95,7 @@ class Trainer:
 
     def __init__(
         self,
-        actor: Actor,
+        actor: Actor | None,
         objective: Objective,
         optimizer: torch.optim.Optimizer,
         *,
@@ -109,10 +110,27 @@ class Trainer:
             raise ValueError(f"terms with means of their own, {sorted(map(str, own))}, are divided by other counts")
         if objective.value_coef and critic is None:
             raise ValueError("value_coef is not 0: a critic is needed")
+        if actor is None and not objective.value_coef:
+            raise ValueError("without an actor value_coef has to be more than 0")
         self.actor, self.critic, self.objective = actor, critic, objective
         self.optimizer, self.scheduler, self.max_norm = optimizer, scheduler, max_norm
         self.layout: Layout = layout
         self.pad_token_id = pad_token_id
+
+    # --- stopped, and resumed ----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a step depends on, to be saved: weights, what the optimizer keeps, and where the schedule stands."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, in a trainer that was made as the other one was."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        names = ("actor", "critic", "optimizer", "scheduler")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
@@ -169,8 +187,13 @@ class Trainer:
         """The share of a micro-batch."""
         tables = {name: rectangle([getattr(sample, name) for sample in samples]) for name in TABLES}
         mask = rectangle([sample.mask for sample in samples])
-        log_probs, entropies = self._of_actor(samples)
         values = rectangle(self._of_model(self.critic, samples)[0]) if self.objective.value_coef else None
+        if self.actor is None:
+            of_critic = (tables["old_values"], tables["returns"], mask)
+            value = self.objective.value_loss(values, *of_critic, global_count=count)
+            nothing = torch.zeros_like(value.detach())
+            return ObjectiveOutput(self.objective.value_coef * value, nothing, value.detach(), None, None)
+        log_probs, entropies = self._of_actor(samples)
         output: ObjectiveOutput = self.objective(
             rectangle(log_probs),
             action_mask=mask,

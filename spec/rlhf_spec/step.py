@@ -86,3 +86,25 @@ def moved(weights: Sequence[float], gradient: Sequence[float], learning_rate: fl
     [0.75, 2.5]
     """
     return [weight - learning_rate * slope for weight, slope in zip(weights, gradient, strict=True)]
+
+
+def with_momentum(gradient: Sequence[float], before: Sequence[float], momentum: float) -> list[float]:
+    """What SGD moves by: the gradient and, times ``momentum``, what it moved by ``before``, zeros at first.
+
+    >>> with_momentum([1.0], with_momentum([1.0], [0.0], 0.5), 0.5)
+    [1.5]
+    """
+    return [slope + momentum * kept for slope, kept in zip(gradient, before, strict=True)]
+
+
+def learning_rate(rate: float, step: int, total_steps: int, schedule: str = "constant") -> float:
+    """The learning rate of a step, the first of which is 0. Raises ValueError for an unknown schedule.
+
+    >>> [learning_rate(1.0, k, 4, "linear") for k in range(5)]
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    if schedule == "constant":
+        return rate
+    if schedule == "linear":
+        return rate * max(0.0, 1.0 - step / total_steps)
+    raise ValueError(f"there is no schedule {schedule!r}; they are constant, linear")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import rlhf_reference as ref
@@ -53,7 +54,8 @@ class Reference(Adapter):
     correction_nan, correction_masked = "one", "zero"
     correction_bypass = True
     step_layouts, step_cuts = ("padded", "packed"), ("rows", "tokens")
-    step_remainder = True
+    step_remainder = step_momentum = True
+    step_schedules = ("constant", "linear")
 
     def __init__(
         self, attention: str | None = None, lora: bool = False, checkpointing: bool = False, dora: bool = False
@@ -336,21 +338,29 @@ class Reference(Adapter):
     # --- a step ------------------------------------------------------------------------------------------------------
 
     def load_trainer(self, checkpoint, options):
-        actor = self.load_actor(checkpoint)
-        trained = [p for p in self.parameters(actor).values() if p.requires_grad]
+        return self._stepping(checkpoint, options, actor=self.load_actor(checkpoint))
+
+    def load_critic_trainer(self, checkpoint, options):
+        return self._stepping(checkpoint, options, critic=self.load_critic(checkpoint))
+
+    def _stepping(self, checkpoint, options, actor=None, critic=None) -> Stepping:
+        trained = [p for p in self.parameters(critic if actor is None else actor).values() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=options.learning_rate, momentum=options.momentum)
+        rates = {"constant": lambda step: 1.0, "linear": lambda step: max(0.0, 1.0 - step / options.total_steps)}
         trainer = ref.Trainer(
             actor,
             self._objective(options),
-            torch.optim.SGD(trained, lr=options.learning_rate),
+            optimizer,
+            critic=critic,
             max_norm=options.max_norm,
+            scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, rates[options.schedule]),
             layout=options.layout,
             pad_token_id=checkpoint.pad_token_id,
         )
         return Stepping(trainer, options, self.step_denominators)
 
     def _samples(self, samples):
-        names = ("prompt", "response", "old_log_probs", "advantages", "action_mask", "ref_log_probs")
-        return [ref.Sample(*(getattr(sample, name) for name in names)) for sample in samples]
+        return [ref.Sample(**vars(sample)) for sample in samples]
 
     def step_gradients(self, stepping, samples):
         trainer, samples = stepping.trainer, self._samples(samples)
@@ -369,6 +379,16 @@ class Reference(Adapter):
     def step_log_probs(self, stepping, samples):
         return stepping.trainer.log_probs(self._samples(samples))
 
+    critic_step_gradients, critic_step_update = step_gradients, step_update
+
+    def save_trainer(self, stepping, folder):
+        torch.save(stepping.trainer.state_dict(), Path(folder) / "trainer.pt")
+
+    def resume_trainer(self, checkpoint, options, folder):
+        stepping = self.load_trainer(checkpoint, options)
+        stepping.trainer.load_state_dict(torch.load(Path(folder) / "trainer.pt"))
+        return stepping
+
 
 @dataclass(frozen=True)
 class Stepping:
@@ -380,7 +400,8 @@ class Stepping:
 
     @property
     def actor(self) -> Any:
-        return self.trainer.actor
+        """The model that is trained, an actor or a critic."""
+        return self.trainer.critic if self.trainer.actor is None else self.trainer.actor
 
     def cut(self, samples: Any) -> Any:
         """The micro-batches of a step."""

@@ -154,6 +154,8 @@ class StepSample:
     old_log_probs  (T,) of the policy that sampled, in nats
     advantages     (T,) in units of reward
     ref_log_probs  (T,) of the reference model, in nats
+    old_values     (T,) of the critic that was asked then, in units of reward
+    returns        (T,) what the critic is to learn, in units of reward
     """
 
     prompt: torch.Tensor
@@ -162,6 +164,8 @@ class StepSample:
     old_log_probs: torch.Tensor
     advantages: torch.Tensor
     ref_log_probs: torch.Tensor
+    old_values: torch.Tensor
+    returns: torch.Tensor
 
 
 HANDED = (Batch, Prompts, StepSample)

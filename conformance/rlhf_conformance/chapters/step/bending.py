@@ -4,6 +4,7 @@ of it."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_conformance import StepResult
@@ -25,7 +26,8 @@ class Plain:
     """An actor, its optimizer, and what is asked for.
 
     actor   as the reference loads it
-    steps   how many there have been
+    steps   how many gradients there have been
+    made    how many steps of the optimizer
     kept    whatever a liar keeps from one call to the next
     """
 
@@ -33,6 +35,7 @@ class Plain:
     options: Any
     optimizer: Any
     steps: int = 0
+    made: int = 0
     kept: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -54,15 +57,14 @@ class Part:
     count: float | None
 
 
-class Stepping(Reference):
-    """The reference with the plain trainer in the place of its own."""
+class _Steps(Reference):
+    """The plain trainer, in parts that liars exchange."""
 
-    def load_trainer(self, checkpoint, options):
-        actor = self.load_actor(checkpoint)
-        trained = [p for p in actor.parameters() if p.requires_grad]
-        return Plain(actor, options, torch.optim.SGD(trained, lr=options.learning_rate))
+    def plain(self, model: Any, options: Any) -> Plain:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return Plain(model, options, torch.optim.SGD(trained, lr=options.learning_rate, momentum=options.momentum))
 
-    def step_gradients(self, t, samples):
+    def gradients_of(self, t: Plain, samples: Sequence[StepSample]) -> StepResult:
         t.optimizer.zero_grad()
         logged = self.accumulate(t, samples)
         norm = self.clip(t)
@@ -70,18 +72,14 @@ class Stepping(Reference):
         t.optimizer.zero_grad()
         return replace(logged, gradients=found, grad_norm=norm)
 
-    def step_update(self, t, samples):
+    def make(self, t: Plain, samples: Sequence[StepSample]) -> None:
         t.optimizer.zero_grad()
         self.accumulate(t, samples)
         self.clip(t)
+        self.hold_rate(t)
         self.move(t)
+        t.made += 1
         t.optimizer.zero_grad()
-
-    def step_log_probs(self, t, samples):
-        with torch.no_grad():
-            return [self.answers(t, sample)[0] for sample in samples]
-
-    # --- what liars exchange -----------------------------------------------------------------------------------------
 
     def accumulate(self, t: Plain, samples: Sequence[StepSample]) -> Any:
         """Add up the gradients of all micro-batches. -> what is logged"""
@@ -132,6 +130,66 @@ class Stepping(Reference):
 
     def own_share(self, t: Plain, part: Part) -> dict[str, Any]:
         """The loss of a micro-batch, divided by the count that it is given."""
+        raise NotImplementedError
+
+    def mask(self, t: Plain, sample: StepSample) -> Tensor:
+        return sample.action_mask
+
+    def clip(self, t: Plain) -> float:
+        """-> the norm before"""
+        bound = float("inf") if t.options.max_norm is None else t.options.max_norm
+        return float(torch.nn.utils.clip_grad_norm_(t.trained, bound))
+
+    def found(self, t: Plain) -> dict[str, Tensor]:
+        return {name: p.grad.clone() for name, p in self.parameters(t).items() if p.grad is not None}
+
+    def hold_rate(self, t: Plain) -> None:
+        """Set the learning rate of the step that is next."""
+        o = t.options
+        if o.schedule == "linear":
+            t.optimizer.param_groups[0]["lr"] = o.learning_rate * max(0.0, 1 - self.number(t) / o.total_steps)
+
+    def number(self, t: Plain) -> int:
+        """Which step of its schedule the next one is."""
+        return t.made
+
+    def move(self, t: Plain) -> None:
+        t.optimizer.step()
+
+
+class Stepping(_Steps):
+    """The reference with the plain trainer of an actor in the place of its own."""
+
+    def load_trainer(self, checkpoint, options):
+        return self.plain(self.load_actor(checkpoint), options)
+
+    def step_gradients(self, t, samples):
+        return self.gradients_of(t, samples)
+
+    def step_update(self, t, samples):
+        self.make(t, samples)
+
+    def step_log_probs(self, t, samples):
+        with torch.no_grad():
+            return [self.answers(t, sample)[0] for sample in samples]
+
+    def save_trainer(self, t, folder):
+        torch.save(self.saved(t), Path(folder) / "trainer.pt")
+
+    def resume_trainer(self, checkpoint, options, folder):
+        t = self.load_trainer(checkpoint, options)
+        self.restore(t, torch.load(Path(folder) / "trainer.pt"))
+        return t
+
+    def saved(self, t: Plain) -> dict[str, Any]:
+        return {"actor": t.actor.state_dict(), "optimizer": t.optimizer.state_dict(), "made": t.made}
+
+    def restore(self, t: Plain, state: dict[str, Any]) -> None:
+        t.actor.load_state_dict(state["actor"])
+        t.optimizer.load_state_dict(state["optimizer"])
+        t.made = state["made"]
+
+    def own_share(self, t: Plain, part: Part) -> dict[str, Any]:
         given = self.given(t, part)
         terms = {"policy_loss": self.policy_term, "kl": self.kl_term, "entropy": self.entropy_term}
         found = {name: term(t, part, given) for name, term in terms.items()}
@@ -166,10 +224,7 @@ class Stepping(Reference):
             [self.mask(t, sample) for sample in part.samples],
         ]
         o = replace(t.options, global_count=part.count)
-        return Given(*(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True) for rows in tables), o)
-
-    def mask(self, t: Plain, sample: StepSample) -> Tensor:
-        return sample.action_mask
+        return Given(*map(rectangle, tables), o)
 
     def answers(self, t: Plain, sample: StepSample, in_step: bool = False) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies, (T,) each, of a response that is run alone."""
@@ -178,13 +233,43 @@ class Stepping(Reference):
         log_probs, entropies = t.actor(ids, len(sample.response), mask, return_entropy=True)
         return log_probs[0], entropies[0]
 
-    def clip(self, t: Plain) -> float:
-        """-> the norm before"""
-        bound = float("inf") if t.options.max_norm is None else t.options.max_norm
-        return float(torch.nn.utils.clip_grad_norm_(t.trained, bound))
 
-    def found(self, t: Plain) -> dict[str, Tensor]:
-        return {name: p.grad.clone() for name, p in self.parameters(t).items() if p.grad is not None}
+class CriticStepping(_Steps):
+    """The reference with the plain trainer of a critic in the place of its own."""
 
-    def move(self, t: Plain) -> None:
-        t.optimizer.step()
+    def load_critic_trainer(self, checkpoint, options):
+        return self.plain(self.load_critic(checkpoint), options)
+
+    def critic_step_gradients(self, t, samples):
+        return self.gradients_of(t, samples)
+
+    def critic_step_update(self, t, samples):
+        self.make(t, samples)
+
+    def own_share(self, t: Plain, part: Part) -> dict[str, Any]:
+        return {"loss": self.value_term(t, part, self.given(t, part))}
+
+    def value_term(self, t: Plain, part: Part, g: Given) -> Tensor:
+        return bent.value(g)
+
+    def given(self, t: Plain, part: Part) -> Given:
+        """The rectangle that the value loss is asked about."""
+        zeros = [torch.zeros_like(sample.returns) for sample in part.samples]
+        tables = [
+            *[zeros] * 5,
+            [self.answers(t, sample) for sample in part.samples],
+            [sample.old_values for sample in part.samples],
+            [sample.returns for sample in part.samples],
+            [self.mask(t, sample) for sample in part.samples],
+        ]
+        return Given(*map(rectangle, tables), replace(t.options, global_count=part.count))
+
+    def answers(self, t: Plain, sample: StepSample) -> Tensor:
+        """Values (T,) of a response that is run alone."""
+        ids = torch.cat([sample.prompt, sample.response])[None]
+        return t.actor(ids, len(sample.response), torch.ones_like(ids))[0]
+
+
+def rectangle(rows: Any) -> Tensor:
+    """Rows of different lengths as (B, T), with 0 behind the shorter ones."""
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -47,10 +47,19 @@ FROM_REFERENCE = tuple(0.11 * k + 0.27 for k in outward(8))
 """Log-ratios of the policy to its reference."""
 WIDE_EPS = 0.3
 """In half precision the band of the clip is wide: log-probs are off by nearly as much as a narrow one."""
+VALUE_MOVES = {"equal": (0.0,), "inside": (0.05, -0.08, 0.02), "above": (0.6,), "below": (-0.6,)}
+"""How far a value lies above the old one, in and out of the band of its clip, and far from its edges."""
+VALUE_ERRORS = (0.7, -0.65, 0.9, -1.1, 0.8, -0.75, 1.2)
+"""How far a return lies above the value: so far that no rounding decides between the two branches of the clip."""
+STEPS = 4
+"""Those that a schedule is made for."""
 LONGER = 3
 """By how many tokens the last response is longer than it was drawn."""
 TOKENS = LENGTH + TURNS * (2 * TURN + 1) + LONGER + 1
 """The most tokens of a response."""
+
+
+TABLES = ("advantages", "log_ratios", "kl_ratios", "value_moves", "errors")
 
 
 @stored
@@ -62,6 +71,9 @@ class StepCase:
     advantages, log_ratios, kl_ratios
                 for each token of a response: its advantage; the log of the ratio of the policy to the one that sampled;
                 that to the reference
+    value_moves, errors
+                how far its value lies above the old one, and its return above the value
+    critic      whether the step is one of a critic
     """
 
     probe: Probe
@@ -69,8 +81,11 @@ class StepCase:
     advantages: Rows
     log_ratios: Rows
     kl_ratios: Rows
+    value_moves: Rows
+    errors: Rows
     options: StepOptions
     temperature: float = 1.0
+    critic: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -88,13 +103,8 @@ class StepCase:
 
     def in_order(self, order: Sequence[int]) -> StepCase:
         """The samples in this order, in which some may be missing."""
-        return replace(
-            self,
-            samples=tuple(self.samples[i] for i in order),
-            advantages=tuple(self.advantages[i] for i in order),
-            log_ratios=tuple(self.log_ratios[i] for i in order),
-            kl_ratios=tuple(self.kl_ratios[i] for i in order),
-        )
+        tables: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in order) for name in TABLES}
+        return replace(self, samples=tuple(self.samples[i] for i in order), **tables)
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,9 @@ class StepShape:
     several     responses have several turns
     layout      None: any that is declared
     tied, ties  the output layer is the input embedding in half of the cases, or in all
+    critic      the step is one of a critic
+    value_clip  its loss is clipped
+    momenta, schedules    as far as they are declared
     """
 
     cut: str = "rows"
@@ -127,6 +140,10 @@ class StepShape:
     ties: bool = False
     learning_rates: Sequence[float] = (1.0,)
     norms: Sequence[float | None] = (None,)
+    critic: bool = False
+    value_clip: bool = False
+    momenta: Sequence[float] = (0.0,)
+    schedules: Sequence[str] = ("constant",)
 
 
 @stored
@@ -156,7 +173,13 @@ def step_cases(subject: Subject, **shape: Any) -> Picked[StepCase]:
     adapter, wanted = subject.adapter, StepShape(**shape)
     temperatures = known_temperatures(adapter)[::2] if wanted.any_temperature else (1.0,)
     asked = without_specials(
-        Asked(layouts=adapter.layouts, min_samples=SAMPLES, temperatures=temperatures, tied=wanted.tied)
+        Asked(
+            head=wanted.critic,
+            layouts=adapter.layouts,
+            min_samples=SAMPLES,
+            temperatures=temperatures,
+            tied=wanted.tied,
+        )
     )
     models = model_cases(adapter, asked)
     models = turned(models, adapter, asked) if wanted.several else models
@@ -172,10 +195,15 @@ def step_cases(subject: Subject, **shape: Any) -> Picked[StepCase]:
         rows = [
             _row(slots[i % SAMPLES].again(), i, sample, options, subject, wanted) for i, sample in enumerate(samples)
         ]
-        advantages, log_ratios, kl_ratios = (tuple(row[k] for row in rows) for k in range(3))
+        tables = {name: tuple(row[k] for row in rows) for k, name in enumerate(TABLES)}
         probe = replace(model.probe, tied=True) if wanted.ties else model.probe
         return StepCase(
-            probe, tuple(samples), advantages, log_ratios, kl_ratios, options, temperature=model.temperature
+            probe,
+            tuple(samples),
+            **tables,
+            options=options,
+            temperature=model.temperature,
+            critic=wanted.critic,
         )
 
     return models.with_more(PICKS, build)
@@ -196,6 +224,7 @@ def _options(head: Picks, special: Picks, own: Picks, subject: Subject, wanted: 
     drawn = {"kl": own.of(COEFS), "entropy": own.of(COEFS)}
     terms = set(wanted.terms) & set(adapter.step_terms)
     coefs: dict[str, Any] = {f"{name}_coef": coef if name in terms else 0.0 for name, coef in drawn.items()}
+    clips = adapter.value_clip and (wanted.value_clip or not adapter.unclipped_value)
     estimator = own.of(adapter.kl_estimators)
     held: dict[str, Any] = clamps(adapter, estimator)
     return StepOptions(
@@ -207,9 +236,15 @@ def _options(head: Picks, special: Picks, own: Picks, subject: Subject, wanted: 
         kl_gradient=adapter.kl_gradient or "plain",
         kl_aggregation=adapter.kl_aggregation,
         entropy_aggregation=adapter.entropy_aggregation,
+        value_coef=float(wanted.critic),
+        value_clip_eps=WIDE_EPS if wanted.critic and clips else None,
+        value_aggregation=adapter.value_aggregation,
         layout=wanted.layout or own.of(adapter.step_layouts),
         learning_rate=own.of(wanted.learning_rates),
         max_norm=own.of(wanted.norms),
+        momentum=wanted.momenta[-1] if adapter.step_momentum else 0.0,
+        schedule=wanted.schedules[-1] if wanted.schedules[-1] in adapter.step_schedules else "constant",
+        total_steps=STEPS,
     )
 
 
@@ -258,7 +293,7 @@ def _silenced(samples: list[Sample], picks: Picks, options: StepOptions, silent:
 def _row(
     picks: Picks, number: int, sample: Sample, options: StepOptions, subject: Subject, wanted: StepShape
 ) -> tuple[tuple[float, ...], ...]:
-    """Advantages, log-ratios to the old policy and to the reference, one for each token of a response."""
+    """What the tables hold: a row of each, with a number for each token of a response."""
     alike = subject.adapter.step_advantages == "sample" or options.surrogate == "gspo"
     found = []
     for _ in sample.response:
@@ -273,4 +308,7 @@ def _row(
         centre = math.fsum(apart[j] for j in acts) / max(1, len(acts))
         drawn = [drawn[0] + (x - centre if drawn[0] else 0.0) for x in apart]
     kls = [FROM_REFERENCE[(7 * byte + j) % len(FROM_REFERENCE)] for j, (_, byte) in enumerate(found)]
-    return tuple(advantages), tuple(drawn), tuple(kls)
+    moves = [d for zone in wanted.zones for d in VALUE_MOVES[zone]]
+    of_value = [moves[byte * len(moves) >> 8] for _, byte in found]
+    errors = [VALUE_ERRORS[(5 * byte + j) % len(VALUE_ERRORS)] for j, (_, byte) in enumerate(found)]
+    return tuple(advantages), tuple(drawn), tuple(kls), tuple(of_value), tuple(errors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from rlhf_conformance.chapters._models.lora import is_adapters
 from rlhf_conformance.chapters._models.templates import several_turns
 from rlhf_conformance.chapters._models.weights import Weights, furthest_off
 from rlhf_conformance.chapters.step.cases import SeveralSteps, StepCase, each_of, step_cases
+from rlhf_conformance.chapters.step.interface import StepOptions
 from rlhf_conformance.chapters.step.relations import relation
 from rlhf_conformance.chapters.step.standing import Due, Known, Standing, moved_adapters
 from rlhf_conformance.judging.checks import Questions, Requirement, Template, declares, use
@@ -30,9 +32,13 @@ from rlhf_conformance.judging.questions import (
 )
 from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
+from rlhf_spec import step as spec
 from rlhf_spec.aggregation import MEANS
 
 LOAD, ASK, UPDATE, LOG_PROBS = "load_trainer", "step_gradients", "step_update", "step_log_probs"
+SAVE, RESUME = "save_trainer", "resume_trainer"
+OF_CRITIC = {LOAD: "load_critic_trainer", ASK: "critic_step_gradients", UPDATE: "critic_step_update"}
+"""What the methods are called where the step is one of a critic."""
 TERMS = ("kl", "entropy")
 SMALL_RATE = 1 / 64
 """A learning rate after whose step the ratios are still within every band, and no longer 1."""
@@ -73,6 +79,10 @@ def knows_temperatures(adapter: Adapter) -> str | None:
     return None if adapter.temperature else "temperature is False: it scores at 1"
 
 
+def has_schedule(adapter: Adapter) -> str | None:
+    return None if "linear" in adapter.step_schedules else "'linear' is not among step_schedules"
+
+
 def takes_half(adapter: Adapter) -> str | None:
     return None if adapter.step_samples in (1, 2) else "half of the samples of a case are no step: step_samples"
 
@@ -91,15 +101,19 @@ def counts_empty(adapter: Adapter) -> str | None:
 def ready(subject: Subject, case: StepCase) -> Generator[Any, Any, Weights]:
     """A trainer as the case asks for it, loaded anew, and its weights."""
     checkpoint = subject.checkpoint(case.probe, case.temperature)
-    trainer = (yield Call(LOAD, (checkpoint, case.options))).value
+    trainer = (yield Call(_of_role(LOAD, case), (checkpoint, case.options))).value
     weights = Weights.of_model(subject, case.probe, trainer)
     yield weights.covered(weights.found(weights.leaves()))
     return weights
 
 
+def _of_role(method: str, case: StepCase) -> str:
+    return OF_CRITIC[method] if case.critic else method
+
+
 def asking(standing: Standing, then: Known, method: str = ASK) -> Call:
     """The call about a step on the samples of the case."""
-    return Call(method, (standing.weights.model, standing.samples(then)))
+    return Call(_of_role(method, standing.case), (standing.weights.model, standing.samples(then)))
 
 
 def asks(standing: Standing, call: Call, due: Due, what: str = "gradient of the step") -> Questions:
@@ -196,8 +210,8 @@ def order(subject: Subject, case: StepCase) -> Questions:
         then, due = standing.known(), None
         due = standing.due(then)
         yield from asks(standing, asking(standing, then), due)
-        turned = replace(standing, case=case.in_order(range(len(case.samples))[::-1]))
-        back = Known(then.old[::-1], then.ref[::-1])
+        back_to_front = range(len(case.samples))[::-1]
+        turned, back = replace(standing, case=case.in_order(back_to_front)), then.rows(back_to_front)
         yield from asks(turned, asking(turned, back), due, "gradient of the step with its samples in reverse order")
 
 
@@ -248,7 +262,7 @@ def _half(standing: Standing, then: Known) -> tuple[Standing, Known]:
     """The step on the second half of its samples."""
     half = range(len(standing.case.samples) // 2, len(standing.case.samples))
     part = replace(standing, case=standing.case.in_order(half))
-    return part, Known(tuple(then.old[i] for i in half), tuple(then.ref[i] for i in half))
+    return part, then.rows(half)
 
 
 use("step.again", template(again, cuts_rows, takes_half))
@@ -322,23 +336,27 @@ def moves(subject: Subject, case: StepCase, rate: float, what: str) -> Questions
         standing = Standing.of(weights, case)
         then = standing.known()
         due = standing.due(then)
-        before = {name: x.detach() for name, x in standing.leaves.items()}
-        call = asking(standing, then, UPDATE)
-        yield call
-        after = weights.leaves()
-        mine = {name: after[name].detach() for name, p in weights.judged.items() if p.requires_grad}
-        right = {name: before[name] - rate * due.gradient[name] for name in mine}
-        allowed = {
-            name: budgets.updated(
-                float(before[name].abs().max()),
-                float((right[name] - before[name]).abs().max()),
-                rate * due.allowed,
-                subject.dtype,
-            )
-            for name in mine
-        }
-        moved = {name: (before[name] - after[name].detach()) / rate for name in mine}
-        yield from compared(call, mine, right, allowed, what, related(standing, moved, due))
+        yield from makes_step(standing, asking(standing, then, UPDATE), due, rate, what)
+
+
+def makes_step(standing: Standing, call: Call, due: Due, rate: float, what: str) -> Questions:
+    """Does the step move every trained parameter by the gradient that is due, times the rate?"""
+    before = {name: x.detach() for name, x in standing.leaves.items()}
+    yield call
+    after = standing.weights.leaves()
+    mine = {name: after[name].detach() for name, p in standing.weights.judged.items() if p.requires_grad}
+    right = {name: before[name] - rate * due.gradient[name] for name in mine}
+    allowed = {
+        name: budgets.updated(
+            float(before[name].abs().max()),
+            float((right[name] - before[name]).abs().max()),
+            rate * due.allowed,
+            standing.subject.dtype,
+        )
+        for name in mine
+    }
+    moved = {name: (before[name] - after[name].detach()) / rate for name in mine}
+    yield from compared(call, mine, right, allowed, what, related(standing, moved, due))
 
 
 def update(subject: Subject, case: StepCase) -> Questions:
@@ -353,6 +371,67 @@ def learning_rate(subject: Subject, case: StepCase) -> Questions:
 use("step.update", template(update, cuts_rows, needs=(LOAD, UPDATE), effort=12, terms=TERMS))
 use("step.learning-rate", template(learning_rate, cuts_rows, needs=(LOAD, UPDATE), effort=20))
 use("step.tied", template(update, cuts_rows, needs=(LOAD, UPDATE), effort=15, ties=True))
+
+
+def schedule(subject: Subject, case: StepCase) -> Questions:
+    """Two steps, the second one on samples that are drawn anew by the weights that the first one left."""
+    weights = yield from ready(subject, case)
+    with moved_adapters(weights):
+        for number in range(2):
+            standing = Standing.of(weights, case, moved=number > 0)
+            then = standing.known()
+            what = f"weight after step {number + 1} of a linear schedule of {case.options.total_steps}"
+            call = asking(standing, then, UPDATE)
+            yield from makes_step(standing, call, standing.due(then), rate_of(case.options, number), what)
+
+
+def rate_of(options: StepOptions, number: int) -> float:
+    """The learning rate of a step, the first of which has the number 0."""
+    return spec.learning_rate(options.learning_rate, number, options.total_steps, options.schedule)
+
+
+def resumed(subject: Subject, case: StepCase) -> Questions:
+    """A step, and the next one by a trainer that was made of what the first one wrote."""
+    weights = yield from ready(subject, case)
+    with moved_adapters(weights), tempfile.TemporaryDirectory() as folder:
+        first = Standing.of(weights, case)
+        then = first.known()
+        before = first.due(then)
+        yield asking(first, then, UPDATE)
+        left = {name: x.detach() for name, x in weights.leaves().items()}
+        yield Call(SAVE, (weights.model, folder))
+        call = Call(RESUME, (subject.checkpoint(case.probe, case.temperature), case.options, folder))
+        again = Weights.of_model(subject, case.probe, (yield call).value)
+        mine = {name: x.detach() for name, x in again.leaves().items()}
+        yield from compared(call, mine, left, 0.0, "weight of the trainer that is resumed")
+        second = Standing.of(again, case, moved=True)
+        then = second.known()
+        due, kept = second.due(then), case.options.momentum
+        due = replace(
+            due,
+            gradient={name: x + kept * before.gradient[name] for name, x in due.gradient.items()},
+            allowed=due.allowed + kept * before.allowed,
+            shares=list,
+        )
+        what = "weight after the first step of the trainer that is resumed"
+        yield from makes_step(second, asking(second, then, UPDATE), due, rate_of(case.options, 1), what)
+
+
+use(
+    "step.schedule",
+    template(schedule, cuts_rows, has_schedule, needs=(LOAD, UPDATE), effort=15, schedules=("linear",)),
+)
+use(
+    "step.resumed",
+    template(
+        resumed,
+        cuts_rows,
+        needs=(LOAD, UPDATE, SAVE, RESUME),
+        effort=20,
+        momenta=(0.5,),
+        schedules=("linear",),
+    ),
+)
 
 
 def frozen(subject: Subject, case: StepCase) -> Questions:
@@ -387,7 +466,7 @@ OF_RESPONSES = Reading(
 
 def asks_log_probs(standing: Standing, call: Call, what: str) -> Question:
     case = standing.case
-    exact, rough = standing.answers(), standing.answers(plain=True)
+    exact, rough = standing.answers("log_probs"), standing.answers("log_probs", plain=True)
     scale = standing.subject.truth.scale(case.probe, case.samples, head=False)
     allowed = budgets.model_output(sum(exact, []), sum(rough, []), scale, standing.subject.dtype, case.temperature)
     return Question(what, call, exact, allowed, reading=OF_RESPONSES, place=sample_action)
@@ -413,7 +492,8 @@ def first_ratio(subject: Subject, case: StepCase) -> Questions:
             for sample, row in zip(asked.argument("samples"), own, strict=True)
         ]
         call = Call(ASK, (weights.model, samples))
-        exact = Known(standing.of_responses(standing.answers()), then.ref)  # ratios of 1, which no dtype rounds
+        own_old = standing.of_responses(standing.answers("log_probs"))  # ratios of 1, which no dtype rounds
+        exact = replace(then, old=own_old)
         what = "gradient of the step with the trainer's own old log-probs"
         yield from asks(standing, call, standing.due(exact), what)
 
@@ -461,6 +541,25 @@ use(
         terms=TERMS,
     ),
 )
+
+# --- the critic -----------------------------------------------------------------------------------------------------
+
+clips_values = declares("value_clip", "value_clip is False: the value loss cannot be clipped")
+
+
+def critic(check: Check, *requires: Requirement, needs: Sequence[str] = (LOAD, ASK), **shape: Any) -> Template:
+    """The same of a step of the critic."""
+    needed = tuple(OF_CRITIC[method] for method in needs)
+    return template(check, cuts_rows, *requires, needs=needed, critic=True, **shape)
+
+
+use("step.critic-gradient", critic(asks_step, cut="whole"))
+use("step.critic-micro-batches", critic(asks_step))
+use("step.critic-clip", critic(asks_step, clips_values, zones=("above", "below", "inside"), value_clip=True))
+use("step.critic-empty-row", critic(asks_step, counts_empty, silent="one"))
+use("step.critic-turns", critic(asks_step, several_turns, several=True))
+use("step.critic-packed", critic(asks_step, packs, layout="packed"))
+use("step.critic-update", critic(update, needs=(LOAD, UPDATE)))
 
 # --- what changes nothing -------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from rlhf_conformance._lazy import torch
 from rlhf_conformance.chapters._losses import bending as plain
 from rlhf_conformance.chapters._tensors import chosen
 from rlhf_conformance.chapters.objective import bending as bent
-from rlhf_conformance.chapters.step.bending import Stepping
+from rlhf_conformance.chapters.step.bending import Stepping, rectangle
 from rlhf_conformance.faults import fault
 
 
@@ -375,7 +375,7 @@ class PackedAsOneSequence(Stepping):
             longer = replace(sample, prompt=torch.cat([*before, sample.prompt]))
             rows.append(self.answers(t, longer)[0])
             before += [sample.prompt, sample.response]
-        return g._replace(new=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
+        return g._replace(new=rectangle(rows))
 
 
 # --- turns and temperature ------------------------------------------------------------------------------------------
@@ -395,7 +395,7 @@ class ObservationsInTheKl(Stepping):
 
     def kl_term(self, t, part, g):
         rows = [torch.ones_like(sample.action_mask) * sample.action_mask.any() for sample in part.samples]
-        return bent.kl(g._replace(mask=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)))
+        return bent.kl(g._replace(mask=rectangle(rows)))
 
 
 @fault("step.turns")

@@ -295,6 +295,98 @@ class RateNotAboveOne(Stepping):
         return t
 
 
+class _OtherwiseScheduled(Stepping):
+    """A schedule that stands elsewhere."""
+
+    def number(self, t):
+        linear = t.options.schedule == "linear"
+        return self._number(t) if linear else super().number(t)
+
+    def _number(self, t):
+        raise NotImplementedError
+
+
+@fault("step.schedule")
+class ScheduleByTheMicroBatch(_OtherwiseScheduled):
+    "The schedule is moved on after each micro-batch."
+
+    def share(self, t, part):
+        t.kept["micro-batches"] = t.kept.get("micro-batches", 0) + (part.number < part.of - 1)
+        return super().share(t, part)
+
+    def _number(self, t):
+        return t.kept["micro-batches"]
+
+
+@fault("step.schedule")
+class ScheduleMovedOnFirst(_OtherwiseScheduled):
+    "The schedule is moved on before the optimizer, so that its first rate is never used."
+
+    def _number(self, t):
+        return t.made + 1
+
+
+@fault("step.schedule")
+class ScheduleStandsStill(_OtherwiseScheduled):
+    "The schedule is never moved on."
+
+    def _number(self, t):
+        return 0
+
+
+@fault("step.schedule")
+class ScheduleTwiceAsFast(_OtherwiseScheduled):
+    "The schedule is moved on by the trainer, and by the optimizer's wrapper once more."
+
+    def _number(self, t):
+        return 2 * t.made
+
+
+@fault("step.resumed")
+class ResumedWithoutMomentum(Stepping):
+    "What the optimizer keeps is not resumed."
+
+    def restore(self, t, state):
+        super().restore(t, {**state, "optimizer": t.optimizer.state_dict()})
+
+
+@fault("step.resumed")
+class ResumedAtTheFirstRate(Stepping):
+    "The schedule starts anew in a trainer that is resumed."
+
+    def restore(self, t, state):
+        super().restore(t, {**state, "made": 0})
+
+
+@fault("step.resumed")
+class ResumedFromTheCheckpoint(Stepping):
+    "A trainer that is resumed has the weights that it was first loaded with."
+
+    def restore(self, t, state):
+        super().restore(t, {**state, "actor": t.actor.state_dict()})
+
+
+@fault("step.resumed")
+class ResumedInBfloat16(Stepping):
+    "Weights are saved in bfloat16."
+
+    def saved(self, t):
+        state = super().saved(t)
+        return {**state, "actor": {name: x.bfloat16() for name, x in state["actor"].items()}}
+
+
+@fault("step.resumed")
+class SavedBeforeTheStep(Stepping):
+    "What is saved is the trainer before its last step."
+
+    def make(self, t, samples):
+        t.kept["state"] = copy.deepcopy(super().saved(t))
+        super().make(t, samples)
+
+    def saved(self, t):
+        return t.kept["state"]
+
+
 @fault("step.frozen")
 class BaseDecayed(_WithLora):
     "The weights below the adapters are decayed."

@@ -23,6 +23,7 @@ LAYOUTS = ("padded", "packed")
 CUTS = ("rows", "tokens")
 DENOMINATORS = ("step", "micro-batch")
 TERMS = ("policy", "kl", "entropy")
+SCHEDULES = ("constant", "linear")
 
 
 @stored
@@ -34,8 +35,10 @@ class StepOptions(ObjectiveOptions):
     affair. A micro-batch holds the next `micro_batch_size` samples, in the order in which they are given; where
     `max_tokens` is given in its place, samples of at most so many tokens, prompts included, in whatever way the trainer
     fills them (no sample is longer). `layout` is one of those that `step_layouts` declares. The gradient's norm is
-    clipped at `max_norm`, if it is not None. The optimizer is SGD, without momentum or weight decay, at
-    `learning_rate`.
+    clipped at `max_norm`, if it is not None. The optimizer is SGD without weight decay, its `momentum` that of torch.
+    The `schedule` is one of those that `step_schedules` declares: step k, the first of which is 0, has the rate
+    `learning_rate`, or, where it is "linear", `learning_rate * (1 - k / total_steps)`. Of a critic the objective is the
+    value loss alone, and its coefficient is 1.
     """
 
     micro_batch_size: int | None = None
@@ -43,6 +46,9 @@ class StepOptions(ObjectiveOptions):
     layout: str = "padded"
     max_norm: float | None = None
     learning_rate: float = 1.0
+    momentum: float = 0.0
+    schedule: str = "constant"
+    total_steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,10 @@ class Step(Models):
     ] = "token"
     step_empty: Annotated[bool, "False if it takes no sample without an action"] = True
     step_max_norm: Annotated[bool, "False if it does not clip the norm of the gradient"] = True
+    step_momentum: Annotated[bool, "True if its optimizer can be SGD with momentum"] = False
+    step_schedules: Annotated[
+        Sequence[str], SomeOf(SCHEDULES), 'how its learning rate goes on: "constant", or "linear" to 0'
+    ] = ("constant",)
 
     @method(Model(), loads=True, prepares=True)
     def load_trainer(self, checkpoint: Checkpoint, options: StepOptions) -> Any:
@@ -153,4 +163,40 @@ class Step(Models):
     def step_log_probs(self, trainer: Any, samples: Sequence[StepSample]) -> Sequence[Tensor]:
         """The log-probs of the responses under the actor as it is now, as the trainer takes them for old ones: without
         a graph. -> for each sample (T,), in nats; what stands under its action mask is not judged"""
+        raise NotImplementedError
+
+    @method(prepares=True, model="load_trainer")
+    def save_trainer(self, trainer: Any, folder: str) -> None:
+        """Write to an empty folder what is needed to go on from here."""
+        raise NotImplementedError
+
+    @method(Model(), loads=True, prepares=True)
+    def resume_trainer(self, checkpoint: Checkpoint, options: StepOptions, folder: str) -> Any:
+        """The trainer that was written to this folder, in a process that may be another: weights, what the optimizer
+        keeps, and where its schedule stands. `checkpoint` and `options` are those that it was first loaded with."""
+        raise NotImplementedError
+
+    @method(Model(), loads=True, prepares=True)
+    def load_critic_trainer(self, checkpoint: Checkpoint, options: StepOptions) -> Any:
+        """A trainer of the critic in `checkpoint`, as `load_trainer` makes one of an actor."""
+        raise NotImplementedError
+
+    @method(
+        Record(
+            StepResult,
+            {"gradients": Named("gradients"), "loss": Metric(), "grad_norm": Metric()},
+            required=("gradients",),
+            bare="gradients",
+        ),
+        model="load_critic_trainer",
+        returns="the gradient of each parameter, by its name",
+    )
+    def critic_step_gradients(self, trainer: Any, samples: Sequence[StepSample]) -> Mapping[str, Tensor] | StepResult:
+        """The gradient of the value loss that the critic's optimizer would be given in a step on these samples; the
+        rest as `step_gradients` says."""
+        raise NotImplementedError
+
+    @method(prepares=True, model="load_critic_trainer")
+    def critic_step_update(self, trainer: Any, samples: Sequence[StepSample]) -> None:
+        """Make the whole step of the critic: its weights move."""
         raise NotImplementedError

@@ -26,8 +26,8 @@ from rlhf_conformance.judging.subject import Subject
 from rlhf_conformance.oracle import budgets
 from rlhf_conformance.oracle.batch import StepSample
 
-LEAVES = {"log_probs": "", "entropies": "entropies"}
-"""What an actor answers that an objective has a slope with respect to, and what that leaf is called there."""
+LEAVES = {"log_probs": "", "entropies": "entropies", "values": "values"}
+"""What a model answers that an objective has a slope with respect to, and what that leaf is called there."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,12 @@ class Known:
 
     old: Rows
     ref: Rows
+    values: Rows
+    returns: Rows
+
+    def rows(self, order: Sequence[int]) -> Known:
+        """Of the samples in this order, in which some may be missing."""
+        return Known(*(tuple(table[i] for i in order) for table in (self.old, self.ref, self.values, self.returns)))
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,12 @@ class Standing:
         """Whether a plain pass in the dtype under test is so near to the truth that nothing is to be learned of it."""
         return budgets.is_fine(self.subject.dtype)
 
-    def answers(self, *, plain: bool = False, entropies: bool = False) -> list[list[float]]:
-        """Log-probs of the actions, or entropies: a row for each sample."""
+    def answers(self, name: str, *, plain: bool = False) -> list[list[float]]:
+        """Of the actions, by one of the names of `LEAVES`: a row for each sample."""
         truth, case = self.subject.truth, self.case
-        ask = truth.action_entropies if entropies else truth.action_log_probs
+        if name == "values":
+            return [truth.action_values(case.probe, sample, plain=plain) for sample in case.samples]
+        ask = truth.action_entropies if name == "entropies" else truth.action_log_probs
         return [ask(case.probe, sample, case.temperature, plain=plain) for sample in case.samples]
 
     def of_responses(self, rows: Sequence[Sequence[float]]) -> Rows:
@@ -82,12 +90,30 @@ class Standing:
 
     @cached_property
     def _exact(self) -> Rows:
-        return self.of_responses(self.answers())
+        return self.of_responses(self.answers(self.asked[0]))
 
     def known(self) -> Known:
-        """Old and reference log-probs as the case has them, away from the kinks of its clip."""
+        """What the case holds of the samples, away from the kinks of its clip. Of an actor the values are any, and of a
+        critic the log-probs."""
+        values, errors = (
+            tuple(tuple(exactly(sign * x, self.subject.dtype) for x in row) for row in rows)
+            for sign, rows in ((-1, self.case.value_moves), (1, self.case.errors))
+        )
+        if self.case.critic:
+            own = self._exact
+            values, errors = (
+                tuple(
+                    tuple(exactly(v + x, self.subject.dtype) for v, x in zip(*pair, strict=True))
+                    for pair in zip(own, rows, strict=True)
+                )
+                for rows in (values, errors)
+            )
+            return Known(self.case.log_ratios, self.case.kl_ratios, values, errors)
+        return Known(*self._log_probs_known(), values, errors)
+
+    def _log_probs_known(self) -> tuple[Rows, Rows]:
         exact = self._exact
-        rough = exact if self.fine else self.of_responses(self.answers(plain=True))
+        rough = exact if self.fine else self.of_responses(self.answers("log_probs", plain=True))
         old, ref = [], []
         for i, sample in enumerate(self.case.samples):
             slack = max((abs(a - b) for a, b in zip(exact[i], rough[i], strict=True)), default=0.0)
@@ -95,7 +121,7 @@ class Standing:
             places = range(len(sample.response))
             old.append(tuple(self._apart(i, j, apart[j]) for j in places))
             ref.append(tuple(self._apart(i, j, self.case.kl_ratios[i][j]) for j in places))
-        return Known(tuple(old), tuple(ref))
+        return tuple(old), tuple(ref)
 
     def _clear(self, i: int, guard: float) -> list[float]:
         """The log-ratios of a sample, as far from the kinks of the clip as no rounding may bridge: of each token, or
@@ -129,6 +155,8 @@ class Standing:
                 old_log_probs=numbers(known.old[i]),
                 advantages=numbers(case.advantages[i]),
                 ref_log_probs=numbers(known.ref[i]),
+                old_values=numbers(known.values[i]),
+                returns=numbers(known.returns[i]),
             )
             for i, sample in enumerate(case.samples)
         ]
@@ -148,14 +176,14 @@ class Standing:
         given = {name: rectangle(self.of_responses(rows)) for name, rows in answers.items()}
         own = {name: getattr(case.options, name) for name in ObjectiveOptions.__dataclass_fields__}
         return ObjectiveCase(
-            log_probs=given["log_probs"],
-            old_log_probs=rectangle(known.old),
-            advantages=rectangle(case.advantages),
+            log_probs=given.get("log_probs", zeros),
+            old_log_probs=zeros if case.critic else rectangle(known.old),
+            advantages=zeros if case.critic else rectangle(case.advantages),
             entropies=given.get("entropies", zeros),
             ref_log_probs=rectangle(known.ref),
-            values=zeros,
-            old_values=zeros,
-            returns=zeros,
+            values=given.get("values", zeros),
+            old_values=rectangle(known.values),
+            returns=rectangle(known.returns),
             action_mask=tuple((*s.acts, *(0,) * (width - len(s.response))) for s in case.samples),
             options=ObjectiveOptions(**own),
         )
@@ -169,7 +197,9 @@ class Standing:
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """What an actor answers that the objective depends on."""
+        """What the model answers that the objective depends on."""
+        if self.case.critic:
+            return ("values",)
         return ("log_probs", "entropies") if self.case.options.entropy_coef else ("log_probs",)
 
     @property
@@ -178,7 +208,7 @@ class Standing:
 
     def logged(self, known: Known, term: str = "", *, plain: bool = False) -> tuple[float, float]:
         """What the step minimises, or one of its terms before its coefficient, and how far it may be off."""
-        of = {name: self.answers(plain=plain, entropies=name == "entropies") for name in self.asked}
+        of = {name: self.answers(name, plain=plain) for name in self.asked}
         values, errors = [], []
         for share, case in self.shares(self.objective(known, of)):
             if case.actions and term:
@@ -212,21 +242,28 @@ class Standing:
     def contributions(self, known: Known, scale: float) -> list[Share]:
         """What each sample adds to the gradient by each term, times the scale."""
         case, found = self.case, []
-        answers = {name: self.answers(entropies=name == "entropies") for name in self.asked}
-        whole = self.shares(self.objective(known, answers))
-        alone = [(share, one.with_options(kl_coef=0.0, entropy_coef=0.0)) for share, one in whole]
-        policy, both = self._slopes(alone, ""), self._slopes(whole, "")
-        of_terms = {"policy loss": {"log_probs": policy}}
-        if case.options.kl_coef:
-            pairs = zip(both, policy, strict=True)
-            of_terms["KL"] = {"log_probs": [[a - b for a, b in zip(*rows, strict=True)] for rows in pairs]}
-        if case.options.entropy_coef:
-            of_terms["entropy"] = {"entropies": self._slopes(whole, "entropies")}
+        whole = self.shares(self.objective(known, {name: self.answers(name) for name in self.asked}))
+        of_terms = self._of_critic(whole) if case.critic else self._of_actor(whole)
         for term, slopes in of_terms.items():
             for i, sample in enumerate(case.samples):
                 if any(sample.acts):
                     gradient = self._pulled(i, slopes, scale)
                     found.append(Share(i, term, sum(sample.acts), gradient))
+        return found
+
+    def _of_critic(self, shares: list[tuple[float, ObjectiveCase]]) -> dict[str, dict[str, list[list[float]]]]:
+        return {"value loss": {"values": self._slopes(shares, "values")}}
+
+    def _of_actor(self, shares: list[tuple[float, ObjectiveCase]]) -> dict[str, dict[str, list[list[float]]]]:
+        """The slopes of each term."""
+        alone = [(share, one.with_options(kl_coef=0.0, entropy_coef=0.0)) for share, one in shares]
+        policy, both = self._slopes(alone, ""), self._slopes(shares, "")
+        found = {"policy loss": {"log_probs": policy}}
+        if self.case.options.kl_coef:
+            pairs = zip(both, policy, strict=True)
+            found["KL"] = {"log_probs": [[a - b for a, b in zip(*rows, strict=True)] for rows in pairs]}
+        if self.case.options.entropy_coef:
+            found["entropy"] = {"entropies": self._slopes(shares, "entropies")}
         return found
 
     def _pulled(self, i: int, slopes: dict[str, list[list[float]]], scale: float) -> Tensors:

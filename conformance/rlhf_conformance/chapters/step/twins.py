@@ -19,6 +19,9 @@ class _Cut(Reference):
     def load_trainer(self, checkpoint, options):
         return _CutStepping(super().load_trainer(checkpoint, options).trainer, options, parts=self._parts)
 
+    def load_critic_trainer(self, checkpoint, options):
+        return _CutStepping(super().load_critic_trainer(checkpoint, options).trainer, options, parts=self._parts)
+
     def _parts(self, samples):
         raise NotImplementedError
 
@@ -62,6 +65,9 @@ class StepPacked(Reference):
     def load_trainer(self, checkpoint, options):
         return super().load_trainer(checkpoint, replace(options, layout="packed"))
 
+    def load_critic_trainer(self, checkpoint, options):
+        return super().load_critic_trainer(checkpoint, replace(options, layout="packed"))
+
 
 @twin
 class StepCheckpointed(Reference):
@@ -77,6 +83,11 @@ class StepCheckpointed(Reference):
 @twin
 class StepSampleBySample(bending.Stepping):
     "Samples are run one by one, and put into a rectangle for their loss."
+
+
+@twin
+class CriticStepSampleBySample(bending.CriticStepping):
+    "Samples of a critic are run one by one, and put into a rectangle for their loss."
 
 
 @twin
