@@ -134,7 +134,7 @@ OF_VALUE_TERM, OF_KL_TERM, OF_ENTROPY_TERM = (
     (f"{term}-term", f"{term}-gradient") for term in ("value", "kl", "entropy")
 )
 OF_KL_TERM = (*OF_KL_TERM, "kl-correction", "kl-clamp")
-OF_EMPTY_STEPS = {"step.empty-row", "step.empty-micro-batch"}
+OF_EMPTY_STEPS = {"step.empty-row", "step.empty-micro-batch", "step.critic-empty-row"}
 CUT_ANYHOW = {f"step.{name}" for name in ("gradient", "dynamic-batches", "log-probs")}
 RULED_OUT = [
     ("temperature", False, {f"{chapter}.temperature" for chapter in ("log-probs", *MODELS, "step")}),
@@ -213,7 +213,7 @@ RULED_OUT = [
     ("count_empty_rows", None, {"policy-loss.empty-rows-counted", *OF_EMPTY_STEPS}),
     ("step_terms", ("policy",), {"step.kl-term", "step.entropy-term", "step.terms"}),
     ("step_terms", ("policy", "kl"), {"step.entropy-term", "step.terms"}),
-    ("step_layouts", ("padded",), {"step.packed"}),
+    ("step_layouts", ("padded",), {"step.packed", "step.critic-packed"}),
     ("step_cuts", ("rows",), {"step.dynamic-batches"}),
     ("step_cuts", ("tokens",), {s for s in SLUGS if s.startswith("step.")} - CUT_ANYHOW),
     ("step_remainder", False, {"step.remainder"}),
@@ -222,6 +222,8 @@ RULED_OUT = [
     ("step_advantages", "sample", set()),
     ("step_empty", False, OF_EMPTY_STEPS),
     ("step_max_norm", False, {"step.max-norm", "step.norm-unreached"}),
+    ("step_momentum", False, set()),
+    ("step_schedules", ("constant",), {"step.schedule"}),
     ("kl_estimators", ("k1",), {"kl.k2", "kl.k3", "kl.abs", "kl.not-negative", "kl.clamped-gradient"}),
     ("kl_estimators", ("k2",), {"kl.k1", "kl.k3", "kl.abs", "kl.expectation", "kl.clamped-gradient"}),
     ("kl_gradient", None, {"kl.gradient", "kl.expected-gradient", "kl.clamped-gradient"}),

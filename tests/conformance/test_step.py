@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from proof.trying import attempt
 from rlhf_conformance.adapters.reference import Reference
-from rlhf_conformance.chapters.step.bending import Stepping
-from rlhf_conformance.chapters.step.faults import MeanOfMicroBatchMeans
 from rlhf_conformance.chapters.step.relations import Share, relation
 from rlhf_conformance.faults import faults
 from rlhf_conformance.results import FAIL, NOT_PROVIDED, PASS
@@ -24,6 +24,9 @@ SAID = {
     "last-dynamic-batch-lost": "sample 3 adds nothing",
     "step-entropy-without-graph": "the entropy has no gradient",
     "clipped-by-parameter": "each parameter's gradient is scaled by a factor of its own",
+    "critic-mean-of-means": "each micro-batch is divided by its own count of actions, and then they are averaged",
+    "critic-ascends": "the gradient is minus what is due",
+    "schedule-stands-still": "the gradient is 1.333 times what is due",
     "optimizer-of-copies": "there is no gradient in any parameter",
 }
 
@@ -65,11 +68,19 @@ def test_a_gradient_of_a_missing_sample_is_one_of_the_others():
 
 
 def test_a_mean_of_means_is_right_where_it_is_declared():
-    declared, undeclared = MeanOfMicroBatchMeans(), Stepping()
-    declared.step_denominators = undeclared.step_denominators = "micro-batch"
-    assert attempt(declared, "step.micro-batches").result.verdict == PASS
-    assert attempt(undeclared, "step.micro-batches").result.verdict == FAIL
-    assert attempt(declared, "step.order").result.verdict == NOT_PROVIDED
+    by_the_step, by_the_micro_batch = _OfTheStep(), Reference()
+    by_the_step.step_denominators = by_the_micro_batch.step_denominators = "micro-batch"
+    for slug in ("step.micro-batches", "step.metrics", "step.aggregations"):
+        assert attempt(by_the_micro_batch, slug).result.verdict == PASS
+        assert attempt(by_the_step, slug).result.verdict == FAIL
+    assert attempt(by_the_micro_batch, "step.order").result.verdict == NOT_PROVIDED
+
+
+class _OfTheStep(Reference):
+    """Divides by the counts of the step, whatever it declares."""
+
+    def load_trainer(self, checkpoint, options):
+        return replace(super().load_trainer(checkpoint, options), denominators="step")
 
 
 def test_without_adapters_nothing_is_frozen():

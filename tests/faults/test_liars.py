@@ -49,6 +49,8 @@ LIARS = {
     "entropy-term-added": "objective.entropy-term",
     "mean-of-micro-batch-means": "step.micro-batches",
     "clipped-by-parameter": "step.max-norm",
+    "critic-mean-of-means": "step.critic-micro-batches",
+    "resumed-without-momentum": "step.resumed",
 }
 
 

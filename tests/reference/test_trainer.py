@@ -246,28 +246,27 @@ def test_a_step_that_is_resumed_is_the_step_that_would_have_been(models, samples
     def adam(actor, critic):
         made = trainer_of(actor, critic)
         made.optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=0.01)
+        made.scheduler = torch.optim.lr_scheduler.LambdaLR(made.optimizer, lambda step: 0.5**step)
         return made
 
     first, second = models(), models()
-    through = adam(*first)
+    through, resumed = adam(*first), adam(*second)
     through.step(samples)
-    saved = [copy.deepcopy(x.state_dict()) for x in (*first, through.optimizer)]
+    state = copy.deepcopy(through.state_dict())
     through.step(samples)
-    resumed = adam(*second)
-    for target, state in zip((*second, resumed.optimizer), saved, strict=True):
-        target.load_state_dict(state)
+    resumed.load_state_dict(state)
     resumed.step(samples)
     alike(weights(*first), weights(*second), rtol=0, atol=0)
 
 
-def test_what_does_not_fit_together_is_refused(models, samples):
-    actor, critic = models()
-    with pytest.raises(ValueError, match="each of them once"):
-        trainer_of(actor, critic).accumulate(samples, [[0, 1], [1, 2, 3, 4]])
-    with pytest.raises(ValueError, match="a critic is needed"):
-        ref.Trainer(actor, ref.Objective(ref.PolicyLoss(), value_coef=1.0), torch.optim.SGD(actor.parameters()))
-    with pytest.raises(ValueError, match="other counts"):
-        objective = ref.Objective(ref.PolicyLoss(), kl_coef=1.0, kl_aggregation="sequence-mean")
-        ref.Trainer(actor, objective, torch.optim.SGD(actor.parameters()))
-    with pytest.raises(ValueError, match="ref_log_probs"):
-        trainer_of(actor, critic).accumulate([replace(sample, ref_log_probs=None) for sample in samples])
+def test_a_critic_alone_has_the_gradient_that_it_has_beside_an_actor(models, samples):
+    _, beside = found = models()
+    trainer_of(*found).accumulate(samples)
+    _, alone = models()
+    trainer = trainer_of(torch.nn.Module(), alone)
+    trainer.actor = None
+    metrics = trainer.accumulate(samples, CUTS[2])
+    alike(gradients(alone), gradients(beside), **CLOSE)
+    assert metrics.loss == pytest.approx(0.5 * metrics.value_loss)
+    with pytest.raises(ValueError, match="without an actor"):
+        ref.Trainer(None, ref.Objective(ref.PolicyLoss(0.2)), trainer.optimizer)

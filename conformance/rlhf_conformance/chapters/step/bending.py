@@ -178,13 +178,13 @@ class Stepping(_Steps):
 
     def resume_trainer(self, checkpoint, options, folder):
         t = self.load_trainer(checkpoint, options)
-        self.restore(t, torch.load(Path(folder) / "trainer.pt"))
+        self.take_up(t, torch.load(Path(folder) / "trainer.pt"))
         return t
 
     def saved(self, t: Plain) -> dict[str, Any]:
         return {"actor": t.actor.state_dict(), "optimizer": t.optimizer.state_dict(), "made": t.made}
 
-    def restore(self, t: Plain, state: dict[str, Any]) -> None:
+    def take_up(self, t: Plain, state: dict[str, Any]) -> None:
         t.actor.load_state_dict(state["actor"])
         t.optimizer.load_state_dict(state["optimizer"])
         t.made = state["made"]

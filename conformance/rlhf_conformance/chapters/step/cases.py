@@ -34,6 +34,7 @@ from rlhf_conformance.chapters._models.cases import (
 )
 from rlhf_conformance.chapters._temperatures import known_temperatures
 from rlhf_conformance.chapters.kl.cases import clamps
+from rlhf_conformance.chapters.kl.interface import ESTIMATORS
 from rlhf_conformance.chapters.step.interface import StepOptions
 from rlhf_conformance.judging.picks import Picked, Picks, outward
 from rlhf_conformance.judging.storing import stored
@@ -114,6 +115,7 @@ class StepShape:
     cut         "whole" (one micro-batch), "rows" (equal numbers of samples), "remainder" (of which the last has fewer),
                 "tokens"
     terms       beside the policy loss, as far as they are declared
+    estimators  of the KL, as far as they are declared; any where none of them is
     zones       of the log-ratios
     aggregations, surrogates    of these, as far as they are declared; None: the first of them
     silent      which samples have no action: "none", "one", "part" (all of a micro-batch), "most" (all but one)
@@ -128,6 +130,7 @@ class StepShape:
 
     cut: str = "rows"
     terms: Sequence[str] = ()
+    estimators: Sequence[str] = ESTIMATORS
     zones: Sequence[str] = ("inside", "equal")
     aggregations: Sequence[str] | None = None
     surrogates: Sequence[str] | None = None
@@ -225,7 +228,7 @@ def _options(head: Picks, special: Picks, own: Picks, subject: Subject, wanted: 
     terms = set(wanted.terms) & set(adapter.step_terms)
     coefs: dict[str, Any] = {f"{name}_coef": coef if name in terms else 0.0 for name, coef in drawn.items()}
     clips = adapter.value_clip and (wanted.value_clip or not adapter.unclipped_value)
-    estimator = own.of(adapter.kl_estimators)
+    estimator = own.of([e for e in adapter.kl_estimators if e in wanted.estimators] or adapter.kl_estimators)
     held: dict[str, Any] = clamps(adapter, estimator)
     return StepOptions(
         **vars(policy),

@@ -40,6 +40,8 @@ SAVE, RESUME = "save_trainer", "resume_trainer"
 OF_CRITIC = {LOAD: "load_critic_trainer", ASK: "critic_step_gradients", UPDATE: "critic_step_update"}
 """What the methods are called where the step is one of a critic."""
 TERMS = ("kl", "entropy")
+OF_REFERENCE = ("k2", "k3")
+"""Estimators of the KL whose gradient depends on how far the reference is."""
 SMALL_RATE = 1 / 64
 """A learning rate after whose step the ratios are still within every band, and no longer 1."""
 
@@ -195,7 +197,7 @@ use("step.gradient", gradient(cut="whole", tied=True))
 use("step.micro-batches", gradient(cuts_rows))
 use("step.remainder", gradient(cuts_rows, takes_remainder, cut="remainder"))
 use("step.dynamic-batches", gradient(cuts_tokens, one_denominator, cut="tokens"))
-use("step.empty-row", gradient(cuts_rows, counts_empty, silent="one"))
+use("step.empty-row", gradient(cuts_rows, counts_empty, silent="one", least=2))
 use("step.empty-micro-batch", gradient(cuts_rows, counts_empty, silent="part"))
 use("step.packed", gradient(cuts_rows, packs, layout="packed", terms=TERMS))
 use("step.turns", gradient(cuts_rows, several_turns, several=True, terms=TERMS))
@@ -539,6 +541,7 @@ use(
         zones=("equal",),
         learning_rates=(SMALL_RATE,),
         terms=TERMS,
+        estimators=OF_REFERENCE,
     ),
 )
 
@@ -558,7 +561,7 @@ use("step.critic-micro-batches", critic(asks_step))
 use("step.critic-clip", critic(asks_step, clips_values, zones=("above", "below", "inside"), value_clip=True))
 use("step.critic-empty-row", critic(asks_step, counts_empty, silent="one"))
 use("step.critic-turns", critic(asks_step, several_turns, several=True))
-use("step.critic-packed", critic(asks_step, packs, layout="packed"))
+use("step.critic-packed", critic(asks_step, packs, layout="packed", least=2))
 use("step.critic-update", critic(update, needs=(LOAD, UPDATE)))
 
 # --- what changes nothing -------------------------------------------------------------------------------------------

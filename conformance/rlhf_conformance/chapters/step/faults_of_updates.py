@@ -346,24 +346,24 @@ class ScheduleTwiceAsFast(_OtherwiseScheduled):
 class ResumedWithoutMomentum(Stepping):
     "What the optimizer keeps is not resumed."
 
-    def restore(self, t, state):
-        super().restore(t, {**state, "optimizer": t.optimizer.state_dict()})
+    def take_up(self, t, state):
+        super().take_up(t, {**state, "optimizer": t.optimizer.state_dict()})
 
 
 @fault("step.resumed")
 class ResumedAtTheFirstRate(Stepping):
     "The schedule starts anew in a trainer that is resumed."
 
-    def restore(self, t, state):
-        super().restore(t, {**state, "made": 0})
+    def take_up(self, t, state):
+        super().take_up(t, {**state, "made": 0})
 
 
 @fault("step.resumed")
 class ResumedFromTheCheckpoint(Stepping):
     "A trainer that is resumed has the weights that it was first loaded with."
 
-    def restore(self, t, state):
-        super().restore(t, {**state, "actor": t.actor.state_dict()})
+    def take_up(self, t, state):
+        super().take_up(t, {**state, "actor": t.actor.state_dict()})
 
 
 @fault("step.resumed")
