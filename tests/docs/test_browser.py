@@ -140,7 +140,7 @@ def folder(tmp_path_factory):
     """The report of a real run: a critic whose values are read one token early."""
     folder = tmp_path_factory.mktemp("run")
     floors = os.pathsep.join(str(ROOT / floor) for floor in ("spec", "reference", "conformance"))
-    words = ["check", "fault:critic-values-shifted", "--only", "critic", "-n", "1", "--report", "reports"]
+    words = ["check", "fault:critic-values-shifted", "--only", "critic.state-before", "-n", "1", "--report", "reports"]
     done = subprocess.run(
         [sys.executable, "-m", "rlhf_conformance", *words],
         cwd=folder,

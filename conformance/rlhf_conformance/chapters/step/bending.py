@@ -273,3 +273,23 @@ class CriticStepping(_Steps):
 def rectangle(rows: Any) -> Tensor:
     """Rows of different lengths as (B, T), with 0 behind the shorter ones."""
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def all_where_none(mask: Tensor) -> Tensor:
+    """An action mask without a one is taken for no mask."""
+    return mask if mask.any() else torch.ones_like(mask)
+
+
+def all_where_any(mask: Tensor) -> Tensor:
+    """Every token of a response with an action is one."""
+    return torch.ones_like(mask) if mask.any() else mask
+
+
+def in_one_row(samples: Sequence[StepSample]) -> list[StepSample]:
+    """Each with all that stands before it in a pack as its prompt."""
+    found: list[StepSample] = []
+    before: list[Tensor] = []
+    for sample in samples:
+        found.append(replace(sample, prompt=torch.cat([*before, sample.prompt])))
+        before += [sample.prompt, sample.response]
+    return found

@@ -8,7 +8,7 @@ from rlhf_conformance._lazy import torch
 from rlhf_conformance.chapters._losses import bending as plain
 from rlhf_conformance.chapters._tensors import chosen
 from rlhf_conformance.chapters.objective import bending as bent
-from rlhf_conformance.chapters.step.bending import Stepping, rectangle
+from rlhf_conformance.chapters.step.bending import Stepping, all_where_any, all_where_none, in_one_row, rectangle
 from rlhf_conformance.faults import fault
 
 
@@ -246,7 +246,7 @@ class EmptyRowsTrained(Stepping):
     "An action mask without a one is taken for no mask."
 
     def mask(self, t, sample):
-        return sample.action_mask if sample.action_mask.any() else torch.ones_like(sample.action_mask)
+        return all_where_none(sample.action_mask)
 
 
 @fault("step.empty-row", bug="masked-row-nan")
@@ -369,12 +369,7 @@ class PackedAsOneSequence(Stepping):
         g = super().given(t, part)
         if t.options.layout != "packed":
             return g
-        rows: list[torch.Tensor] = []
-        before: list[torch.Tensor] = []
-        for sample in part.samples:
-            longer = replace(sample, prompt=torch.cat([*before, sample.prompt]))
-            rows.append(self.answers(t, longer)[0])
-            before += [sample.prompt, sample.response]
+        rows = [self.answers(t, sample)[0] for sample in in_one_row(part.samples)]
         return g._replace(new=rectangle(rows))
 
 
@@ -386,7 +381,7 @@ class StepTrainsObservations(Stepping):
     "Every token of a response is trained, whoever wrote it."
 
     def mask(self, t, sample):
-        return torch.ones_like(sample.action_mask) if sample.action_mask.any() else sample.action_mask
+        return all_where_any(sample.action_mask)
 
 
 @fault("step.turns", bug="kl-of-observations")

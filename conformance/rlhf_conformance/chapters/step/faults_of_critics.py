@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rlhf_conformance._lazy import torch
 from rlhf_conformance.chapters.objective import bending as bent
-from rlhf_conformance.chapters.step.bending import CriticStepping, rectangle
+from rlhf_conformance.chapters.step.bending import CriticStepping, all_where_any, all_where_none, in_one_row, rectangle
 from rlhf_conformance.faults import fault
 
 
@@ -135,7 +134,7 @@ class CriticEmptyRowsTrained(CriticStepping):
     "An action mask without a one is taken for no mask."
 
     def mask(self, t, sample):
-        return sample.action_mask if sample.action_mask.any() else torch.ones_like(sample.action_mask)
+        return all_where_none(sample.action_mask)
 
 
 @fault("step.critic-empty-row", bug="masked-row-nan")
@@ -152,7 +151,7 @@ class CriticTrainsObservations(CriticStepping):
     "Values of observations are trained, too."
 
     def mask(self, t, sample):
-        return torch.ones_like(sample.action_mask) if sample.action_mask.any() else sample.action_mask
+        return all_where_any(sample.action_mask)
 
 
 @fault("step.critic-turns")
@@ -181,12 +180,7 @@ class CriticPackedAsOneSequence(CriticStepping):
         g = super().given(t, part)
         if t.options.layout != "packed":
             return g
-        rows: list[torch.Tensor] = []
-        before: list[torch.Tensor] = []
-        for sample in part.samples:
-            longer = replace(sample, prompt=torch.cat([*before, sample.prompt]))
-            rows.append(self.answers(t, longer))
-            before += [sample.prompt, sample.response]
+        rows = [self.answers(t, sample) for sample in in_one_row(part.samples)]
         return g._replace(values=rectangle(rows))
 
 
