@@ -84,6 +84,7 @@ class Objective(nn.Module):
         values: Tensor | None = None,
         old_values: Tensor | None = None,
         returns: Tensor | None = None,
+        loss_weights: Tensor | None = None,
         global_count: float | Tensor | None = None,
     ) -> ObjectiveOutput:
         """All of shape (B, T); computed in fp32 or better.
@@ -92,11 +93,13 @@ class Objective(nn.Module):
         ref_log_probs          of the reference model, in nats; constants
         values                 of the critic that is trained, with a graph
         old_values, returns    see `ValueLoss`
+        loss_weights           of the policy loss, see `PolicyLoss`
         global_count           see `aggregate`; the same for every term
         raises                 ValueError if the shapes differ, or if what a term needs is missing
         """
         mask = action_mask.bool()
-        policy = self.policy_loss(log_probs, old_log_probs, advantages, action_mask, global_count=global_count).loss
+        of_policy = {"loss_weights": loss_weights, "global_count": global_count}
+        policy = self.policy_loss(log_probs, old_log_probs, advantages, action_mask, **of_policy).loss
         loss, value, kl, entropy = policy, None, None, None
         if self.value_coef:
             if values is None or old_values is None or returns is None:

@@ -39,6 +39,7 @@ class Sample:
     action_mask    nonzero where a token of the response is an action; None: all of them are
     ref_log_probs, old_values, returns
                    what the KL and the value loss are made of, if the objective has these terms
+    loss_weights   what the policy loss of each token is multiplied by, as `off_policy_weights` gives it; None: 1
     """
 
     prompt: Tensor
@@ -49,6 +50,7 @@ class Sample:
     ref_log_probs: Tensor | None = None
     old_values: Tensor | None = None
     returns: Tensor | None = None
+    loss_weights: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:

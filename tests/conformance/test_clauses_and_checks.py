@@ -223,6 +223,7 @@ RULED_OUT = [
     ("step_empty", False, OF_EMPTY_STEPS),
     ("step_max_norm", False, {"step.max-norm", "step.norm-unreached"}),
     ("step_momentum", False, set()),
+    ("step_corrections", False, {"step.correction"}),
     ("step_schedules", ("constant",), {"step.schedule"}),
     ("kl_estimators", ("k1",), {"kl.k2", "kl.k3", "kl.abs", "kl.not-negative", "kl.clamped-gradient"}),
     ("kl_estimators", ("k2",), {"kl.k1", "kl.k3", "kl.abs", "kl.expectation", "kl.clamped-gradient"}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Reference(Adapter):
     correction_nan, correction_masked = "one", "zero"
     correction_bypass = True
     step_layouts, step_cuts = ("padded", "packed"), ("rows", "tokens")
-    step_remainder = step_momentum = True
+    step_remainder = step_momentum = step_corrections = True
     step_schedules = ("constant", "linear")
 
     def __init__(
@@ -360,10 +360,25 @@ class Reference(Adapter):
         return Stepping(trainer, options, self.step_denominators)
 
     def _samples(self, samples):
-        return [ref.Sample(**vars(sample)) for sample in samples]
+        names = [field.name for field in fields(ref.Sample) if field.name != "loss_weights"]
+        return [ref.Sample(*(getattr(sample, name) for name in names)) for sample in samples]
+
+    def _weighed(self, samples, options):
+        """The samples, with weights for the engine that sampled where they are asked for."""
+        found = []
+        for sample, known in zip(samples, self._samples(samples), strict=True):
+            if options.correction is not None:
+                old, rollout, mask = sample.old_log_probs, sample.rollout_log_probs, sample.action_mask
+                of_engine = old[None], rollout[None], mask[None]
+                weights = Reference.off_policy_weights(self, *of_engine, options.correction)[0]
+                is_left = (options.correction.mode, self.rejected_tokens) == ("mask", "left-out")
+                mask = mask * (weights != 0) if is_left else mask
+                known = replace(known, loss_weights=weights, action_mask=mask)
+            found.append(known)
+        return found
 
     def step_gradients(self, stepping, samples):
-        trainer, samples = stepping.trainer, self._samples(samples)
+        trainer, samples = stepping.trainer, self._weighed(samples, stepping.options)
         trainer.optimizer.zero_grad()
         metrics = stepping.accumulate(samples)
         norm = trainer.clip()
@@ -373,7 +388,7 @@ class Reference(Adapter):
 
     def step_update(self, stepping, samples):
         stepping.trainer.optimizer.zero_grad()
-        stepping.accumulate(self._samples(samples))
+        stepping.accumulate(self._weighed(samples, stepping.options))
         stepping.trainer.update()
 
     def step_log_probs(self, stepping, samples):

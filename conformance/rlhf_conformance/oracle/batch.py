@@ -156,6 +156,7 @@ class StepSample:
     ref_log_probs  (T,) of the reference model, in nats
     old_values     (T,) of the critic that was asked then, in units of reward
     returns        (T,) what the critic is to learn, in units of reward
+    rollout_log_probs  (T,) of the engine that sampled, in nats
     """
 
     prompt: torch.Tensor
@@ -166,6 +167,7 @@ class StepSample:
     ref_log_probs: torch.Tensor
     old_values: torch.Tensor
     returns: torch.Tensor
+    rollout_log_probs: torch.Tensor
 
 
 HANDED = (Batch, Prompts, StepSample)

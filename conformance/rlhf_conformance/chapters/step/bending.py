@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from rlhf_conformance import StepResult
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.adapters.reference import Reference
+from rlhf_conformance.chapters.corrected_loss import bending as correcting
 from rlhf_conformance.chapters.objective import bending as bent
 from rlhf_conformance.chapters.objective.bending import Given
 
@@ -202,7 +204,19 @@ class Stepping(_Steps):
         return {"loss": loss, **found}
 
     def policy_term(self, t: Plain, part: Part, g: Given) -> Tensor:
-        return bent.policy(g)
+        if t.options.correction is None:
+            return bent.policy(g)
+        weights = self.weights(t, part, g)
+        return bent.mean(bent.policy_losses(g).masked_fill(weights == 0, 0.0) * weights, g)
+
+    def weights(self, t: Plain, part: Part, g: Given) -> Tensor:
+        """(B, T) for the engine that sampled."""
+        engine = rectangle([sample.rollout_log_probs for sample in part.samples])
+        return self.weights_of(g, g.old, engine)
+
+    def weights_of(self, g: Given, old: Tensor, engine: Tensor) -> Tensor:
+        asked = SimpleNamespace(**vars(g.options.correction), log_clamp=self.correction_log_clamp)
+        return correcting.weight(correcting.Given(g.new, old, g.advantages, engine, g.mask, asked))
 
     def kl_term(self, t: Plain, part: Part, g: Given) -> Tensor:
         return bent.kl(g)

@@ -33,8 +33,11 @@ from rlhf_conformance.chapters._models.cases import (
     without_specials,
 )
 from rlhf_conformance.chapters._temperatures import known_temperatures
+from rlhf_conformance.chapters.corrected_loss.cases import APART, BINDING, weighable
 from rlhf_conformance.chapters.kl.cases import clamps
 from rlhf_conformance.chapters.kl.interface import ESTIMATORS
+from rlhf_conformance.chapters.off_policy_correction.cases import OffPolicyCase, OffPolicyShape, clear_bounds
+from rlhf_conformance.chapters.off_policy_correction.interface import OffPolicyOptions
 from rlhf_conformance.chapters.step.interface import StepOptions
 from rlhf_conformance.judging.picks import Picked, Picks, outward
 from rlhf_conformance.judging.storing import stored
@@ -60,7 +63,7 @@ TOKENS = LENGTH + TURNS * (2 * TURN + 1) + LONGER + 1
 """The most tokens of a response."""
 
 
-TABLES = ("advantages", "log_ratios", "kl_ratios", "value_moves", "errors")
+TABLES = ("advantages", "log_ratios", "kl_ratios", "value_moves", "errors", "apart")
 
 
 @stored
@@ -74,6 +77,7 @@ class StepCase:
                 that to the reference
     value_moves, errors
                 how far its value lies above the old one, and its return above the value
+    apart       how far its old log-prob lies above that of the engine that sampled
     critic      whether the step is one of a critic
     """
 
@@ -84,6 +88,7 @@ class StepCase:
     kl_ratios: Rows
     value_moves: Rows
     errors: Rows
+    apart: Rows
     options: StepOptions
     temperature: float = 1.0
     critic: bool = False
@@ -125,6 +130,7 @@ class StepShape:
     tied, ties  the output layer is the input embedding in half of the cases, or in all
     critic      the step is one of a critic
     value_clip  its loss is clipped
+    corrected   its policy loss is weighed for the engine that sampled
     momenta, schedules    as far as they are declared
     """
 
@@ -145,6 +151,7 @@ class StepShape:
     norms: Sequence[float | None] = (None,)
     critic: bool = False
     value_clip: bool = False
+    corrected: bool = False
     momenta: Sequence[float] = (0.0,)
     schedules: Sequence[str] = ("constant",)
 
@@ -199,6 +206,8 @@ def step_cases(subject: Subject, **shape: Any) -> Picked[StepCase]:
             _row(slots[i % SAMPLES].again(), i, sample, options, subject, wanted) for i, sample in enumerate(samples)
         ]
         tables = {name: tuple(row[k] for row in rows) for k, name in enumerate(TABLES)}
+        if wanted.corrected:
+            options = replace(options, correction=_correction(own, samples, tables["apart"], options, subject))
         probe = replace(model.probe, tied=True) if wanted.ties else model.probe
         return StepCase(
             probe,
@@ -314,4 +323,27 @@ def _row(
     moves = [d for zone in wanted.zones for d in VALUE_MOVES[zone]]
     of_value = [moves[byte * len(moves) >> 8] for _, byte in found]
     errors = [VALUE_ERRORS[(5 * byte + j) % len(VALUE_ERRORS)] for j, (_, byte) in enumerate(found)]
-    return tuple(advantages), tuple(drawn), tuple(kls), tuple(of_value), tuple(errors)
+    apart = [APART[(3 * byte + j) % len(APART)] for j, (_, byte) in enumerate(found)]
+    return tuple(advantages), tuple(drawn), tuple(kls), tuple(of_value), tuple(errors), tuple(apart)
+
+
+def _correction(
+    picks: Picks, samples: Sequence[Sample], apart: Rows, options: StepOptions, subject: Subject
+) -> OffPolicyOptions:
+    """Weights of a kind that is declared, between bounds that none of them lies too near to."""
+    wanted = OffPolicyShape(**BINDING)
+    kind = picks.of(weighable(subject.adapter, options.surrogate, wanted))
+    upper, lower = picks.below(len(wanted.uppers)), picks.below(len(wanted.lowers))
+    width = max(len(row) for row in apart)
+    old, rollout, mask = (
+        tuple((*row, *(0,) * (width - len(row))) for row in rows)
+        for rows in (
+            tuple((-2.0,) * len(row) for row in apart),
+            tuple(tuple(-2.0 - x for x in row) for row in apart),
+            tuple(sample.acts for sample in samples),
+        )
+    )
+    asked = OffPolicyOptions(*kind[:2], sequence_weight=kind[2])
+    engines = OffPolicyCase(old, rollout, mask, asked)
+    bounds = clear_bounds(engines, [kind], wanted, upper, lower, subject.adapter, subject.dtype)
+    return replace(asked, upper=bounds[0], lower=bounds[1])

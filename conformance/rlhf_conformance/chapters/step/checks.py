@@ -13,6 +13,8 @@ from rlhf_conformance.chapters._losses.cases import aggregations_of
 from rlhf_conformance.chapters._models.lora import is_adapters
 from rlhf_conformance.chapters._models.templates import several_turns
 from rlhf_conformance.chapters._models.weights import Weights, furthest_off
+from rlhf_conformance.chapters.corrected_loss.cases import BINDING, weighable
+from rlhf_conformance.chapters.off_policy_correction.cases import OffPolicyShape
 from rlhf_conformance.chapters.step.cases import SeveralSteps, StepCase, each_of, step_cases
 from rlhf_conformance.chapters.step.interface import StepOptions
 from rlhf_conformance.chapters.step.relations import relation
@@ -79,6 +81,13 @@ def has_other_surrogates(adapter: Adapter) -> str | None:
 
 def knows_temperatures(adapter: Adapter) -> str | None:
     return None if adapter.temperature else "temperature is False: it scores at 1"
+
+
+def corrects(adapter: Adapter) -> str | None:
+    if not adapter.step_corrections:
+        return "step_corrections is not declared"
+    offered = weighable(adapter, adapter.surrogates[0], OffPolicyShape(**BINDING))
+    return None if offered else f"no weights are declared that {adapter.surrogates[0]!r} can have"
 
 
 def has_schedule(adapter: Adapter) -> str | None:
@@ -245,6 +254,8 @@ def each(names: str, *requires: Requirement, **shape: Any) -> Template:
 use("step.aggregations", each("aggregations", cuts_rows, has_other_means, terms=TERMS))
 use("step.surrogates", each("surrogates", cuts_rows, has_other_surrogates, least=2))
 
+use("step.correction", gradient(cuts_rows, corrects, corrected=True))
+
 # --- one after the other --------------------------------------------------------------------------------------------
 
 
@@ -283,9 +294,9 @@ use("step.after-evaluation", template(after_evaluation, cuts_rows, needs=(LOAD, 
 
 # --- the norm -------------------------------------------------------------------------------------------------------
 
-BINDING, FAR = (0.02, 0.05, 0.1), (30.0, 100.0)
+NEAR, FAR = (0.02, 0.05, 0.1), (30.0, 100.0)
 """Bounds of the norm: below that of nearly every gradient, and above it."""
-use("step.max-norm", gradient(cuts_rows, clips_norm, terms=TERMS, norms=BINDING))
+use("step.max-norm", gradient(cuts_rows, clips_norm, terms=TERMS, norms=NEAR))
 use("step.norm-unreached", gradient(cuts_rows, clips_norm, norms=FAR))
 
 

@@ -588,3 +588,48 @@ class StepRatioOfTheMicroBatch(Stepping):
         d = chosen(g.new, g.mask) - chosen(g.old, g.mask)
         ratio = (d.sum() / g.mask.bool().sum().clamp(min=1)).exp().expand_as(d)
         return plain.mean(plain.surrogate_loss(ratio, chosen(g.advantages, g.mask), g.options), g.mask, g.options)
+
+
+# --- for the engine that sampled -----------------------------------------------------------------------------------
+
+
+@fault("step.correction")
+class StepCorrectionIgnored(Stepping):
+    "The engine's log-probs never reach the loss: every weight is 1."
+
+    def weights(self, t, part, g):
+        return torch.ones_like(g.new.detach())
+
+
+@fault("step.correction")
+class StepCorrectionTurnedRound(Stepping):
+    "A weight is the engine's probability over the trainer's."
+
+    def weights_of(self, g, old, engine):
+        return super().weights_of(g, engine, old)
+
+
+@fault("step.correction")
+class StepCorrectionOfTheNewPolicy(Stepping):
+    "The weights are those of the policy that is trained, and not of the old one."
+
+    def weights_of(self, g, old, engine):
+        return super().weights_of(g, g.new.detach(), engine)
+
+
+@fault("step.correction")
+class StepCorrectionOfTheNeighbor(Stepping):
+    "The engine's log-probs lie one token behind."
+
+    def weights_of(self, g, old, engine):
+        return super().weights_of(g, old, engine.roll(1, -1))
+
+
+@fault("step.correction")
+class StepCorrectionByTheMicroBatch(Stepping):
+    "Weights are divided by their mean over the micro-batch."
+
+    def weights_of(self, g, old, engine):
+        found = super().weights_of(g, old, engine)
+        acts = g.mask.bool()
+        return found / found[acts].mean() if acts.any() else found

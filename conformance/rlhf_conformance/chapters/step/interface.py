@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.chapters._models.interface import Models
 from rlhf_conformance.chapters.objective.interface import ObjectiveOptions
+from rlhf_conformance.chapters.off_policy_correction.interface import OffPolicyOptions
 from rlhf_conformance.judging.storing import stored
 from rlhf_conformance.judging.wiring import Metric, Model, Named, Record, WiringError, dense, describe
 from rlhf_conformance.methods import AtLeast, OneOf, SomeOf, method
@@ -37,8 +38,9 @@ class StepOptions(ObjectiveOptions):
     fills them (no sample is longer). `layout` is one of those that `step_layouts` declares. The gradient's norm is
     clipped at `max_norm`, if it is not None. The optimizer is SGD without weight decay, its `momentum` that of torch.
     The `schedule` is one of those that `step_schedules` declares: step k, the first of which is 0, has the rate
-    `learning_rate`, or, where it is "linear", `learning_rate * (1 - k / total_steps)`. Of a critic the objective is the
-    value loss alone, and its coefficient is 1.
+    `learning_rate`, or, where it is "linear", `learning_rate * (1 - k / total_steps)`. With a `correction` the policy
+    loss of each action is multiplied by its weight, made of `old_log_probs` and `rollout_log_probs`. Of a critic the
+    objective is the value loss alone, and its coefficient is 1.
     """
 
     micro_batch_size: int | None = None
@@ -49,6 +51,7 @@ class StepOptions(ObjectiveOptions):
     momentum: float = 0.0
     schedule: str = "constant"
     total_steps: int = 1
+    correction: OffPolicyOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,10 @@ class Step(Models):
     ] = "token"
     step_empty: Annotated[bool, "False if it takes no sample without an action"] = True
     step_max_norm: Annotated[bool, "False if it does not clip the norm of the gradient"] = True
+    step_corrections: Annotated[
+        bool,
+        "True if its step can weigh actions by the log-probs of the engine that sampled, as `correction_levels` says",
+    ] = False
     step_momentum: Annotated[bool, "True if its optimizer can be SGD with momentum"] = False
     step_schedules: Annotated[
         Sequence[str], SomeOf(SCHEDULES), 'how its learning rate goes on: "constant", or "linear" to 0'

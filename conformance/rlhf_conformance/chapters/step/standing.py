@@ -10,16 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
 from rlhf_conformance._lazy import torch
 from rlhf_conformance.chapters._masked import Rows, exactly
 from rlhf_conformance.chapters._models.weights import Tensors, Weights, pulled_back
+from rlhf_conformance.chapters.corrected_loss.cases import CorrectedLossCase, declared
+from rlhf_conformance.chapters.corrected_loss.interface import CorrectedLossOptions
+from rlhf_conformance.chapters.corrected_loss.loss import CORRECTED
 from rlhf_conformance.chapters.objective.cases import ObjectiveCase
 from rlhf_conformance.chapters.objective.interface import ObjectiveOptions
 from rlhf_conformance.chapters.objective.terms import OBJECTIVE
+from rlhf_conformance.chapters.policy_loss.interface import PolicyLossOptions
 from rlhf_conformance.chapters.step.cases import StepCase
 from rlhf_conformance.chapters.step.relations import Share
 from rlhf_conformance.judging.subject import Subject
@@ -30,6 +34,14 @@ LEAVES = {"log_probs": "", "entropies": "entropies", "values": "values"}
 """What a model answers that an objective has a slope with respect to, and what that leaf is called there."""
 
 
+AnyCase = ObjectiveCase | CorrectedLossCase
+
+
+def _loss(case: AnyCase) -> Any:
+    """What the call is one of."""
+    return CORRECTED if isinstance(case, CorrectedLossCase) else OBJECTIVE
+
+
 @dataclass(frozen=True)
 class Known:
     """What was known when the samples were drawn, rows of response tokens: it stays while the weights move."""
@@ -38,10 +50,11 @@ class Known:
     ref: Rows
     values: Rows
     returns: Rows
+    engine: Rows
 
     def rows(self, order: Sequence[int]) -> Known:
         """Of the samples in this order, in which some may be missing."""
-        return Known(*(tuple(table[i] for i in order) for table in (self.old, self.ref, self.values, self.returns)))
+        return Known(**{name: tuple(table[i] for i in order) for name, table in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -108,8 +121,13 @@ class Standing:
                 )
                 for rows in (values, errors)
             )
-            return Known(self.case.log_ratios, self.case.kl_ratios, values, errors)
-        return Known(*self._log_probs_known(), values, errors)
+            return Known(self.case.log_ratios, self.case.kl_ratios, values, errors, self.case.log_ratios)
+        old, ref = self._log_probs_known()
+        engine = tuple(
+            tuple(exactly(x - d, self.subject.dtype) for x, d in zip(*pair, strict=True))
+            for pair in zip(old, self.case.apart, strict=True)
+        )
+        return Known(old, ref, values, errors, engine)
 
     def _log_probs_known(self) -> tuple[Rows, Rows]:
         exact = self._exact
@@ -157,15 +175,16 @@ class Standing:
                 ref_log_probs=numbers(known.ref[i]),
                 old_values=numbers(known.values[i]),
                 returns=numbers(known.returns[i]),
+                rollout_log_probs=numbers(known.engine[i]),
             )
             for i, sample in enumerate(case.samples)
         ]
 
     # --- what is due -------------------------------------------------------------------------------------------------
 
-    def objective(self, known: Known, answers: Mapping[str, Sequence[Sequence[float]]]) -> ObjectiveCase:
-        """The call of the objective that the step is where the models give these answers for the actions, all of its
-        samples in one rectangle."""
+    def objective(self, known: Known, answers: Mapping[str, Sequence[Sequence[float]]]) -> AnyCase:
+        """The call of the objective, or of the corrected loss, that the step is where the models give these answers for
+        the actions, all of its samples in one rectangle."""
         case = self.case
         width = max(len(s.response) for s in case.samples)
 
@@ -174,21 +193,32 @@ class Standing:
 
         zeros = rectangle([()] * len(case.samples))
         given = {name: rectangle(self.of_responses(rows)) for name, rows in answers.items()}
-        own = {name: getattr(case.options, name) for name in ObjectiveOptions.__dataclass_fields__}
+        mask = tuple((*s.acts, *(0,) * (width - len(s.response))) for s in case.samples)
+        tables = {
+            "log_probs": given.get("log_probs", zeros),
+            "old_log_probs": zeros if case.critic else rectangle(known.old),
+            "advantages": zeros if case.critic else rectangle(case.advantages),
+        }
+        if case.options.correction is not None:
+            policy = {row.name: getattr(case.options, row.name) for row in fields(PolicyLossOptions)}
+            weights = {**vars(case.options.correction), **declared(self.subject.adapter)}
+            options = CorrectedLossOptions(**policy, **weights)
+            return CorrectedLossCase(
+                **tables, rollout_log_probs=rectangle(known.engine), action_mask=mask, options=options
+            )
+        own = {row.name: getattr(case.options, row.name) for row in fields(ObjectiveOptions)}
         return ObjectiveCase(
-            log_probs=given.get("log_probs", zeros),
-            old_log_probs=zeros if case.critic else rectangle(known.old),
-            advantages=zeros if case.critic else rectangle(case.advantages),
+            **tables,
             entropies=given.get("entropies", zeros),
             ref_log_probs=rectangle(known.ref),
             values=given.get("values", zeros),
             old_values=rectangle(known.values),
             returns=rectangle(known.returns),
-            action_mask=tuple((*s.acts, *(0,) * (width - len(s.response))) for s in case.samples),
+            action_mask=mask,
             options=ObjectiveOptions(**own),
         )
 
-    def shares(self, whole: ObjectiveCase) -> list[tuple[float, ObjectiveCase]]:
+    def shares(self, whole: AnyCase) -> list[tuple[float, AnyCase]]:
         """The objectives whose weighted sum is minimised: one for all samples, or the mean over the micro-batches."""
         if self.subject.adapter.step_denominators == "step":
             return [(1.0, whole)]
@@ -212,11 +242,11 @@ class Standing:
         values, errors = [], []
         for share, case in self.shares(self.objective(known, of)):
             if case.actions and term:
-                values.append(share * OBJECTIVE.term(case, term, self.counted))
-                errors.append(share * OBJECTIVE.term_budget(case, term, self.subject.dtype))
+                values.append(share * _loss(case).term(case, term, self.counted))
+                errors.append(share * _loss(case).term_budget(case, term, self.subject.dtype))
             elif case.actions:
-                values.append(share * OBJECTIVE.value(case, self.counted))
-                errors.append(share * OBJECTIVE.value_budget(case, self.subject.dtype))
+                values.append(share * _loss(case).value(case, self.counted))
+                errors.append(share * _loss(case).value_budget(case, self.subject.dtype))
         return math.fsum(values), math.fsum(errors)
 
     def gradient(self, known: Known, *, plain: bool = False) -> Tensors:
@@ -232,10 +262,10 @@ class Standing:
             self.found, self.subject.truth.chained(case.probe, case.samples, slopes, **asked), self.leaves
         )
 
-    def _slopes(self, shares: list[tuple[float, ObjectiveCase]], leaf: str) -> list[list[float]]:
+    def _slopes(self, shares: list[tuple[float, AnyCase]], leaf: str) -> list[list[float]]:
         """Of what is minimised at the answer for each action: a row for each sample."""
         rows = [
-            [share * x for x in row] for share, case in shares for row in OBJECTIVE.gradient(case, self.counted, leaf)
+            [share * x for x in row] for share, case in shares for row in _loss(case).gradient(case, self.counted, leaf)
         ]
         return [s.of_actions(row[: len(s.response)]) for s, row in zip(self.case.samples, rows, strict=True)]
 
@@ -251,11 +281,13 @@ class Standing:
                     found.append(Share(i, term, sum(sample.acts), gradient))
         return found
 
-    def _of_critic(self, shares: list[tuple[float, ObjectiveCase]]) -> dict[str, dict[str, list[list[float]]]]:
+    def _of_critic(self, shares: list[tuple[float, AnyCase]]) -> dict[str, dict[str, list[list[float]]]]:
         return {"value loss": {"values": self._slopes(shares, "values")}}
 
-    def _of_actor(self, shares: list[tuple[float, ObjectiveCase]]) -> dict[str, dict[str, list[list[float]]]]:
+    def _of_actor(self, shares: list[tuple[float, AnyCase]]) -> dict[str, dict[str, list[list[float]]]]:
         """The slopes of each term."""
+        if self.case.options.correction is not None:
+            return {"policy loss": {"log_probs": self._slopes(shares, "")}}
         alone = [(share, one.with_options(kl_coef=0.0, entropy_coef=0.0)) for share, one in shares]
         policy, both = self._slopes(alone, ""), self._slopes(shares, "")
         found = {"policy loss": {"log_probs": policy}}
