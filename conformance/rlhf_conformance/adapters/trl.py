@@ -18,6 +18,7 @@ from trl.trainer import sft_trainer, utils
 
 from rlhf_conformance import Adapter, PackedSequences, PolicyLossResult, ProcessedSequences
 from rlhf_conformance.adapters import trl_standins as standins
+from rlhf_conformance.adapters import trl_step as steps
 
 GRPO = {"kl_estimators": ("k3",), "kl_gradient": "weighted", "group_scales": ("group-std", "batch-std", "none")}
 RLOO = {"kl_estimators": ("k1",), "group_baselines": ("leave-one-out",), "policy_loss": None}
@@ -31,6 +32,9 @@ class TRL(Adapter):
     correction_nan, off_policy_weights = "one", staticmethod(standins.weights)
     objective_terms, entropy_aggregation, kl_correction = ("kl", "entropy"), "token-mean", "ratio"
     objective_global_count = False
+    step_advantages, step_samples, step_entropy_denominators = "sample", 2, "micro-batch"
+    load_trainer, step_gradients = steps.trainer, staticmethod(steps.gradients)
+    step_update, step_log_probs = staticmethod(steps.update), staticmethod(steps.log_probs)
     token_log_probs = staticmethod(utils.selective_log_softmax)
 
     def __init__(self, trainer="grpo", loss_type="dapo", attn_implementation="sdpa", get_reward=False, **config):

@@ -117,6 +117,9 @@ class Step(Models):
         'what losses are divided by: the counts of the whole "step", or those of each "micro-batch", whose losses are '
         "then averaged",
     ] = "step"
+    step_entropy_denominators: Annotated[
+        str, OneOf(("as-policy", *DENOMINATORS)), 'the same of the entropy alone: "as-policy", or one of the two'
+    ] = "as-policy"
     step_advantages: Annotated[
         str, OneOf(("token", "sample")), 'what has an advantage of its own: each "token", or each "sample"'
     ] = "token"

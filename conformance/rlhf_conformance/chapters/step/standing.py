@@ -218,9 +218,15 @@ class Standing:
             options=ObjectiveOptions(**own),
         )
 
-    def shares(self, whole: AnyCase) -> list[tuple[float, AnyCase]]:
-        """The objectives whose weighted sum is minimised: one for all samples, or the mean over the micro-batches."""
-        if self.subject.adapter.step_denominators == "step":
+    def shares(self, whole: AnyCase, of: str = "") -> list[tuple[float, AnyCase]]:
+        """The objectives whose weighted sum is minimised: one for all samples, or the mean over the micro-batches.
+
+        of      which of the terms is asked for, or which of the answers that they depend on: the entropy may be divided
+                by other counts than the rest
+        """
+        adapter = self.subject.adapter
+        own = adapter.step_entropy_denominators if of in ("entropy", "entropies") else "as-policy"
+        if (adapter.step_denominators if own == "as-policy" else own) == "step":
             return [(1.0, whole)]
         parts = self.case.parts
         return [(1.0 / len(parts), whole.rows(part)) for part in parts]
@@ -239,14 +245,21 @@ class Standing:
     def logged(self, known: Known, term: str = "", *, plain: bool = False) -> tuple[float, float]:
         """What the step minimises, or one of its terms before its coefficient, and how far it may be off."""
         of = {name: self.answers(name, plain=plain) for name in self.asked}
+        whole: Any = self.objective(known, of)
+        coef = 0.0 if term else whole.options.entropy_coef
         values, errors = [], []
-        for share, case in self.shares(self.objective(known, of)):
+        case: Any
+        for share, case in self.shares(whole if term else whole.with_options(entropy_coef=0.0), term):
             if case.actions and term:
-                values.append(share * _loss(case).term(case, term, self.counted))
-                errors.append(share * _loss(case).term_budget(case, term, self.subject.dtype))
+                values.append(share * OBJECTIVE.term(case, term, self.counted))
+                errors.append(share * OBJECTIVE.term_budget(case, term, self.subject.dtype))
             elif case.actions:
-                values.append(share * _loss(case).value(case, self.counted))
-                errors.append(share * _loss(case).value_budget(case, self.subject.dtype))
+                values.append(share * OBJECTIVE.value(case, self.counted))
+                errors.append(share * OBJECTIVE.value_budget(case, self.subject.dtype))
+        if coef:  # the bonus may have counts of its own
+            entropy, error = self.logged(known, "entropy", plain=plain)
+            values.append(-coef * entropy)
+            errors.append(coef * error)
         return math.fsum(values), math.fsum(errors)
 
     def gradient(self, known: Known, *, plain: bool = False) -> Tensors:
@@ -254,8 +267,8 @@ class Standing:
         case = self.case
 
         def slopes(answers: dict[str, list[list[float]]]) -> dict[str, list[list[float]]]:
-            shares = self.shares(self.objective(known, answers))
-            return {name: self._slopes(shares, LEAVES[name]) for name in answers}
+            whole = self.objective(known, answers)
+            return {name: self._slopes(self.shares(whole, name), LEAVES[name]) for name in answers}
 
         asked: dict[str, Any] = {"answers": self.asked, "temperature": case.temperature, "plain": plain}
         return pulled_back(
@@ -272,7 +285,7 @@ class Standing:
     def contributions(self, known: Known, scale: float) -> list[Share]:
         """What each sample adds to the gradient by each term, times the scale."""
         case, found = self.case, []
-        whole = self.shares(self.objective(known, {name: self.answers(name) for name in self.asked}))
+        whole = self.objective(known, {name: self.answers(name) for name in self.asked})
         of_terms = self._of_critic(whole) if case.critic else self._of_actor(whole)
         for term, slopes in of_terms.items():
             for i, sample in enumerate(case.samples):
@@ -281,11 +294,12 @@ class Standing:
                     found.append(Share(i, term, sum(sample.acts), gradient))
         return found
 
-    def _of_critic(self, shares: list[tuple[float, AnyCase]]) -> dict[str, dict[str, list[list[float]]]]:
-        return {"value loss": {"values": self._slopes(shares, "values")}}
+    def _of_critic(self, whole: AnyCase) -> dict[str, dict[str, list[list[float]]]]:
+        return {"value loss": {"values": self._slopes(self.shares(whole), "values")}}
 
-    def _of_actor(self, shares: list[tuple[float, AnyCase]]) -> dict[str, dict[str, list[list[float]]]]:
+    def _of_actor(self, whole: AnyCase) -> dict[str, dict[str, list[list[float]]]]:
         """The slopes of each term."""
+        shares = self.shares(whole)
         if self.case.options.correction is not None:
             return {"policy loss": {"log_probs": self._slopes(shares, "")}}
         alone = [(share, one.with_options(kl_coef=0.0, entropy_coef=0.0)) for share, one in shares]
@@ -295,7 +309,7 @@ class Standing:
             pairs = zip(both, policy, strict=True)
             found["KL"] = {"log_probs": [[a - b for a, b in zip(*rows, strict=True)] for rows in pairs]}
         if self.case.options.entropy_coef:
-            found["entropy"] = {"entropies": self._slopes(shares, "entropies")}
+            found["entropy"] = {"entropies": self._slopes(self.shares(whole, "entropy"), "entropies")}
         return found
 
     def _pulled(self, i: int, slopes: dict[str, list[list[float]]], scale: float) -> Tensors:
