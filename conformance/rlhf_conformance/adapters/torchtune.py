@@ -18,9 +18,10 @@ from torchtune.rlhf.loss import PPOLoss
 
 from rlhf_conformance import Adapter, ObjectiveResult, PackedSequences, PolicyLossResult, ProcessedSequences
 from rlhf_conformance.adapters import torchtune_standins as standins
+from rlhf_conformance.adapters import torchtune_step as steps
 
 PATH = ("kl", "token_rewards", "advantages", "whiten", "credit")
-OF_PPO = ("generate", "load_reward_model", "load_critic", "restore", *PATH)
+OF_PPO = ("generate", "load_reward_model", "load_critic", "load_trainer", "restore", *PATH)
 
 
 class Torchtune(Adapter):
@@ -33,6 +34,9 @@ class Torchtune(Adapter):
     whitening_keeps_mean = True
     rewards, checkpoint_weights = staticmethod(standins.scores), staticmethod(standins.weights)
     generate, save = staticmethod(standins.generate), staticmethod(standins.save)
+    step_terms, step_max_norm, load_trainer = ("policy",), False, steps.trainer
+    step_gradients, step_update = staticmethod(steps.gradients), staticmethod(steps.update)
+    step_log_probs = staticmethod(steps.log_probs)
 
     def __init__(self, scoring="ppo", kv_cache=True):
         self.scoring, self.kv_cache, self.temperature = scoring, kv_cache, scoring == "ppo"

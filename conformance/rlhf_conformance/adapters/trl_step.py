@@ -33,7 +33,8 @@ class _Gradients(TrainerCallback):
     """Reads the gradients that the optimizer is about to be given; where the weights are to stay, takes them away."""
 
     def __init__(self) -> None:
-        self.stay, self.found = False, {}
+        self.stay = False
+        self.found: dict[str, torch.Tensor] = {}
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
