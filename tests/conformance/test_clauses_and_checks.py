@@ -220,6 +220,7 @@ RULED_OUT = [
     ("step_samples", 4, {"step.again"}),
     ("step_denominators", "micro-batch", {"step.dynamic-batches", "step.order"}),
     ("step_entropy_denominators", "micro-batch", set()),
+    ("step_architectures", ("llama",), set()),
     ("step_advantages", "sample", set()),
     ("step_empty", False, OF_EMPTY_STEPS),
     ("step_max_norm", False, {"step.max-norm", "step.norm-unreached"}),

@@ -33,6 +33,7 @@ class TRL(Adapter):
     objective_terms, entropy_aggregation, kl_correction = ("kl", "entropy"), "token-mean", "ratio"
     objective_global_count = False
     step_advantages, step_samples, step_entropy_denominators = "sample", 2, "micro-batch"
+    step_architectures = ("llama",)
     load_trainer, step_gradients = steps.trainer, staticmethod(steps.gradients)
     step_update, step_log_probs = staticmethod(steps.update), staticmethod(steps.log_probs)
     token_log_probs = staticmethod(utils.selective_log_softmax)

@@ -185,6 +185,7 @@ def step_cases(subject: Subject, **shape: Any) -> Picked[StepCase]:
     asked = without_specials(
         Asked(
             head=wanted.critic,
+            architectures=adapter.step_architectures,
             layouts=adapter.layouts,
             min_samples=SAMPLES,
             temperatures=temperatures,

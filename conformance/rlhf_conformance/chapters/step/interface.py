@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rlhf_conformance._lazy import torch
-from rlhf_conformance.chapters._models.interface import Models
+from rlhf_conformance.chapters._models.interface import ARCHITECTURES, Models
 from rlhf_conformance.chapters.objective.interface import ObjectiveOptions
 from rlhf_conformance.chapters.off_policy_correction.interface import OffPolicyOptions
 from rlhf_conformance.judging.storing import stored
@@ -96,6 +96,12 @@ class Step(Models):
     step_terms: Annotated[
         Sequence[str], SomeOf(TERMS), 'of what its objective is made: "policy", and beside it "kl", "entropy"'
     ] = TERMS
+    step_architectures: Annotated[
+        Sequence[str],
+        SomeOf(ARCHITECTURES),
+        "with which backbones its steps are asked: fewer where a step takes seconds, and what is wrong with the others "
+        "shows in the chapter on the actor",
+    ] = ("llama", "gpt2")
     step_layouts: Annotated[
         Sequence[str],
         SomeOf(LAYOUTS),
