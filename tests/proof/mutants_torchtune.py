@@ -683,4 +683,84 @@ OBJECTIVE = (
     ),
 )
 
-MUTANTS = LOG_PROBS + ROWS + GENERATING + PPO + WEIGHTS + PACKS + LOSSES + CREDIT + OBJECTIVE
+BY_THE_MICRO_BATCH = {"step_denominators": "micro-batch"}
+"""As it is, so that a slip is seen beside the mean of means."""
+
+STEPS = (
+    Mutant(
+        "step-of-the-first-slice",
+        f"{RECIPE}.train",
+        Edit("mini_batch_idxs[j:_a]", "mini_batch_idxs[:self._ppo_backward_batch_size]"),
+        "step.micro-batches",
+        declares=BY_THE_MICRO_BATCH,
+    ),
+    Mutant(
+        "step-advantages-of-the-first-slice",
+        f"{RECIPE}.train",
+        Edit("advantages[backward_batch_idxs]", "advantages[:len(backward_batch_idxs)]"),
+        "step.micro-batches",
+        declares=BY_THE_MICRO_BATCH,
+    ),
+    Mutant(
+        "step-advantages-turned-round",
+        f"{RECIPE}.train",
+        Edit("advantages[backward_batch_idxs]", "advantages[backward_batch_idxs.flip(0)]"),
+        "step.gradient",
+    ),
+    Mutant(
+        "step-without-its-last-slice",
+        f"{RECIPE}.train",
+        Edit("range(0, self._ppo_batch_size, _a)", "range(0, self._ppo_batch_size - _a, _a)"),
+        "step.micro-batches",
+        declares=BY_THE_MICRO_BATCH,
+    ),
+    Mutant(
+        "step-gradient-kept",
+        f"{RECIPE}.train",
+        Edit("self._optimizer.zero_grad(set_to_none=True)", "None"),
+        "step.again",
+        declares=BY_THE_MICRO_BATCH,
+    ),
+    Mutant(
+        "step-made-twice",
+        f"{RECIPE}.train",
+        Edit("self._optimizer.step()", "[self._optimizer.step() for _ in (0, 1)]"),
+        "step.update",
+        declares=BY_THE_MICRO_BATCH,
+    ),
+    Mutant(
+        "step-never-made",
+        f"{RECIPE}.train",
+        Edit("self._optimizer.step()", "None"),
+        "step.gradient",
+    ),
+    Mutant(
+        "step-logs-the-last-slice",
+        f"{RECIPE}.train",
+        Edit("map(sum, zip(*batch_ppo_stats))", "batch_ppo_stats[-1]"),
+        "step.metrics",
+        declares=BY_THE_MICRO_BATCH,
+    ),
+    Mutant(
+        "step-loss-not-divided",
+        f"{RECIPE}.ppo_step",
+        Edit("self._gradient_accumulation_steps", "1", nth=1, of=6),
+        "step.micro-batches",
+        declares=BY_THE_MICRO_BATCH,
+    ),
+    Mutant(
+        "step-logs-undivided",
+        f"{RECIPE}.ppo_step",
+        Edit("policy_loss / self._gradient_accumulation_steps", "policy_loss"),
+        "step.metrics",
+        declares=BY_THE_MICRO_BATCH,
+    ),
+    Mutant(
+        "step-without-backward",
+        f"{RECIPE}.ppo_step",
+        Edit("loss.backward()", "None"),
+        "step.gradient",
+    ),
+)
+
+MUTANTS = LOG_PROBS + ROWS + GENERATING + PPO + WEIGHTS + PACKS + LOSSES + CREDIT + OBJECTIVE + STEPS

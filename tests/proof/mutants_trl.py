@@ -13,6 +13,7 @@ GRPO = "trl.trainer.grpo_trainer:GRPOTrainer"
 SCORE = f"{GRPO}._get_per_token_logps_and_entropies"
 GENERATE = f"{GRPO}._generate_single_turn"
 LOSS = f"{GRPO}._compute_loss"
+PREPARE = f"{GRPO}._prepare_inputs"
 CISPO = {"loss_type": "cispo"}
 DR_GRPO = {"loss_type": "dr_grpo"}
 GROUPS = f"{GRPO}._generate_and_score_completions"
@@ -933,7 +934,88 @@ STEPS = (
     ),
 )
 
+WHOLE_STEPS = (
+    Mutant(
+        "whole-step-accumulation-forgotten",
+        LOSS,
+        Edit(
+            "_a * self.current_gradient_accumulation_steps / self.args.steps_per_generation",
+            "_a / self.args.steps_per_generation",
+        ),
+        "step.micro-batches",
+    ),
+    Mutant(
+        "whole-step-generation-not-cut",
+        LOSS,
+        Edit("_a * _b / self.args.steps_per_generation", "_a * _b"),
+        "step.micro-batches",
+    ),
+    Mutant(
+        "whole-step-of-the-first-slice",
+        PREPARE,
+        Edit("self._step % self.args.steps_per_generation", "0"),
+        "step.micro-batches",
+    ),
+    Mutant(
+        "whole-step-of-the-last-slice",
+        PREPARE,
+        Edit("self._step % self.args.steps_per_generation", "-1"),
+        "step.micro-batches",
+    ),
+    Mutant(
+        "whole-step-counts-every-token",
+        GROUPS,
+        Edit("loss_mask.sum()", "completion_mask.sum()"),
+        "step.empty-row",
+    ),
+    Mutant(
+        "whole-step-trains-tools",
+        LOSS,
+        Edit("completion_mask * inputs['tool_mask']", "completion_mask"),
+        "step.empty-row",
+    ),
+    Mutant(
+        "whole-step-old-log-probs-lost",
+        LOSS,
+        Edit("inputs.get('old_per_token_logps')", "None"),
+        "step.clip",
+    ),
+    Mutant(
+        "whole-step-old-log-probs-never-taken",
+        GROUPS,
+        Edit("self.args.gradient_accumulation_steps % generate_every != 0", "False"),
+        "step.clip",
+    ),
+    Mutant(
+        "whole-step-entropy-not-averaged",
+        LOSS,
+        Edit("_a / accumulation_factor", "_a"),
+        "step.entropy-term",
+    ),
+    Mutant(
+        "whole-step-sequence-means-added-up",
+        LOSS,
+        Edit("loss / normalizer", "loss", nth=1, of=4),
+        "step.micro-batches",
+        SEQUENCE_MEAN,
+    ),
+    Mutant(
+        "whole-step-batch-means-added-up",
+        LOSS,
+        Edit("loss / normalizer", "loss", nth=2, of=4),
+        "step.micro-batches",
+        BATCH_MEAN,
+    ),
+    Mutant(
+        "whole-step-constant-lengths-added-up",
+        LOSS,
+        Edit("loss / normalizer", "loss", nth=3, of=4),
+        "step.micro-batches",
+        DR_GRPO,
+    ),
+)
+
 MUTANTS = (
     *(LOG_PROBS + FUSED_HEAD + SCORING + SEQUENCES + REWARDS_AND_PACKS),
-    *(LOSSES + SURROGATES + CREDIT + CORRECTION + STEPS),
+    *(LOSSES + SURROGATES + CREDIT + CORRECTION + STEPS + WHOLE_STEPS),
 )

@@ -22,7 +22,7 @@ from rlhf_conformance.adapters import trl_step as steps
 
 GRPO = {"kl_estimators": ("k3",), "kl_gradient": "weighted", "group_scales": ("group-std", "batch-std", "none")}
 RLOO = {"kl_estimators": ("k1",), "group_baselines": ("leave-one-out",), "policy_loss": None}
-RLOO |= {"off_policy_weights": None, "corrected_loss": None, "objective": None}
+RLOO |= {"off_policy_weights": None, "corrected_loss": None, "objective": None, "load_trainer": None}
 
 
 class TRL(Adapter):
@@ -43,6 +43,7 @@ class TRL(Adapter):
         self.aggregations = ("sequence-mean" if loss_type == "grpo" else "token-mean",)
         self.constant_length = "always" if loss_type == "dr_grpo" else False
         self.surrogates, self.cispo_bounds = ("cispo",) if loss_type == "cispo" else ("ppo", "gspo"), "cap"
+        self.step_denominators = "micro-batch" if loss_type == "bnpo" else "step"
         self.global_count, self.takes_attention_mask = loss_type in ("dapo", "cispo"), not get_reward
         self.__dict__.update(RLOO if trainer == "rloo" else GRPO)
 
