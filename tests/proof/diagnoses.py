@@ -59,6 +59,7 @@ ALIASES = {
     "clip-around-return": ("value_clip = False", "value-clip-ignored"),
     "correction-always-clamped": ("correction_log_clamp = 10.0",),
     "correction-never-clamped": ("correction_log_clamp = None",),
+    "critic-clip-ignored": ("critic-old-values-taken-anew",),
     "critic-statistics-unset": ("critic_normalization = False",),
     "dual-clip-ignored": ("dual_clip = False",),
     "gae-over-observations": ("observations = 'value-steps'",),

@@ -1410,5 +1410,98 @@ STEPS = (
     ),
 )
 
+WHOLE_STEPS = (
+    Mutant(
+        "whole-step-counts-cells",
+        f"{ENGINE}:FSDPEngine.forward_backward_batch",
+        Edit("data['loss_mask'].sum()", "(data['loss_mask'] >= 0).sum()"),
+        "step.micro-batches",
+    ),
+    Mutant(
+        "whole-step-loss-doubled",
+        f"{ENGINE}:FSDPEngine.forward_backward_batch",
+        Edit("loss.backward()", "(2 * loss).backward()"),
+        "step.gradient",
+    ),
+    Mutant(
+        "whole-step-without-its-last-micro-batch",
+        f"{ENGINE}:FSDPEngine.forward_backward_batch",
+        Edit("enumerate(micro_batches)", "enumerate(micro_batches[:-1])"),
+        "step.micro-batches",
+    ),
+    Mutant(
+        "whole-step-of-one-micro-batch",
+        f"{ENGINE}:FSDPEngine.forward_backward_batch",
+        Edit("enumerate(micro_batches)", "enumerate(micro_batches[:1])"),
+        "step.dynamic-batches",
+    ),
+    Mutant(
+        "whole-step-gradient-kept",
+        "verl.workers.engine.base:BaseEngine.train_batch",
+        Edit("self.optimizer_zero_grad()", "None"),
+        "step.again",
+    ),
+    Mutant(
+        "whole-step-never-made",
+        f"{ENGINE}:FSDPEngine.optimizer_step",
+        Edit("torch.isfinite(grad_norm)", "grad_norm.isnan()"),
+        "step.gradient",
+    ),
+    Mutant(
+        "whole-step-bound-doubled",
+        f"{ENGINE}:FSDPEngine.optimizer_step",
+        Edit(
+            "torch.nn.utils.clip_grad_norm_(_b, max_norm=_a)",
+            "torch.nn.utils.clip_grad_norm_(_b, max_norm=2 * _a)",
+        ),
+        "step.max-norm",
+    ),
+    Mutant(
+        "whole-step-clips-the-first-weight",
+        f"{ENGINE}:FSDPEngine.optimizer_step",
+        Edit(
+            "torch.nn.utils.clip_grad_norm_(_b, max_norm=_a)",
+            "torch.nn.utils.clip_grad_norm_([*_b][:1], max_norm=_a)",
+        ),
+        "step.max-norm",
+    ),
+    Mutant(
+        "whole-step-local-tokens",
+        PPO_LOSS,
+        Edit("data['batch_num_tokens']", "None", nth=1, of=2),
+        "step.micro-batches",
+    ),
+    Mutant(
+        "whole-step-local-rows",
+        PPO_LOSS,
+        Edit("data['global_batch_size']", "len(data)", nth=1, of=2),
+        "step.aggregations",
+    ),
+    Mutant(
+        "whole-step-critic-local-tokens",
+        "verl.workers.utils.losses:value_loss",
+        Edit("data['batch_num_tokens']", "None"),
+        "step.critic-micro-batches",
+    ),
+    Mutant(
+        "whole-step-critic-old-values-anew",
+        "verl.workers.utils.losses:value_loss",
+        Edit("data['values']", "vpreds.detach()"),
+        "step.critic-clip",
+    ),
+)
+
 MODELS = LOG_PROBS + MASKS_AND_POSITIONS + PADDING_HELPERS + ENGINE_INPUTS + ENGINE_OUTPUTS
-MUTANTS = MODELS + LOSSES + SURROGATES + KLS + TOKEN_REWARDS + ADVANTAGES + WHITENING + GROUPS + CORRECTION + STEPS
+MUTANTS = (
+    MODELS
+    + LOSSES
+    + SURROGATES
+    + KLS
+    + TOKEN_REWARDS
+    + ADVANTAGES
+    + WHITENING
+    + GROUPS
+    + CORRECTION
+    + STEPS
+    + WHOLE_STEPS
+)

@@ -15,6 +15,7 @@ import torch
 
 from rlhf_conformance import ProcessedSequences
 from rlhf_conformance.adapters import verl_standins as standins
+from rlhf_conformance.adapters import verl_step as steps
 from rlhf_conformance.adapters.verl_losses import Losses  # isort: split
 
 from tensordict import TensorDict
@@ -26,6 +27,10 @@ from verl.workers.utils.padding import left_right_2_no_padding, no_padding_2_pad
 class Verl(Losses):
     architectures = ("llama", "qwen2", "mistral", "gemma3_text", "granite", "phi")  # it wants num_key_value_heads
     position_ids = staticmethod(compute_position_id_with_mask)
+    step_cuts, step_momentum = ("rows", "tokens"), True
+    step_gradients = critic_step_gradients = staticmethod(steps.gradients)
+    step_update = critic_step_update = staticmethod(steps.update)
+    step_log_probs = staticmethod(steps.log_probs)
 
     def __init__(self, remove_padding=True, pad_to=0, chunked_entropy=False, attn_implementation="sdpa", **losses):
         super().__init__(**losses)
@@ -45,6 +50,12 @@ class Verl(Losses):
 
     def load(self, kind, checkpoint):
         return standins.engine(kind, checkpoint, **self.mode)
+
+    def load_trainer(self, checkpoint, options, kind="actor"):
+        return steps.trainer(self, kind, checkpoint, options)
+
+    def load_critic_trainer(self, checkpoint, options):
+        return self.load_trainer(checkpoint, options, kind="critic")
 
     load_actor = partialmethod(load, "actor")
     load_critic = partialmethod(load, "critic")

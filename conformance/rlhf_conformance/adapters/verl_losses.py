@@ -44,7 +44,14 @@ class Losses(Adapter):
     def weighted(self, log_probs, old_log_probs, advantages, action_mask, options, weights=None):
         rows = (old_log_probs, log_probs, advantages, action_mask.bool())
         take, config = core_algos.get_policy_loss_fn(SURROGATES[options.surrogate]), standins.loss_config(options)
-        return take(*rows, {**MODES, **SUMS}[options.aggregation], config, rollout_is_weights=weights)
+        return take(*rows, self.aggregation_mode(options), config, rollout_is_weights=weights)
+
+    def aggregation_mode(self, options):
+        return {**MODES, **SUMS}[options.aggregation]
+
+    def modes_of(self, options):
+        mode = {"loss_mode": SURROGATES[options.surrogate], "loss_agg_mode": self.aggregation_mode(options)}
+        return {**mode, "kl_loss_type": options.estimator + self.kl_suffix}
 
     def policy_loss(self, log_probs, old_log_probs, advantages, action_mask, options):
         loss, metrics = self.weighted(log_probs, old_log_probs, advantages, action_mask, options)
@@ -64,11 +71,9 @@ class Losses(Adapter):
         return self.weighted(log_probs, old, advantages, action_mask, options, weights)[0]
 
     def objective(self, log_probs, old, advantages, entropies, ref, values, old_values, returns, mask, options):
-        modes = {"loss_mode": SURROGATES[options.surrogate], "loss_agg_mode": {**MODES, **SUMS}[options.aggregation]}
         tables = {"old_log_probs": old, "advantages": advantages, "ref_log_prob": ref, "response_mask": mask}
         answers = {"log_probs": log_probs, "entropy": entropies if options.entropy_coef else None}
-        estimator = options.estimator + self.kl_suffix
-        loss, log = standins.objective(options, answers, tables, kl_loss_type=estimator, **modes)
+        loss, log = standins.objective(options, answers, tables, **self.modes_of(options))
         return ObjectiveResult(loss, log["actor/pg_loss"], None, log.get("kl_loss"), log.get("actor/entropy_loss"))
 
     def value_loss(self, values, old_values, returns, action_mask, options):

@@ -161,12 +161,9 @@ def loss_config(options: Any) -> ActorConfig:
     return ActorConfig(strategy="fsdp", rollout_n=1, use_dynamic_bsz=True, global_batch_info=info, **clips)
 
 
-def objective(
-    options: Any, answers: dict[str, Any], tables: dict[str, torch.Tensor], loss_mode: str, **asked: Any
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loss of the workers, `ppo_loss`, of tables (B, T) that are padded already, and what it logs. As in its
-    workers there are entropies and a KL only where they have a coefficient."""
-    config = dataclasses.replace(
+def objective_config(options: Any, loss_mode: str, **asked: Any) -> ActorConfig:
+    """The workers' own, with the terms that are asked for."""
+    return dataclasses.replace(
         loss_config(options),
         entropy_coeff=options.entropy_coef,
         use_kl_loss=bool(options.kl_coef),
@@ -175,6 +172,14 @@ def objective(
         policy_loss=PolicyLossConfig(loss_mode=loss_mode),
         **asked,
     )
+
+
+def objective(
+    options: Any, answers: dict[str, Any], tables: dict[str, torch.Tensor], loss_mode: str, **asked: Any
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss of the workers, `ppo_loss`, of tables (B, T) that are padded already, and what it logs. As in its
+    workers there are entropies and a KL only where they have a coefficient."""
+    config = objective_config(options, loss_mode, **asked)
     data = Padded({"dp_size": 1, **counts(options), **tables})
     with mock.patch.object(losses, "no_padding_2_padding", lambda rows, _: rows):
         loss, log = losses.ppo_loss(config, answers, data)
