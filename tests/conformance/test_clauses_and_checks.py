@@ -149,7 +149,11 @@ RULED_OUT = [
     ("stop_ids", "one", {"sequences.stop-set"}),
     ("dual_clip", False, {"policy-loss.dual-clip", "policy-loss.dual-clip-sign", *CORRECTED_DUAL_CLIP}),
     ("asymmetric_clip", False, {"policy-loss.asymmetric-clip"}),
-    ("value_clip", False, {"value-loss.bounds-as-given", "value-loss.clip", "value-loss.clipped-gradient"}),
+    (
+        "value_clip",
+        False,
+        {"value-loss.bounds-as-given", "value-loss.clip", "value-loss.clipped-gradient", "step.critic-clip"},
+    ),
     ("unclipped_value", False, {"value-loss.unclipped"}),
     (
         "global_count",

@@ -23,8 +23,8 @@ from rlhf_conformance.reporting.scripts import script
 from rlhf_conformance.results import FAIL, Report
 
 SLUGS = list(checks())
-NO_DATA = ("model", "module", "actor", "critic", "reward_model", "folder")
-"""Arguments that are no data: models, modules and folders."""
+NO_DATA = ("model", "module", "actor", "critic", "reward_model", "trainer", "folder")
+"""Arguments that are no data: models, trainers, modules and folders."""
 
 
 @pytest.fixture

@@ -44,4 +44,4 @@ def test_every_pass_of_a_mode_has_compared_numbers(mode):
 def test_every_pass_in_a_dtype_has_compared_numbers(dtype):
     found = evidence(Reference(), dtype=dtype)
     assert [clause for clause, margin in found.items() if margin is None] == []
-    assert set(found) == set(checks())
+    assert set(checks()) - set(found) == {"step.frozen"}  # without adapters nothing is frozen

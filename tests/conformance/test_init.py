@@ -208,7 +208,8 @@ def test_all_of_the_skeleton_is_of_the_adapter(repository, loaded):
     later |= {"log_probs_with_output", "rewards_with_output", "action_values_with_output"}
     later |= {"kl", "token_rewards", "advantages", "returns", "credit", "whiten", "group_advantages"}
     later |= {"off_policy_weights", "corrected_loss", "objective"}
-    later |= {"load_trainer", "step_gradients", "step_update", "step_log_probs"}
+    later |= {"load_trainer", "step_gradients", "step_update", "step_log_probs", "save_trainer", "resume_trainer"}
+    later |= {"load_critic_trainer", "critic_step_gradients", "critic_step_update"}
     assert {name for name, row in METHODS.items() if not row.optional} - offered == later
 
 
