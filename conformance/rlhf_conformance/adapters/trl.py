@@ -3,7 +3,8 @@ called as RewardTrainer does.
 
 Modes: `trainer`; `attn_implementation`; the fields of the trainer's config, as `loss_type` ("dapo", "bnpo": token mean,
 "grpo": sequence mean, "dr_grpo": constant length, "cispo": CISPO with a token mean) and `disable_dropout`;
-`get_reward`: rewards as trl.experimental reads them. No critic: PPO left TRL after 1.12, so that nothing has token
+`get_reward`: rewards as trl.experimental reads them; `several_generations`: a step's samples come from more than one,
+by a `steps_per_generation` smaller than the accumulation. No critic: PPO left TRL after 1.12, so that nothing has token
 rewards, returns or whitening. RLOO's loss clips the ratio of whole responses, and corrects for no engine.
 """
 
@@ -44,6 +45,7 @@ class TRL(Adapter):
         self.constant_length = "always" if loss_type == "dr_grpo" else False
         self.surrogates, self.cispo_bounds = ("cispo",) if loss_type == "cispo" else ("ppo", "gspo"), "cap"
         self.step_denominators = "micro-batch" if loss_type == "bnpo" else "step"
+        self.several_generations = config.pop("several_generations", False)
         self.global_count, self.takes_attention_mask = loss_type in ("dapo", "cispo"), not get_reward
         self.__dict__.update(RLOO if trainer == "rloo" else GRPO)
 
