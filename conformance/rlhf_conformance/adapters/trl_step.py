@@ -91,8 +91,10 @@ def rolled_out(trainer: GRPOTrainer, samples: Any, known: bool = True) -> Iterat
             "env_mask": [sample.action_mask.tolist() for sample in mine],
         }
 
-        def told(model: Any, *given: Any, **how: Any) -> Any:
-            return (ref if model == "reference" else old, None, None) if known else ask(model, *given, **how)
+        def told(model: Any, ids: Any, mask: Any, width: int, **how: Any) -> Any:
+            row = ref if model == "reference" else old
+            known_row = torch.nn.functional.pad(row, (0, width - row.shape[1]))  # `pad_to_multiple_of`
+            return (known_row, None, None) if known else ask(model, ids, mask, width, **how)
 
         with (
             mock.patch.object(trainer, "rollout_func", mock.Mock(return_value=rollout)),
