@@ -720,6 +720,7 @@ STEPS = (
         Edit("self._optimizer.zero_grad(set_to_none=True)", "None"),
         "step.again",
         declares=BY_THE_MICRO_BATCH,
+        why="`train` sets gradients to zero as it begins, and each call of the adapter is one of `train`",
     ),
     Mutant(
         "step-made-twice",
